@@ -1,0 +1,95 @@
+"""What is current while a program is being built: the graph, name scopes, order and tiles."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from popxl.graph import Graph
+    from popxl.ir import Ir
+
+
+class Context(threading.local):
+    """The stacks of one thread; the innermost entry of each is current."""
+
+    def __init__(self):
+        self.graphs: list[Graph] = []
+        self.scopes: list[str] = []
+        self.in_sequence = False
+        self.io_tiles = False
+
+    @property
+    def graph(self) -> Graph:
+        if not self.graphs:
+            raise RuntimeError(
+                "no graph is current: build ops inside `with ir.main_graph:` "
+                "or in a function given to ir.create_graph"
+            )
+        return self.graphs[-1]
+
+    @property
+    def name_scope(self) -> str:
+        return ".".join(self.scopes)
+
+
+_context = Context()
+
+
+def get_current_context() -> Context:
+    """This thread's context."""
+    return _context
+
+
+def get_current_graph() -> Graph:
+    """The graph that ops are being added to.
+
+    Raises:
+        RuntimeError: outside every graph.
+    """
+    return _context.graph
+
+
+def get_main_graph() -> Graph:
+    """The main graph of the current graph's Ir."""
+    return _context.graph.ir.main_graph
+
+
+def get_ir() -> Ir:
+    """The Ir of the current graph."""
+    return _context.graph.ir
+
+
+gcg, gmg, gir = get_current_graph, get_main_graph, get_ir
+
+
+@contextmanager
+def in_sequence(mode: bool = True) -> Iterator[None]:
+    """Run the ops made inside in the order written (as this runtime always does)."""
+    previous, _context.in_sequence = _context.in_sequence, mode
+    try:
+        yield
+    finally:
+        _context.in_sequence = previous
+
+
+@contextmanager
+def name_scope(name: str) -> Iterator[None]:
+    """Prefix the names of the tensors made inside with `name` and a dot."""
+    _context.scopes.append(name)
+    try:
+        yield
+    finally:
+        _context.scopes.pop()
+
+
+@contextmanager
+def io_tiles() -> Iterator[None]:
+    """Place the ops made inside on an IPU's I/O tiles; without effect here."""
+    previous, _context.io_tiles = _context.io_tiles, True
+    try:
+        yield
+    finally:
+        _context.io_tiles = previous

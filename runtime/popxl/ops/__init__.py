@@ -1,0 +1,97 @@
+"""The ops of PopXL that a forward-only program uses."""
+
+from popxl.ops import collectives, var_updates
+from popxl.ops.calls import (
+    CallSiteInfo,
+    ConditionalSiteInfo,
+    call,
+    call_with_info,
+    conditional,
+    conditional_with_info,
+    repeat,
+    repeat_with_info,
+)
+from popxl.ops.creation import init
+from popxl.ops.elementwise import (
+    abs,
+    add,
+    add_,
+    cast,
+    ceil,
+    clip,
+    cos,
+    div,
+    equal,
+    exp,
+    floor,
+    fmod,
+    gelu,
+    geluerf,
+    greater,
+    increment_mod,
+    increment_mod_,
+    isfinite,
+    isinf,
+    isnan,
+    log,
+    logical_and,
+    logical_not,
+    logical_or,
+    maximum,
+    mul,
+    negate,
+    pow,
+    relu,
+    scaled_add,
+    sign,
+    sin,
+    sqrt,
+    sub,
+    swish,
+    tanh,
+    where,
+)
+from popxl.ops.host import host_load, host_store, print_tensor
+from popxl.ops.indexing import (
+    dynamic_slice,
+    dynamic_update,
+    dynamic_update_,
+    gather,
+    onehot,
+    scatter,
+    slice,
+)
+from popxl.ops.matmul import matmul
+from popxl.ops.reductions import (
+    argmax,
+    argmin,
+    cumsum,
+    layer_norm,
+    logsumexp,
+    max,
+    mean,
+    min,
+    prod,
+    softmax,
+    sum,
+    sumsquare,
+    topk,
+)
+from popxl.ops.remote import remote_load, remote_load_, remote_store
+from popxl.ops.shape import (
+    concat,
+    detach,
+    detach_,
+    flatten,
+    flatten_,
+    identity,
+    io_tile_copy,
+    reshape,
+    reshape_,
+    split,
+    squeeze,
+    transpose,
+    transpose_,
+)
+
+__all__ = [name for name in dir() if not name.startswith("_")]

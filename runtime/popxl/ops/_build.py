@@ -1,0 +1,145 @@
+"""What every op needs: operands checked, the op appended, its outputs made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from popxl import dtypes
+from popxl.context import get_current_context, get_current_graph
+from popxl.graph import Graph, Op
+from popxl.tensor import Tensor, TensorSpec, constant
+
+
+def emit(
+    kind: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[TensorSpec],
+    *,
+    name: str | None = None,
+    modifies: tuple[int, ...] = (),
+    graphs: tuple[Graph, ...] = (),
+    **attributes: Any,
+) -> tuple[Tensor, ...]:
+    """Append an op to the current graph; returns its new output tensors.
+
+    Raises:
+        TypeError: where an input is no tensor.
+        ValueError: where an input belongs to another graph.
+    """
+    graph = get_current_graph()
+    for tensor in inputs:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{kind}: expected a tensor, got {type(tensor).__name__} {tensor!r}")
+        graph._check_owned(tensor, kind)
+    scope = get_current_context().name_scope
+    label = f"{scope}.{name or kind}" if scope else name or kind
+    made = tuple(Tensor._make(graph, spec, label) for spec in outputs)
+    graph._ops.append(Op(kind, tuple(inputs), made, attributes, graphs, modifies))
+    return made
+
+
+def emit_one(kind: str, inputs: Sequence[Tensor], output: TensorSpec, **rest: Any) -> Tensor:
+    """`emit` for an op with a single output."""
+    return emit(kind, inputs, [output], **rest)[0]
+
+
+def emit_inplace(kind: str, inputs: Sequence[Tensor], **rest: Any) -> Tensor:
+    """`emit` for an op that writes to its first input, which is returned."""
+    emit(kind, inputs, [], modifies=(0,), **rest)
+    return inputs[0]
+
+
+def tensor_operand(kind: str, t: Any) -> Tensor:
+    """`t`, which has to be a tensor.
+
+    Raises:
+        TypeError: where it is not.
+    """
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{kind}: expected a tensor, got {type(t).__name__} {t!r}")
+    return t
+
+
+def operands(kind: str, *values: Any) -> list[Tensor]:
+    """Tensors of one dtype from tensors and numbers; a number takes the dtype of the tensors.
+
+    Raises:
+        TypeError: where no operand is a tensor, or dtypes differ.
+    """
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    if not tensors:
+        raise TypeError(f"{kind}: at least one operand must be a tensor, got {values!r}")
+    made = [v if isinstance(v, Tensor) else tensors[0]._as_tensor(v) for v in values]
+    same_dtype(kind, *made)
+    return made
+
+
+def same_dtype(kind: str, *tensors: Tensor) -> None:
+    """Raises TypeError where the dtypes differ: nothing is promoted silently."""
+    if len({t.dtype for t in tensors}) > 1:
+        given = ", ".join(f"{t.name} is {t.dtype}" for t in tensors)
+        raise TypeError(f"{kind}: operands must have one dtype, but {given}; use ops.cast")
+
+
+def need_dtype(kind: str, t: Tensor, what: str, *allowed: dtypes.dtype) -> None:
+    """Raises TypeError where the dtype of `t` is not among those allowed."""
+    if t.dtype not in allowed:
+        names = " or ".join(d.name for d in allowed)
+        raise TypeError(f"{kind}: {what} {t.name} must be {names}, got {t.dtype}")
+
+
+def need_int(kind: str, t: Tensor, what: str) -> None:
+    """Raises TypeError where `t` does not hold integers."""
+    if not t.dtype.is_int:
+        raise TypeError(f"{kind}: {what} {t.name} must hold integers, got {t.dtype}")
+
+
+def broadcast(kind: str, *tensors: Tensor) -> tuple[int, ...]:
+    """The shape that the tensors broadcast to by numpy's rules.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    try:
+        return np.broadcast_shapes(*(t.shape for t in tensors))
+    except ValueError:
+        given = " and ".join(f"{t.name} {t.shape}" for t in tensors)
+        raise ValueError(f"{kind}: shapes cannot be broadcast: {given}") from None
+
+
+def axis_of(kind: str, t: Tensor, axis: int, extra: int = 0) -> int:
+    """`axis` counted from the front.
+
+    Raises:
+        ValueError: where the tensor (with `extra` more dimensions) has no such axis.
+    """
+    rank = t.rank + extra
+    if not isinstance(axis, int | np.integer) or not -rank <= axis < rank:
+        raise ValueError(f"{kind}: axis {axis!r} is outside {t.name} of shape {t.shape}")
+    return int(axis) % rank
+
+
+def axes_of(kind: str, t: Tensor, axes: int | Iterable[int] | None) -> tuple[int, ...]:
+    """Axes counted from the front, in order; all of them for None.
+
+    Raises:
+        ValueError: where one does not exist or is named twice.
+    """
+    if axes is None:
+        return tuple(range(t.rank))
+    given = [axes] if isinstance(axes, int | np.integer) else list(axes)
+    found = sorted(axis_of(kind, t, a) for a in given)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{kind}: axes {given} of {t.name} name an axis twice")
+    return tuple(found)
+
+
+def scalar_or_tensor(kind: str, like: Tensor, value: Any) -> Tensor:
+    """`value` as a tensor of the dtype of `like`."""
+    if isinstance(value, Tensor):
+        same_dtype(kind, like, value)
+        return value
+    return constant(value, like.dtype)

@@ -1,0 +1,256 @@
+"""Ops that work element by element, with numpy's broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from popxl import dtypes
+from popxl.ops._build import (
+    broadcast,
+    emit_inplace,
+    emit_one,
+    need_dtype,
+    operands,
+    scalar_or_tensor,
+    tensor_operand,
+)
+from popxl.tensor import Tensor, TensorSpec
+
+
+def _unary(kind: str, t: Tensor, dtype: dtypes.dtype | None = None, **attributes: Any) -> Tensor:
+    t = tensor_operand(kind, t)
+    return emit_one(kind, [t], TensorSpec(t.shape, dtype or t.dtype), **attributes)
+
+
+def _float_unary(kind: str, t: Tensor) -> Tensor:
+    t = tensor_operand(kind, t)
+    if not t.dtype.is_floating_point:
+        raise TypeError(f"{kind}: {t.name} must hold floats, got {t.dtype}; use ops.cast")
+    return _unary(kind, t)
+
+
+def _binary(kind: str, lhs: Any, rhs: Any, dtype: dtypes.dtype | None = None) -> Tensor:
+    lhs, rhs = operands(kind, lhs, rhs)
+    return emit_one(kind, [lhs, rhs], TensorSpec(broadcast(kind, lhs, rhs), dtype or lhs.dtype))
+
+
+def _fits_inplace(kind: str, t: Tensor, shape: tuple[int, ...]) -> None:
+    if shape != t.shape:
+        raise ValueError(f"{kind}: the result is {shape}, but {t.name} to be written is {t.shape}")
+
+
+def abs(t: Tensor) -> Tensor:
+    """Absolute values."""
+    return _unary("abs", t)
+
+
+def negate(t: Tensor) -> Tensor:
+    """`-t`."""
+    return _unary("negate", t)
+
+
+def sign(t: Tensor) -> Tensor:
+    """-1, 0 or 1."""
+    return _unary("sign", t)
+
+
+def ceil(t: Tensor) -> Tensor:
+    """The next integer upwards, in the same dtype."""
+    return _unary("ceil", t)
+
+
+def floor(t: Tensor) -> Tensor:
+    """The next integer downwards, in the same dtype."""
+    return _unary("floor", t)
+
+
+def cos(t: Tensor) -> Tensor:
+    """Cosine of radians."""
+    return _float_unary("cos", t)
+
+
+def sin(t: Tensor) -> Tensor:
+    """Sine of radians."""
+    return _float_unary("sin", t)
+
+
+def exp(t: Tensor) -> Tensor:
+    """e to the power of `t`."""
+    return _float_unary("exp", t)
+
+
+def log(t: Tensor) -> Tensor:
+    """Natural logarithm."""
+    return _float_unary("log", t)
+
+
+def sqrt(t: Tensor) -> Tensor:
+    """Square root."""
+    return _float_unary("sqrt", t)
+
+
+def tanh(t: Tensor) -> Tensor:
+    """Hyperbolic tangent."""
+    return _float_unary("tanh", t)
+
+
+def relu(t: Tensor) -> Tensor:
+    """The larger of `t` and 0."""
+    return _unary("relu", t)
+
+
+def gelu(t: Tensor) -> Tensor:
+    """GELU in its tanh form (arXiv 1606.08415): 0.5 t (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3)))."""
+    return _float_unary("gelu", t)
+
+
+def geluerf(t: Tensor) -> Tensor:
+    """GELU itself (arXiv 1606.08415): 0.5 t (1 + erf(t / sqrt(2)))."""
+    return _float_unary("geluerf", t)
+
+
+def swish(t: Tensor) -> Tensor:
+    """`t` times its logistic sigmoid."""
+    return _float_unary("swish", t)
+
+
+def isfinite(t: Tensor) -> Tensor:
+    """bool: neither infinite nor NaN."""
+    return _unary("isfinite", t, dtypes.bool)
+
+
+def isinf(t: Tensor) -> Tensor:
+    """bool: positive or negative infinity."""
+    return _unary("isinf", t, dtypes.bool)
+
+
+def isnan(t: Tensor) -> Tensor:
+    """bool: not a number."""
+    return _unary("isnan", t, dtypes.bool)
+
+
+def cast(t: Tensor, data_type: dtypes.dtype) -> Tensor:
+    """`t` in another dtype."""
+    return _unary("cast", t, dtypes.dtype.as_dtype(data_type))
+
+
+def clip(t: Tensor, min: float = float("-inf"), max: float = float("inf")) -> Tensor:
+    """`t` with values below `min` or above `max` replaced by these."""
+    if min > max:
+        raise ValueError(f"clip: min {min} is above max {max}")
+    return _unary("clip", t, min=min, max=max)
+
+
+def add(lhs: Any, rhs: Any) -> Tensor:
+    """`lhs + rhs`."""
+    return _binary("add", lhs, rhs)
+
+
+def add_(lhs: Tensor, rhs: Any) -> Tensor:
+    """`lhs += rhs`."""
+    tensor_operand("add_", lhs)
+    lhs, rhs = operands("add_", lhs, rhs)
+    _fits_inplace("add_", lhs, broadcast("add_", lhs, rhs))
+    return emit_inplace("add", [lhs, rhs])
+
+
+def sub(lhs: Any, rhs: Any) -> Tensor:
+    """`lhs - rhs`."""
+    return _binary("sub", lhs, rhs)
+
+
+def mul(lhs: Any, rhs: Any) -> Tensor:
+    """`lhs * rhs`."""
+    return _binary("mul", lhs, rhs)
+
+
+def div(lhs: Any, rhs: Any) -> Tensor:
+    """`lhs / rhs`; integers are divided towards zero."""
+    return _binary("div", lhs, rhs)
+
+
+def fmod(lhs: Any, rhs: Any) -> Tensor:
+    """The remainder of `lhs / rhs`, with the sign of `lhs`."""
+    return _binary("fmod", lhs, rhs)
+
+
+def pow(t: Tensor, e: Any) -> Tensor:
+    """`t` to the power of `e`, a number or tensor."""
+    return _binary("pow", tensor_operand("pow", t), e)
+
+
+def equal(lhs: Any, rhs: Any) -> Tensor:
+    """bool: `lhs == rhs`."""
+    return _binary("equal", lhs, rhs, dtypes.bool)
+
+
+def greater(input: Any, other: Any) -> Tensor:
+    """bool: `input > other`."""
+    return _binary("greater", input, other, dtypes.bool)
+
+
+def logical_and(lhs: Any, rhs: Any) -> Tensor:
+    """bool: both; numbers count as true where they are not 0."""
+    return _logical("logical_and", lhs, rhs)
+
+
+def logical_or(lhs: Any, rhs: Any) -> Tensor:
+    """bool: either; numbers count as true where they are not 0."""
+    return _logical("logical_or", lhs, rhs)
+
+
+def logical_not(t: Tensor) -> Tensor:
+    """bool: not; numbers count as true where they are not 0."""
+    return _unary("logical_not", t, dtypes.bool)
+
+
+def _logical(kind: str, lhs: Any, rhs: Any) -> Tensor:
+    as_bool = [
+        cast(v, dtypes.bool) if isinstance(v, Tensor) and v.dtype != dtypes.bool else v
+        for v in (lhs, rhs)
+    ]
+    return _binary(kind, *as_bool)
+
+
+def maximum(*ts: Tensor) -> Tensor:
+    """The largest of the tensors, element by element."""
+    tensors = operands("maximum", *ts)
+    return emit_one("maximum", tensors, TensorSpec(broadcast("maximum", *tensors), tensors[0].dtype))
+
+
+def where(condition: Tensor, lhs: Any, rhs: Any) -> Tensor:
+    """`lhs` where the condition (bool) holds, else `rhs`."""
+    need_dtype("where", tensor_operand("where", condition), "condition", dtypes.bool)
+    lhs, rhs = operands("where", lhs, rhs)
+    shape = broadcast("where", condition, lhs, rhs)
+    return emit_one("where", [condition, lhs, rhs], TensorSpec(shape, lhs.dtype))
+
+
+def scaled_add(X: Tensor, Y: Tensor, a: Any = 1.0, b: Any = 1.0) -> Tensor:  # noqa: N803
+    """`a X + b Y`; `a` and `b` are numbers or scalar tensors."""
+    left, right = operands("scaled_add", X, Y)
+    factors = [scalar_or_tensor("scaled_add", left, f) for f in (a, b)]
+    for factor in factors:
+        if factor.nelms != 1:
+            raise ValueError(f"scaled_add: factor {factor.name} must be a scalar, is {factor.shape}")
+    shape = broadcast("scaled_add", left, right)
+    return emit_one("scaled_add", [left, right, *factors], TensorSpec(shape, left.dtype))
+
+
+def increment_mod(t: Tensor, increment: float, modulus: float) -> Tensor:
+    """`(t + increment) mod modulus`."""
+    return _unary("increment_mod", t, increment=increment, modulus=_modulus(modulus))
+
+
+def increment_mod_(t: Tensor, increment: float, modulus: float) -> Tensor:
+    """`t = (t + increment) mod modulus`."""
+    t = tensor_operand("increment_mod_", t)
+    return emit_inplace("increment_mod", [t], increment=increment, modulus=_modulus(modulus))
+
+
+def _modulus(modulus: float) -> float:
+    if not isinstance(modulus, int | float | np.number) or modulus == 0:
+        raise ValueError(f"increment_mod: the modulus must be a number other than 0, got {modulus!r}")
+    return modulus

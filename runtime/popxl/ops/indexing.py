@@ -1,0 +1,247 @@
+"""Ops that pick elements or replace some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from popxl.ops._build import (
+    axis_of,
+    emit_inplace,
+    emit_one,
+    need_int,
+    operands,
+    same_dtype,
+    tensor_operand,
+)
+from popxl.ops.shape import reshape
+from popxl.tensor import Tensor, TensorSpec, constant
+
+_slice = slice
+Bounds = int | Sequence[int | None] | None
+
+
+def slice(
+    t: Tensor,
+    start: Bounds = None,
+    stop: Bounds = None,
+    step: Bounds = None,
+    axis: int | Sequence[int] | None = None,
+) -> Tensor:
+    """`t[start:stop:step]`, along one axis or, with lists, along several (from the first on).
+
+    Raises:
+        ValueError: where the lists differ in length or a step is 0.
+    """
+    tensor_operand("slice", t)
+    lists = [[v] if isinstance(v, int | np.integer) else v for v in (start, stop, step, axis)]
+    lengths = {len(v) for v in lists if v is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"slice: start, stop, step and axis have lengths {sorted(lengths)}")
+    if not lengths or lists[:3] == [None, None, None]:
+        return t
+    count = lengths.pop()
+    starts, stops, steps = ([None] * count if v is None else list(v) for v in lists[:3])
+    axes = range(count) if lists[3] is None else lists[3]
+    picks = {
+        axis_of("slice", t, a): _slice(b, e, s)
+        for a, b, e, s in zip(axes, starts, stops, steps, strict=True)
+    }
+    return _pick(t, picks)
+
+
+def _pick(t: Tensor, picks: dict[int, _slice]) -> Tensor:
+    ranges = []
+    for axis, size in enumerate(t.shape):
+        pick = picks.get(axis, _slice(None))
+        if pick.step == 0:
+            raise ValueError(f"slice: the step along axis {axis} of {t.name} is 0")
+        ranges.append(range(*pick.indices(size)))
+    spec = TensorSpec((len(r) for r in ranges), t.dtype)
+    bounds = tuple((r.start, r.step, len(r)) for r in ranges)
+    return emit_one("slice", [t], spec, bounds=bounds)
+
+
+def getitem(t: Tensor, key: Any) -> Tensor:
+    """What `t[key]` means; see `Tensor.__getitem__`."""
+    if isinstance(key, Tensor | np.ndarray | list):
+        return gather(t, key if isinstance(key, Tensor) else constant(key), axis=0)
+    keys = key if isinstance(key, tuple) else (key,)
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        missing = t.rank - (len(keys) - 1)
+        keys = (*keys[:at], *[_slice(None)] * missing, *keys[at + 1 :])
+    if len(keys) > t.rank:
+        raise IndexError(f"{t.name} of shape {t.shape} takes {t.rank} indices, got {len(keys)}")
+    picks, dropped = {}, []
+    for axis, item in enumerate(keys):
+        if isinstance(item, int | np.integer):
+            if not -t.shape[axis] <= item < t.shape[axis]:
+                raise IndexError(f"index {item} is outside axis {axis} of {t.name} {t.shape}")
+            at = int(item) % t.shape[axis]
+            picks[axis] = _slice(at, at + 1)
+            dropped.append(axis)
+        elif isinstance(item, _slice):
+            picks[axis] = item
+        else:
+            raise TypeError(f"{t.name}[{item!r}]: an index must be an integer, a slice or a tensor")
+    picked = _pick(t, picks)
+    if not dropped:
+        return picked
+    return reshape(picked, [s for a, s in enumerate(picked.shape) if a not in dropped])
+
+
+def gather(
+    t: Tensor,
+    indices: Tensor,
+    axis: int = 0,
+    available_memory_proportion: float | None = None,
+    zero_OOR: bool = False,  # noqa: N803
+) -> Tensor:
+    """The slices of `t` at `indices` along `axis`.
+
+    Args:
+        indices: integers of any shape, which takes the place of the axis.
+        zero_OOR: give zeros for indices out of range (otherwise an error when it runs).
+    """
+    axis = axis_of("gather", tensor_operand("gather", t), axis)
+    indices = indices if isinstance(indices, Tensor) else constant(indices)
+    need_int("gather", indices, "indices")
+    shape = (*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :])
+    return emit_one(
+        "gather", [t, indices], TensorSpec(shape, t.dtype), axis=axis, zero_out_of_range=zero_OOR
+    )
+
+
+def scatter(
+    t: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    axis: int = 0,
+    available_memory_proportion: float | None = None,
+) -> Tensor:
+    """`t` with `values[i...]` put at `indices[i...]` along `axis` (ONNX ScatterElements).
+
+    Raises:
+        ValueError: where indices and values differ in shape or from `t` in rank.
+    """
+    axis = axis_of("scatter", tensor_operand("scatter", t), axis)
+    need_int("scatter", tensor_operand("scatter", indices), "indices")
+    t, values = operands("scatter", t, values)
+    if indices.shape != values.shape or indices.rank != t.rank:
+        raise ValueError(
+            f"scatter: indices {indices.shape} and values {values.shape} must be of one shape, "
+            f"and of rank {t.rank} as {t.name} {t.shape}"
+        )
+    return emit_one("scatter", [t, indices, values], t.spec, axis=axis)
+
+
+def dynamic_slice(
+    t: Tensor, index: Tensor, axes: Iterable[int], sizes: Iterable[int], no_overlap: bool
+) -> Tensor:
+    """The part of `t` of the given sizes along the axes, from `index` on.
+
+    Args:
+        index: integers of shape `(len(axes),)`; a part that would stick out is moved inside.
+        no_overlap: of the gradient; without effect.
+
+    Raises:
+        ValueError: where axes, sizes and index do not fit `t`.
+    """
+    axes, sizes = _region("dynamic_slice", t, index, axes, sizes)
+    shape = list(t.shape)
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] = size
+    spec = TensorSpec(shape, t.dtype)
+    return emit_one("dynamic_slice", [t, index], spec, axes=axes, sizes=sizes)
+
+
+def dynamic_update(
+    t: Tensor,
+    index: Tensor,
+    t_update: Tensor,
+    axes: Iterable[int],
+    sizes: Iterable[int],
+    no_overlap: bool,
+) -> Tensor:
+    """`t` with `t_update` in the place that `dynamic_slice` would take.
+
+    Raises:
+        ValueError: where `t_update` is not of that shape.
+    """
+    axes, sizes = _update_region("dynamic_update", t, index, t_update, axes, sizes)
+    return emit_one("dynamic_update", [t, index, t_update], t.spec, axes=axes, sizes=sizes)
+
+
+def dynamic_update_(
+    t: Tensor,
+    index: Tensor,
+    t_update: Tensor,
+    axes: Iterable[int],
+    sizes: Iterable[int],
+    no_overlap: bool,
+) -> Tensor:
+    """`dynamic_update` that writes to `t`."""
+    axes, sizes = _update_region("dynamic_update_", t, index, t_update, axes, sizes)
+    return emit_inplace("dynamic_update", [t, index, t_update], axes=axes, sizes=sizes)
+
+
+def onehot(t: Tensor, num_classes: int, values: Tensor, axis: int) -> Tensor:
+    """`values[1]` where the new axis' index is the element of `t`, else `values[0]`.
+
+    Args:
+        t: integers of any shape; those outside 0 to `num_classes` - 1 match nowhere.
+        values: of shape `(2,)`: the value elsewhere and the value at the index.
+        axis: where the new axis, of size `num_classes`, goes.
+
+    Raises:
+        ValueError: where there are not two values or no class.
+    """
+    need_int("onehot", tensor_operand("onehot", t), "t")
+    axis = axis_of("onehot", t, axis, extra=1)
+    if tensor_operand("onehot", values).shape != (2,):
+        raise ValueError(f"onehot: values must be of shape (2,), got {values.shape}")
+    if num_classes < 1:
+        raise ValueError(f"onehot: num_classes must be at least 1, got {num_classes}")
+    shape = (*t.shape[:axis], num_classes, *t.shape[axis:])
+    spec = TensorSpec(shape, values.dtype)
+    return emit_one("onehot", [t, values], spec, num_classes=int(num_classes), axis=axis)
+
+
+def _region(
+    kind: str, t: Tensor, index: Tensor, axes: Iterable[int], sizes: Iterable[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    tensor_operand(kind, t)
+    need_int(kind, tensor_operand(kind, index), "index")
+    found, lengths = tuple(axis_of(kind, t, a) for a in axes), tuple(int(s) for s in sizes)
+    if not len(found) == len(lengths) == index.nelms or len(set(found)) < len(found):
+        raise ValueError(
+            f"{kind}: axes {found}, sizes {lengths} and index {index.shape} must be of one length, "
+            "each axis named once"
+        )
+    for axis, size in zip(found, lengths, strict=True):
+        if not 0 < size <= t.shape[axis]:
+            raise ValueError(f"{kind}: size {size} is outside 1 to {t.shape[axis]}, axis {axis}")
+    return found, lengths
+
+
+def _update_region(
+    kind: str,
+    t: Tensor,
+    index: Tensor,
+    t_update: Tensor,
+    axes: Iterable[int],
+    sizes: Iterable[int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    found, lengths = _region(kind, t, index, axes, sizes)
+    same_dtype(kind, t, tensor_operand(kind, t_update))
+    shape = list(t.shape)
+    for axis, size in zip(found, lengths, strict=True):
+        shape[axis] = size
+    if t_update.shape != tuple(shape):
+        raise ValueError(
+            f"{kind}: t_update must be of shape {tuple(shape)}, {t_update.name} is {t_update.shape}"
+        )
+    return found, lengths

@@ -1,0 +1,121 @@
+"""Ops along axes: sums and the like, choices, softmax, layer norm. Half types add up in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from popxl import dtypes
+from popxl.ops._build import axes_of, axis_of, emit, emit_one, same_dtype, tensor_operand
+from popxl.tensor import Tensor, TensorSpec
+
+
+def _reduce(kind: str, t: Tensor, axis: int | Iterable[int] | None, keepdims: bool) -> Tensor:
+    t = tensor_operand(kind, t)
+    axes = axes_of(kind, t, axis)
+    shape = tuple(
+        1 if i in axes else size for i, size in enumerate(t.shape) if keepdims or i not in axes
+    )
+    return emit_one(kind, [t], TensorSpec(shape, t.dtype), axes=axes, keepdims=bool(keepdims))
+
+
+def sum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Sum over the axes (all for None)."""
+    return _reduce("sum", t, axis, keepdims)
+
+
+def mean(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Arithmetic mean over the axes."""
+    return _reduce("mean", t, axis, keepdims)
+
+
+def max(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Largest element over the axes."""
+    return _reduce("max", t, axis, keepdims)
+
+
+def min(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Smallest element over the axes."""
+    return _reduce("min", t, axis, keepdims)
+
+
+def prod(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Product over the axes."""
+    return _reduce("prod", t, axis, keepdims)
+
+
+def sumsquare(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Sum of the squares over the axes."""
+    return _reduce("sumsquare", t, axis, keepdims)
+
+
+def logsumexp(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Logarithm of the sum of the exponentials over the axes."""
+    return _reduce("logsumexp", t, axis, keepdims)
+
+
+def argmax(t: Tensor, dim: int = 0, keepdim: bool = False) -> Tensor:
+    """int32: index of the (first) largest element along `dim`."""
+    return _arg("argmax", t, dim, keepdim)
+
+
+def argmin(t: Tensor, dim: int = 0, keepdim: bool = False) -> Tensor:
+    """int32: index of the (first) smallest element along `dim`."""
+    return _arg("argmin", t, dim, keepdim)
+
+
+def _arg(kind: str, t: Tensor, dim: int, keepdim: bool) -> Tensor:
+    axis = axis_of(kind, tensor_operand(kind, t), dim)
+    shape = tuple(
+        1 if i == axis else size for i, size in enumerate(t.shape) if keepdim or i != axis
+    )
+    return emit_one(kind, [t], TensorSpec(shape, dtypes.int32), axis=axis, keepdims=bool(keepdim))
+
+
+def topk(
+    t: Tensor,
+    k: int,
+    axis: int,
+    largest: bool,
+    sorted: bool,
+    available_memory_proportion: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The `k` largest (or smallest) elements along `axis` and their indices (int32).
+
+    Raises:
+        ValueError: where the axis has fewer than `k` elements.
+    """
+    axis = axis_of("topk", tensor_operand("topk", t), axis)
+    if not 1 <= k <= t.shape[axis]:
+        raise ValueError(f"topk: k must be from 1 to {t.shape[axis]} (axis {axis}), got {k}")
+    shape = (*t.shape[:axis], k, *t.shape[axis + 1 :])
+    specs = [TensorSpec(shape, t.dtype), TensorSpec(shape, dtypes.int32)]
+    values, indices = emit("topk", [t], specs, k=k, axis=axis, largest=largest, sorted=sorted)
+    return values, indices
+
+
+def cumsum(t: Tensor, dim: int = 0) -> Tensor:
+    """Running sum along `dim`."""
+    axis = axis_of("cumsum", tensor_operand("cumsum", t), dim)
+    return emit_one("cumsum", [t], t.spec, axis=axis)
+
+
+def softmax(t: Tensor, axis: int) -> Tensor:
+    """exp(t) over its sum along `axis`."""
+    axis = axis_of("softmax", tensor_operand("softmax", t), axis)
+    return emit_one("softmax", [t], t.spec, axis=axis)
+
+
+def layer_norm(t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-05) -> Tensor:
+    """Layer norm (arXiv 1607.06450) over the last axis of `(..., hidden)`.
+
+    Raises:
+        ValueError: where weight or bias is not of shape `(hidden,)`.
+    """
+    tensor_operand("layer_norm", t)
+    same_dtype("layer_norm", t, weight, bias)
+    for what, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != t.shape[-1:]:
+            raise ValueError(
+                f"layer_norm: {what} must be of shape {t.shape[-1:]}, got {parameter.shape}"
+            )
+    return emit_one("layer_norm", [t, weight, bias], t.spec, eps=float(eps))

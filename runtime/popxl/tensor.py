@@ -1,0 +1,428 @@
+"""Tensors of a program: what an op reads and makes. They carry shape, dtype and name, no data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NewType
+
+import numpy as np
+
+from popxl import dtypes
+from popxl.context import get_current_context, get_current_graph, get_main_graph
+from popxl.replica_grouping import ReplicaGrouping
+from popxl.utils import to_numpy
+
+if TYPE_CHECKING:
+    from popxl.graph import Graph
+    from popxl.ir import Ir
+    from popxl.remote_buffer import RemoteBuffer
+
+
+class TensorSpec(Mapping):
+    """Shape and dtype of a tensor that need not exist, e.g. a graph's input to be."""
+
+    def __init__(
+        self, shape: Iterable[int], dtype: dtypes.dtype, meta_shape: Iterable[int] = ()
+    ) -> None:
+        self.shape = tuple(shape)
+        self.dtype = dtypes.dtype.as_dtype(dtype)
+        self.meta_shape = tuple(meta_shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"shape": self.shape, "dtype": self.dtype, "meta_shape": self.meta_shape}
+
+    def to_tuple(self) -> tuple:
+        return self.shape, self.dtype, self.meta_shape
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorSpec) and self.to_tuple() == other.to_tuple()
+
+    def __hash__(self) -> int:
+        return hash(self.to_tuple())
+
+    def __repr__(self) -> str:
+        return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, meta_shape={self.meta_shape})"
+
+
+class Tensor:
+    """A value in one graph; made by ops, `graph_input`, `variable` and `constant`."""
+
+    def __init__(self):
+        raise RuntimeError("popxl.Tensor cannot be constructed directly: ops and variables make it")
+
+    @classmethod
+    def _make(cls, graph: Graph, spec: TensorSpec, name: str) -> Any:
+        self = super().__new__(cls)
+        self._graph, self._spec = graph, spec
+        self._name = graph._register(self, name)
+        return self
+
+    @property
+    def id(self) -> str:
+        """Graph and name, unique in the Ir."""
+        return f"{self._graph.name}/{self._name}" if self._graph.name else self._name
+
+    @property
+    def name(self) -> str:
+        """Unique in its graph."""
+        return self._name
+
+    @property
+    def scope(self) -> str:
+        """The name of its graph; empty for the main graph."""
+        return self._graph.name
+
+    @property
+    def ir(self) -> Ir:
+        return self._graph.ir
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self._spec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._spec.shape
+
+    @property
+    def dtype(self) -> dtypes.dtype:
+        return self._spec.dtype
+
+    @property
+    def meta_shape(self) -> tuple[int, ...]:
+        """The shape of the whole where this is a shard of it; otherwise empty."""
+        return self._spec.meta_shape
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nelms(self) -> int:
+        return math.prod(self.shape)
+
+    def strides(self, shape: Iterable[int] | None = None) -> tuple[int, ...]:
+        """Bytes from one element to the next along each dimension of a C-ordered array."""
+        shape = self.shape if shape is None else tuple(shape)
+        item = self.dtype.as_numpy().itemsize
+        return tuple(item * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+    # --- the same as ops, as methods ---
+
+    def reshape(self, shape: Iterable[int]) -> Tensor:
+        return _ops().reshape(self, shape)
+
+    def reshape_(self, shape: Iterable[int]) -> Tensor:
+        return _ops().reshape_(self, shape)
+
+    def transpose(self, permutation: Iterable[int] | None = None) -> Tensor:
+        return _ops().transpose(self, permutation)
+
+    def transpose_(self, permutation: Iterable[int] | None = None) -> Tensor:
+        return _ops().transpose_(self, permutation)
+
+    def flatten(self) -> Tensor:
+        return _ops().flatten(self)
+
+    def flatten_(self) -> Tensor:
+        return _ops().flatten_(self)
+
+    def detach(self) -> Tensor:
+        return _ops().detach(self)
+
+    def detach_(self) -> Tensor:
+        return _ops().detach_(self)
+
+    def diag(self) -> Tensor:
+        """The diagonal of a square matrix.
+
+        Raises:
+            ValueError: where this is no square matrix.
+        """
+        if self.rank != 2 or self.shape[0] != self.shape[1]:
+            raise ValueError(f"diag of {self.name}: it needs a square matrix, got {self.shape}")
+        rows = np.arange(self.shape[0], dtype=np.int32)
+        on_flat = constant(rows * (self.shape[0] + 1))
+        return _ops().gather(self.flatten(), on_flat)
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802 - PopXL's name
+        """Transposed: all axes reversed."""
+        return self.transpose()
+
+    @property
+    def T_(self) -> Tensor:  # noqa: N802 - PopXL's name
+        """Transposed in place."""
+        return self.transpose_()
+
+    # --- operators ---
+
+    def _as_tensor(self, value: Any, dtype: dtypes.dtype | None = None) -> Tensor:
+        """`value` itself where it is a tensor, else a constant of this tensor's dtype."""
+        if isinstance(value, Tensor):
+            return value
+        made = constant(value, dtype or self.dtype)
+        if made.nelms == 0:
+            raise ValueError(f"{value!r} has no elements: it cannot be an operand")
+        return made
+
+    def __add__(self, other: Any) -> Tensor:
+        return _ops().add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return _ops().add(other, self)
+
+    def __iadd__(self, other: Any) -> Tensor:
+        _ops().add_(self, other)
+        return self
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _ops().sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _ops().sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _ops().mul(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return _ops().mul(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _ops().div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _ops().div(other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return _ops().fmod(self, other)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _ops().matmul(self, self._as_tensor(other))
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return _ops().matmul(self._as_tensor(other), self)
+
+    def __neg__(self) -> Tensor:
+        return _ops().negate(self)
+
+    def __and__(self, other: Any) -> Tensor:
+        return _ops().logical_and(self, self._as_tensor(other))
+
+    def __or__(self, other: Any) -> Tensor:
+        return _ops().logical_or(self, self._as_tensor(other))
+
+    def __invert__(self) -> Tensor:
+        return _ops().logical_not(self)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Integers and slices of one step pick; an integer tensor or array gathers along axis 0.
+
+        Raises:
+            TypeError: for other keys.
+            IndexError: for an integer out of range, or more keys than dimensions.
+        """
+        from popxl.ops.indexing import getitem
+
+        return getitem(self, key)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ValueError(f"{self.name} is a scalar and has no length")
+        return self.shape[0]
+
+    def __iter__(self):
+        if not self.shape:
+            raise TypeError(f"{self.name} is a scalar and cannot be iterated over")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self.name} has no value while the program is built: "
+            "choose between graphs with ops.conditional"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[{self.id} {self.dtype} {self.shape}]"
+
+
+class Variable(Tensor):
+    """A tensor of the main graph that keeps its value between runs, one a group of replicas."""
+
+    _data: np.ndarray
+    _grouping: ReplicaGrouping
+    _remote: tuple[RemoteBuffer, int] | None
+    _retrieval_mode: str
+
+    @property
+    def replica_grouping(self) -> ReplicaGrouping:
+        return self._grouping
+
+    @property
+    def retrieval_mode(self) -> str:
+        """What is read back: "one_per_group" or "all_replicas"."""
+        return self._retrieval_mode
+
+    @property
+    def shape_on_replica(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def shape_on_host(self) -> tuple[int, ...]:
+        """`(num_groups, *shape)`, or `shape` where there is one group."""
+        groups = self._grouping.num_groups
+        return (groups, *self.shape) if groups > 1 else self.shape
+
+
+class Constant(Tensor):
+    """A tensor whose value is part of the program, the same on every replica."""
+
+    _data: np.ndarray
+
+
+TensorByRef = NewType("TensorByRef", Tensor)
+"""Annotate a parameter with it to have `Ir.create_graph` make the input by reference."""
+
+
+def graph_input(
+    shape: Iterable[int],
+    dtype: dtypes.dtype,
+    name: str | None = None,
+    by_ref: bool = False,
+    meta_shape: Iterable[int] | None = None,
+) -> Tensor:
+    """A new input of the current graph, after those it has.
+
+    Raises:
+        RuntimeError: in a main graph, which has no inputs.
+    """
+    graph = get_current_graph()
+    if graph is graph.ir.main_graph:
+        raise RuntimeError("the main graph takes no inputs: use a stream or a variable")
+    tensor = Tensor._make(graph, TensorSpec(shape, dtype, meta_shape or ()), _scoped(name or "input"))
+    graph._inputs.append(tensor)
+    if by_ref:
+        graph._by_ref_inputs.add(tensor)
+    return tensor
+
+
+def graph_output(t: Tensor) -> None:
+    """Make `t` the next output of the current graph."""
+    graph = get_current_graph()
+    graph._check_owned(t, "graph_output")
+    graph._outputs.append(t)
+
+
+def constant(
+    data: Any,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: bool = True,
+    log2_scale: int | None = None,
+    nan_on_overflow: bool | None = None,
+) -> Constant:
+    """A constant of the current graph with the value of `data`."""
+    array = to_numpy(data, dtype, downcast, True, log2_scale, nan_on_overflow)
+    spec = TensorSpec(array.shape, dtypes.dtype.as_dtype(array.dtype))
+    made = Constant._make(get_current_graph(), spec, _scoped(name or "constant"))
+    made._data = array
+    return made
+
+
+def variable(
+    data: Any,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: bool = True,
+    replica_grouping: ReplicaGrouping | None = None,
+    retrieval_mode: str | None = None,
+    log2_scale: int | None = None,
+    nan_on_overflow: bool | None = None,
+) -> Variable:
+    """A variable with the initial value `data`, which is kept, not copied, where it fits as it is.
+
+    Args:
+        data: `(num_groups, *shape)` where the grouping has more than one group, else `shape`.
+        replica_grouping: which replicas share a value; all of them where None.
+        retrieval_mode: "one_per_group" (default) or "all_replicas", what is read back.
+
+    Raises:
+        ValueError: where there is not one entry a group.
+    """
+    array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
+    return _make_variable(array, name, replica_grouping, retrieval_mode, None)
+
+
+def remote_variable(
+    data: Any,
+    remote_buffer: RemoteBuffer,
+    offset: int = 0,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: bool = True,
+    replica_grouping: ReplicaGrouping | None = None,
+    retrieval_mode: str | None = "one_per_group",
+    log2_scale: int | None = None,
+    nan_on_overflow: bool | None = None,
+) -> Variable:
+    """A variable that lives in slot `offset` of a remote buffer; load it with `ops.remote_load`.
+
+    Raises:
+        ValueError: where the offset is outside the buffer or shape or dtype differ from it.
+    """
+    if not 0 <= offset < remote_buffer.entries:
+        raise ValueError(
+            f"remote_variable {name or ''}: offset {offset} is outside {remote_buffer}"
+        )
+    array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
+    made = _make_variable(
+        array, name, replica_grouping, retrieval_mode, (remote_buffer, int(offset))
+    )
+    remote_buffer.validate_tensor_matches_buffer(made)
+    return made
+
+
+def _make_variable(
+    array: np.ndarray,
+    name: str | None,
+    grouping: ReplicaGrouping | None,
+    retrieval_mode: str | None,
+    remote: tuple[RemoteBuffer, int] | None,
+) -> Variable:
+    graph = get_main_graph()
+    grouping = grouping or graph.ir.replica_grouping()
+    mode = retrieval_mode or "one_per_group"
+    if mode not in ("one_per_group", "all_replicas"):
+        raise ValueError(f"retrieval_mode {mode!r}: allowed are one_per_group and all_replicas")
+    groups = grouping.num_groups
+    if groups > 1 and array.shape[:1] != (groups,):
+        raise ValueError(
+            f"variable {name or ''}: its grouping has {groups} groups, so its data must be of shape "
+            f"({groups}, ...), got {array.shape}"
+        )
+    shape = array.shape[1:] if groups > 1 else array.shape
+    spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))
+    made = Variable._make(graph, spec, _scoped(name or "variable"))
+    made._data, made._grouping, made._retrieval_mode, made._remote = array, grouping, mode, remote
+    return made
+
+
+def _scoped(name: str) -> str:
+    scope = get_current_context().name_scope
+    return f"{scope}.{name}" if scope else name
+
+
+def _ops() -> Any:
+    import popxl.ops
+
+    return popxl.ops

@@ -1,0 +1,53 @@
+"""Host arrays: from whatever a program is given to numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from popxl import dtypes
+
+
+def to_numpy(
+    x: Any,
+    dtype: dtypes.dtype | None = None,
+    downcast: bool = True,
+    copy: bool = True,
+    log2_scale: int | None = None,
+    nan_on_overflow: bool | None = None,
+) -> np.ndarray:
+    """`x` (numbers, a list, a numpy array or a torch tensor) as a numpy array.
+
+    Args:
+        dtype: the element type wanted; that of `x` where None.
+        downcast: narrow 64-bit elements to 32 bits (where `dtype` is None or says so itself).
+        copy: give an array of its own; otherwise the memory of `x` where it can be used.
+        log2_scale, nan_on_overflow: of 8-bit floats, which this runtime does not have.
+
+    Raises:
+        ValueError: for a scale, or where `x` cannot be an array.
+    """
+    if log2_scale is not None or nan_on_overflow is not None:
+        raise ValueError("log2_scale and nan_on_overflow belong to 8-bit floats, not supported here")
+    array = _torch_to_numpy(x) if _is_torch(x) else np.asarray(x)
+    if array.dtype == object:
+        raise ValueError(f"cannot make an array of {type(x).__name__}: rows of different lengths?")
+    wanted = dtypes.dtype.as_dtype(dtype if dtype is not None else array.dtype)
+    if downcast:
+        wanted = dtypes.DOWNCAST.get(wanted, wanted)
+    return array.astype(wanted.as_numpy(), copy=copy)
+
+
+def _is_torch(x: Any) -> bool:
+    return type(x).__module__.split(".")[0] == "torch"
+
+
+def _torch_to_numpy(x: Any) -> np.ndarray:
+    import torch
+
+    x = x.detach().cpu()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
