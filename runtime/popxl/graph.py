@@ -29,7 +29,9 @@ class Op:
         try:
             return self.__dict__["attributes"][name]
         except KeyError:
-            raise AttributeError(f"op {self.__dict__.get('kind')} has no attribute {name}") from None
+            raise AttributeError(
+                f"op {self.__dict__.get('kind')} has no attribute {name}"
+            ) from None
 
 
 class Graph:

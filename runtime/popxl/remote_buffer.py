@@ -59,9 +59,7 @@ class RemoteBuffer:
             )
 
     def __repr__(self) -> str:
-        return (
-            f"RemoteBuffer[id={self._id} {self._dtype} {self._shape} entries={self._entries}]"
-        )
+        return f"RemoteBuffer[id={self._id} {self._dtype} {self._shape} entries={self._entries}]"
 
 
 def remote_buffer(

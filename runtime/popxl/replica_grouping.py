@@ -22,7 +22,11 @@ class ReplicaGrouping:
         replicas = ir.replication_factor
         if group_size is None:
             group_size = max(replicas // stride, 1) if stride >= 1 else 1
-        if stride < 1 or group_size < 1 or replicas % (stride * group_size if group_size > 1 else 1):
+        if (
+            stride < 1
+            or group_size < 1
+            or replicas % (stride * group_size if group_size > 1 else 1)
+        ):
             raise ValueError(
                 f"replica_grouping(stride={stride}, group_size={group_size}): both must be at least "
                 f"1 and stride x group_size must divide the replication factor, {replicas}"
@@ -74,7 +78,9 @@ class ReplicaGrouping:
         Raises:
             ValueError: where the distances differ.
         """
-        strides = {b - a for group in self._members() for a, b in zip(group, group[1:], strict=False)}
+        strides = {
+            b - a for group in self._members() for a, b in zip(group, group[1:], strict=False)
+        }
         if len(strides) > 1:
             raise ValueError(f"{self} has neighbours {sorted(strides)} apart: no single stride")
         return strides.pop() if strides else 1

@@ -309,7 +309,9 @@ def graph_input(
     graph = get_current_graph()
     if graph is graph.ir.main_graph:
         raise RuntimeError("the main graph takes no inputs: use a stream or a variable")
-    tensor = Tensor._make(graph, TensorSpec(shape, dtype, meta_shape or ()), _scoped(name or "input"))
+    tensor = Tensor._make(
+        graph, TensorSpec(shape, dtype, meta_shape or ()), _scoped(name or "input")
+    )
     graph._inputs.append(tensor)
     if by_ref:
         graph._by_ref_inputs.add(tensor)

@@ -30,7 +30,9 @@ def to_numpy(
         ValueError: for a scale, or where `x` cannot be an array.
     """
     if log2_scale is not None or nan_on_overflow is not None:
-        raise ValueError("log2_scale and nan_on_overflow belong to 8-bit floats, not supported here")
+        raise ValueError(
+            "log2_scale and nan_on_overflow belong to 8-bit floats, not supported here"
+        )
     array = _torch_to_numpy(x) if _is_torch(x) else np.asarray(x)
     if array.dtype == object:
         raise ValueError(f"cannot make an array of {type(x).__name__}: rows of different lengths?")

@@ -263,7 +263,9 @@ def conditional_with_info(
     """`conditional` that returns what it connected."""
     need_dtype("conditional", tensor_operand("conditional", cond), "condition", dtypes.bool)
     if cond.nelms != 1:
-        raise ValueError(f"conditional: the condition must be a scalar, {cond.name} is {cond.shape}")
+        raise ValueError(
+            f"conditional: the condition must be a scalar, {cond.name} is {cond.shape}"
+        )
     specs = [[t.spec.to_tuple()[:2] for t in g._outputs] for g in (then_branch, else_branch)]
     if specs[0] != specs[1]:
         raise ValueError(

@@ -217,7 +217,9 @@ def _logical(kind: str, lhs: Any, rhs: Any) -> Tensor:
 def maximum(*ts: Tensor) -> Tensor:
     """The largest of the tensors, element by element."""
     tensors = operands("maximum", *ts)
-    return emit_one("maximum", tensors, TensorSpec(broadcast("maximum", *tensors), tensors[0].dtype))
+    return emit_one(
+        "maximum", tensors, TensorSpec(broadcast("maximum", *tensors), tensors[0].dtype)
+    )
 
 
 def where(condition: Tensor, lhs: Any, rhs: Any) -> Tensor:
@@ -234,7 +236,9 @@ def scaled_add(X: Tensor, Y: Tensor, a: Any = 1.0, b: Any = 1.0) -> Tensor:  # n
     factors = [scalar_or_tensor("scaled_add", left, f) for f in (a, b)]
     for factor in factors:
         if factor.nelms != 1:
-            raise ValueError(f"scaled_add: factor {factor.name} must be a scalar, is {factor.shape}")
+            raise ValueError(
+                f"scaled_add: factor {factor.name} must be a scalar, is {factor.shape}"
+            )
     shape = broadcast("scaled_add", left, right)
     return emit_one("scaled_add", [left, right, *factors], TensorSpec(shape, left.dtype))
 
@@ -252,5 +256,7 @@ def increment_mod_(t: Tensor, increment: float, modulus: float) -> Tensor:
 
 def _modulus(modulus: float) -> float:
     if not isinstance(modulus, int | float | np.number) or modulus == 0:
-        raise ValueError(f"increment_mod: the modulus must be a number other than 0, got {modulus!r}")
+        raise ValueError(
+            f"increment_mod: the modulus must be a number other than 0, got {modulus!r}"
+        )
     return modulus

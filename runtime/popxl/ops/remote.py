@@ -43,7 +43,9 @@ def _offset(
     if isinstance(offset, Tensor):
         need_int(kind, offset, "offset")
         if offset.nelms != 1:
-            raise ValueError(f"{kind}: the offset must be a scalar, {offset.name} is {offset.shape}")
+            raise ValueError(
+                f"{kind}: the offset must be a scalar, {offset.name} is {offset.shape}"
+            )
         return [offset], None
     if not 0 <= offset < buffer.entries:
         raise ValueError(f"{kind}: offset {offset} is outside {buffer}")

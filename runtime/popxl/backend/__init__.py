@@ -1,0 +1,1 @@
+"""How a program is run: graphs lowered to torch, replicas as axes of one computation."""

@@ -1,0 +1,84 @@
+"""Who shares memory, and who is used when: what decides about copies."""
+
+from __future__ import annotations
+
+import math
+
+from popxl.graph import Graph, Op
+from popxl.remote_buffer import RemoteBuffer
+from popxl.tensor import Tensor
+
+Key = tuple[str, int]
+"""Memory that lasts: ("in", index of a graph's input) or ("remote", id of a buffer)."""
+
+
+class Uses:
+    """Where in a graph each tensor is read or written last."""
+
+    def __init__(self, graph: Graph):
+        self._last: dict[Tensor, float] = {}
+        for position, op in enumerate(graph._ops):
+            for tensor in op.inputs:
+                self._last[tensor] = position
+        for tensor in graph._outputs:
+            self._last[tensor] = math.inf
+
+    def last(self, tensor: Tensor) -> float:
+        """The position of the last op that uses `tensor`; infinite for an output, -1 for none."""
+        return self._last.get(tensor, -1)
+
+
+def buffers_of(
+    graph: Graph, seen: dict[Graph, set[RemoteBuffer]] | None = None
+) -> set[RemoteBuffer]:
+    """The remote buffers that a graph, or one it calls, loads from or stores to."""
+    seen = {} if seen is None else seen
+    if graph not in seen:
+        seen[graph] = {op.buffer for op in graph._ops if op.kind.startswith("remote_")}
+        for called in graph.called_graphs:
+            seen[graph] |= buffers_of(called, seen)
+    return seen[graph]
+
+
+def slots_updated_in_place(graph: Graph) -> set[Op]:
+    """The loads of slots that may be worked on where they are.
+
+    That is a load whose tensor is written to and, as its last use, stored back to the same slot,
+    with no other op on the buffer in between: the usual life of a KV cache.
+    """
+    called = {g: buffers_of(g) for g in graph.called_graphs}
+    return {
+        op
+        for position, op in enumerate(graph._ops)
+        if op.kind == "remote_load" and _ends_in_its_slot(graph, position, called)
+    }
+
+
+def _ends_in_its_slot(graph: Graph, start: int, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+    load = graph._ops[start]
+    loaded = load.outputs[0]
+    uses = [i for i, op in enumerate(graph._ops) if loaded in op.inputs]
+    if not uses or loaded in graph._outputs:
+        return False
+    store, between = graph._ops[uses[-1]], graph._ops[start + 1 : uses[-1]]
+    return (
+        store.kind == "remote_store"
+        and store.inputs[0] is loaded
+        and store.buffer is load.buffer
+        and store.offset == load.offset
+        and store.inputs[1:] == load.inputs
+        and any(loaded in _written(op) for op in between)
+        and not any(t in _written(op) for t in load.inputs for op in between)
+        and not any(_touches(op, load.buffer, called) for op in between)
+        and not any(op.attributes.get("alias") and loaded in op.inputs for op in between)
+    )
+
+
+def _written(op: Op) -> list[Tensor]:
+    return [op.inputs[i] for i in op.modifies]
+
+
+def _touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+    if op.kind.startswith("remote_"):
+        return op.buffer is buffer
+    return any(buffer in called[graph] for graph in op.graphs)

@@ -1,0 +1,29 @@
+"""Between numpy and torch, sharing memory."""
+
+from __future__ import annotations
+
+import warnings
+
+import ml_dtypes
+import numpy as np
+import torch
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """A tensor on the array's memory, strides kept (a copy only where strides are negative)."""
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    with warnings.catch_warnings():
+        # A read-only map is never written to: cells copy shared memory before they write.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """An array on the tensor's memory, where that is on the host."""
+    host = tensor.detach().cpu()
+    if host.dtype == torch.bfloat16:
+        return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return host.numpy()

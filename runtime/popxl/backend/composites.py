@@ -1,0 +1,47 @@
+"""Kernels that stand in for whole graphs.
+
+A graph made from a function of a known name, with the inputs and outputs that the kernel expects, is
+not run op by op: its kernel is called instead. The graph remains what the name means; tests hold the
+kernel against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+
+from popxl.backend.mesh import Mesh
+from popxl.graph import Graph, Op
+
+Factory = Callable[[Graph, Mesh], torch.nn.Module | None]
+"""Makes the kernel of one graph; None where the graph is not what the kernel knows."""
+
+_FACTORIES: dict[str, Factory] = {}
+
+
+def composite(name: str) -> Callable[[Factory], Factory]:
+    """Register the kernel for graphs made from a function called `name`."""
+
+    def register(factory: Factory) -> Factory:
+        _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+class Composites:
+    """The kernels that a session uses: all that are known, or none."""
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+        if enabled:
+            from popxl.backend import attention  # noqa: F401 - registers its kernels
+
+    def find(self, op: Op, mesh: Mesh) -> torch.nn.Module | None:
+        """The kernel for the graph that `op` calls, if there is one."""
+        graph = op.graphs[0]
+        name = re.sub(r"_\d+$", "", graph.name).rsplit(".", 1)[-1]
+        factory = _FACTORIES.get(name) if self.enabled else None
+        return factory(graph, mesh) if factory else None

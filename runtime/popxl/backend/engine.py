@@ -1,0 +1,129 @@
+"""One program on one device: its mesh, its memory, its streams and its lowered main graph."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from popxl.backend.arrays import to_numpy, to_torch
+from popxl.backend.cells import Cell, RemoteStore
+from popxl.backend.composites import Composites
+from popxl.backend.lowering import Lowering, Surroundings
+from popxl.backend.mesh import Mesh
+from popxl.ir import Ir
+from popxl.remote_buffer import RemoteBuffer
+from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
+from popxl.tensor import Variable
+
+
+class Engine:
+    """Lowers a program and runs it.
+
+    Args:
+        ir: the program, which must not change any more.
+        device: where tensors are.
+        composite_kernels: whether kernels stand in for the graphs they know.
+    """
+
+    def __init__(self, ir: Ir, device: torch.device, composite_kernels: bool = True):
+        self.ir, self.device = ir, device
+        self.mesh = Mesh(ir.replication_factor, _groupings(ir))
+        self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
+        self._inputs: dict[Stream, deque[torch.Tensor]] = {}
+        self._outputs: dict[Stream, list[torch.Tensor]] = {}
+        self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
+        around = Surroundings(
+            self.mesh,
+            device,
+            self.remote,
+            self._loader,
+            self._storer,
+            Composites(composite_kernels),
+        )
+        lowered, variables = Lowering(around).lower_main(ir.main_graph)
+        self.main = lowered.module
+        self._arguments = [self._cells[v] for v in variables]
+
+    def run(
+        self, inputs: dict[HostToDeviceStream, np.ndarray], outputs: set[DeviceToHostStream]
+    ) -> dict[DeviceToHostStream, np.ndarray]:
+        """One run; arrays are `(transfers, replicas, *shape)`."""
+        self._inputs = {stream: self._queue(array) for stream, array in inputs.items()}
+        self._outputs = {stream: [] for stream in outputs}
+        with torch.inference_mode():
+            self.main(*self._arguments)
+            return {stream: self._collect(stream) for stream in outputs}
+
+    def read(self, variable: Variable, every_replica: bool = False) -> np.ndarray:
+        """The variable's value, in host shape, or `(replicas, *shape)`."""
+        value = self._cells[variable].tensor
+        if every_replica:
+            return to_numpy(self.mesh.flat(value).clone())
+        return to_numpy(self.mesh.to_groups(value, variable.replica_grouping).clone())
+
+    def write(self, variable: Variable, array: np.ndarray) -> None:
+        """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
+        cell = self._cells[variable]
+        cell.tensor, cell.shared = self._value(variable, array), self.device.type == "cpu"
+
+    def _new_cell(self, variable: Variable) -> Cell:
+        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu")
+        if variable._remote is not None:
+            buffer, offset = variable._remote
+            self.remote[buffer].place(offset, cell)
+        return cell
+
+    def _value(self, variable: Variable, array: np.ndarray) -> torch.Tensor:
+        on_device = to_torch(array).to(self.device)
+        return self.mesh.from_groups(on_device, variable.replica_grouping)
+
+    def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
+        shape = (1,) * self.mesh.lead + buffer.tensor_shape
+        dtype = buffer.tensor_dtype.as_torch()
+
+        def zeros() -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        return RemoteStore(f"remote_buffer_{buffer.remote_buffer_id}", buffer.entries, zeros)
+
+    def _queue(self, array: np.ndarray) -> deque[torch.Tensor]:
+        transfers = to_torch(array)
+        if not self.mesh.lead:
+            return deque(t[0].to(self.device) for t in transfers)
+        return deque(
+            self.mesh.from_replicas(host, tensor).to(self.device)
+            for host, tensor in zip(array, transfers, strict=True)
+        )
+
+    def _collect(self, stream: Stream) -> np.ndarray:
+        transfers = [
+            self.mesh.flat(t) if self.mesh.lead else t[None] for t in self._outputs[stream]
+        ]
+        return to_numpy(transfers[0][None] if len(transfers) == 1 else torch.stack(transfers))
+
+    def _loader(self, stream: Stream) -> Callable[[], torch.Tensor]:
+        def host_load() -> torch.Tensor:
+            queue = self._inputs[stream]
+            if not queue:
+                raise RuntimeError(
+                    f"stream {stream.tensor_id} is loaded from more than "
+                    f"{self.ir.num_host_transfers} times in a run: set ir.num_host_transfers"
+                )
+            return queue.popleft() if len(queue) > 1 or self.ir.num_host_transfers > 1 else queue[0]
+
+        return host_load
+
+    def _storer(self, stream: Stream) -> Callable[[torch.Tensor], None]:
+        def host_store(value: torch.Tensor) -> None:
+            self._outputs[stream].append(value)
+
+        return host_store
+
+
+def _groupings(ir: Ir) -> list:
+    """Every grouping that the program uses, those of collectives first: they gain most."""
+    collective = [op.group for op in ir._reachable_ops() if "group" in op.attributes]
+    return collective + [v.replica_grouping for v in ir.main_graph.variables]

@@ -1,0 +1,240 @@
+"""Running a program: inputs in, outputs out, variables read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from popxl.ir import Ir
+from popxl.streams import DeviceToHostStream, HostToDeviceStream
+from popxl.tensor import Constant, Tensor, Variable
+from popxl.utils import to_numpy
+
+DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
+
+
+class Session:
+    """A program on a device. Use it as a context manager: inside, the device is attached.
+
+    Args:
+        ir: the program; it must not be changed afterwards.
+        device_desc: "cpu"; "cuda" (ours); "ipu_hw" and "ipu_model" take the best device there is.
+        weights_to_host_on_exit: accepted; host values are always those of the device.
+        composite_kernels: ours: whether kernels stand in for whole graphs they know.
+
+    Raises:
+        ValueError: for another device.
+        RuntimeError: where the device is not there.
+    """
+
+    def __init__(
+        self,
+        ir: Ir,
+        device_desc: str = "cpu",
+        weights_to_host_on_exit: bool = True,
+        *,
+        composite_kernels: bool = True,
+    ):
+        from popxl.backend.engine import Engine
+
+        self._ir = ir
+        self._attached = 0
+        self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
+        self._inputs = ir.get_all_h2d_streams()
+        self._outputs = ir.get_all_d2h_streams()
+
+    @property
+    def ir(self) -> Ir:
+        return self._ir
+
+    @property
+    def is_attached(self) -> bool:
+        return self._attached > 0
+
+    def __enter__(self) -> Session:
+        self._attached += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attached -= 1
+
+    def expected_inputs(self) -> list[HostToDeviceStream]:
+        """The streams that `run` needs data for."""
+        return sorted(self._inputs, key=lambda s: s.tensor_id)
+
+    def create_host_outputs(self) -> dict[DeviceToHostStream, np.ndarray]:
+        """An array for each output of a run, its contents undefined."""
+        return {s: np.empty(self._host_shape(s), s.dtype.as_numpy()) for s in self._outputs}
+
+    def run(
+        self, inputs: Mapping[HostToDeviceStream, Any] | None = None, downcast_inputs: bool = True
+    ) -> dict[DeviceToHostStream, np.ndarray]:
+        """Run the program once.
+
+        Args:
+            inputs: an array for each stream that the program loads from, of shape
+                `(num_host_transfers, replicas, *shape)` without the first two where they are 1.
+            downcast_inputs: narrow 64-bit arrays to 32 bits.
+
+        Returns:
+            An array for each stream that the program stores to, shaped likewise. Where replicas
+            hold the same value their parts may share memory: copy before writing to it.
+
+        Raises:
+            ValueError: for missing, unknown or misshapen inputs, or where no device is attached.
+            TypeError: for an input of another dtype.
+        """
+        self._need_attached("run")
+        given = self._checked_inputs(inputs or {}, downcast_inputs)
+        results = _without_torch_traces(lambda: self._engine.run(given, self._outputs))
+        return {
+            stream: array.reshape(self._host_shape(stream)) for stream, array in results.items()
+        }
+
+    def run_with_outputs(
+        self,
+        inputs: Mapping[HostToDeviceStream, Any] | None = None,
+        outputs: Mapping[DeviceToHostStream, np.ndarray] | None = None,
+        downcast_inputs: bool = True,
+    ) -> None:
+        """`run` that fills the arrays given.
+
+        Raises:
+            ValueError: where an array is missing, unknown or of another shape.
+            TypeError: where one is of another dtype.
+        """
+        outputs = outputs or {}
+        self._check_streams("outputs", self._outputs, outputs)
+        for stream, array in outputs.items():
+            self._check_array(stream, array)
+        for stream, array in self.run(inputs, downcast_inputs).items():
+            outputs[stream][...] = array
+
+    def weights_to_host(self) -> None:
+        """Bring variables to the host; they are read from the device when asked for anyway."""
+        self._need_attached("weights_to_host")
+
+    def weights_from_host(self) -> None:
+        """Bring variables to the device; they are written to it at once anyway."""
+        self._need_attached("weights_from_host")
+
+    def get_tensor_data(self, tensor: Variable | Constant) -> np.ndarray:
+        """A copy of what a variable or constant holds, in host shape.
+
+        Raises:
+            TypeError: for another tensor.
+        """
+        return self.get_tensors_data([tensor])[tensor]
+
+    def get_tensors_data(self, tensors: Iterable[Variable | Constant]) -> dict[Tensor, np.ndarray]:
+        """`get_tensor_data` of several."""
+        return {tensor: self._data_of(tensor) for tensor in tensors}
+
+    def write_variable_data(self, tensor: Variable, data: Any) -> None:
+        """Set a variable.
+
+        Args:
+            data: of the variable's dtype and `shape_on_host`; its memory is used, not copied.
+
+        Raises:
+            TypeError: where it is no variable, or of another dtype.
+            ValueError: where the shapes differ.
+        """
+        self.write_variables_data({tensor: data})
+
+    def write_variables_data(self, tensors: Mapping[Variable, Any]) -> None:
+        """`write_variable_data` of several; nothing is written unless all can be."""
+        arrays = {tensor: _variable_array(tensor, data) for tensor, data in tensors.items()}
+        for tensor, array in arrays.items():
+            self._engine.write(tensor, array)
+
+    def _data_of(self, tensor: Tensor) -> np.ndarray:
+        if isinstance(tensor, Constant):
+            return tensor._data.copy()
+        if not isinstance(tensor, Variable):
+            raise TypeError(f"{tensor!r} is neither variable nor constant: it keeps no data")
+        return self._engine.read(tensor, tensor.retrieval_mode == "all_replicas")
+
+    def _need_attached(self, what: str) -> None:
+        if not self.is_attached:
+            raise ValueError(f"{what} needs an attached device: call it inside `with session:`")
+
+    def _host_shape(self, stream: Any) -> tuple[int, ...]:
+        sizes = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
+        return (*(s for s in sizes if s > 1), *stream.shape)
+
+    def _checked_inputs(
+        self, inputs: Mapping[HostToDeviceStream, Any], downcast: bool
+    ) -> dict[HostToDeviceStream, np.ndarray]:
+        self._check_streams("inputs", self._inputs, inputs)
+        full = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
+        checked = {}
+        for stream, data in inputs.items():
+            array = to_numpy(data, downcast=downcast, copy=False)
+            self._check_array(stream, array)
+            checked[stream] = array.reshape((*full, *stream.shape))
+        return checked
+
+    def _check_streams(self, what: str, expected: set, given: Mapping) -> None:
+        unknown = [getattr(s, "tensor_id", repr(s)) for s in given if s not in expected]
+        if unknown:
+            names = ", ".join(sorted(s.tensor_id for s in expected)) or "none"
+            raise ValueError(f"{what}: the program has no stream {unknown[0]}; it has: {names}")
+        missing = sorted(s.tensor_id for s in expected if s not in given)
+        if missing:
+            raise ValueError(f"{what}: nothing was given for stream {', '.join(missing)}")
+
+    def _check_array(self, stream: Any, array: np.ndarray) -> None:
+        expected = self._host_shape(stream)
+        if array.shape != expected:
+            raise ValueError(
+                f"stream {stream.tensor_id}: expected an array of shape {expected} "
+                f"(transfers, replicas, shape), got {array.shape}"
+            )
+        if array.dtype != stream.dtype.as_numpy():
+            raise TypeError(
+                f"stream {stream.tensor_id}: expected {stream.dtype}, got {array.dtype.name}"
+            )
+
+
+def _variable_array(tensor: Any, data: Any) -> np.ndarray:
+    if not isinstance(tensor, Variable):
+        raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
+    if isinstance(data, int | float):
+        data = np.asarray(data, tensor.dtype.as_numpy())
+    array = to_numpy(data, downcast=False, copy=False)
+    if array.dtype != tensor.dtype.as_numpy():
+        raise TypeError(f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}")
+    if array.shape != tensor.shape_on_host:
+        raise ValueError(
+            f"variable {tensor.name}: expected data of shape {tensor.shape_on_host} "
+            f"({tensor.replica_grouping.num_groups} groups of {tensor.shape}), got {array.shape}"
+        )
+    return array
+
+
+def _torch_device(device_desc: str) -> Any:
+    import torch
+
+    if device_desc not in DEVICES:
+        raise ValueError(f"device {device_desc!r}: allowed are {', '.join(DEVICES)}")
+    if device_desc == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device 'cuda': PyTorch sees no CUDA device here; use 'cpu'")
+    best = "cuda" if device_desc != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(best)
+
+
+def _without_torch_traces(run: Any) -> Any:
+    """Let what goes wrong inside torch be one line of ours."""
+    import torch
+
+    try:
+        return run()
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryError(f"the device is out of memory: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:
+        if type(error) is RuntimeError and "\n" not in str(error):
+            raise
+        raise RuntimeError(f"the program failed: {str(error).splitlines()[0]}") from None
