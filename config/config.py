@@ -1,0 +1,187 @@
+"""The settings of a run: what the model is, how it is executed, and which are possible.
+
+Run directly, it prints the settings that a preset and the command line resolve to, as YAML that
+``--config_file`` loads again:
+
+    python config/config.py --config bloom_7B1 --layers 2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from simple_parsing import field
+
+if TYPE_CHECKING:
+    from popxl import dtypes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PRECISIONS = ("float32", "float16", "bfloat16")
+DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model is."""
+
+    hf_model: str = field(help="checkpoint: a local folder or a Hugging Face model id")
+    layers: int = field(help="decoder blocks, 1 or more")
+    hidden_size: int = field(help="width; a multiple of heads and of 2 * tensor_parallel_2")
+    heads: int = field(help="attention heads; a multiple of tensor_parallel_1")
+    vocab_size: int = field(help="rows of the embedding, 1 or more")
+    sequence_length: int = field(help="tokens of context: prompt and generated text, 1 or more")
+    layer_norm_epsilon: float = field(default=1e-5, help="added to variances in norms, over 0")
+    precision: str = field(
+        default="float32", help=f"type of weights and activations: {', '.join(PRECISIONS)}"
+    )
+
+    @property
+    def dtype(self) -> dtypes.dtype:
+        """The PopXL type that `precision` names."""
+        import popxl  # late, so that reading settings needs no runtime
+
+        return getattr(popxl, self.precision)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How it is run."""
+
+    tensor_parallel_1: int = field(
+        default=1, help="shards of heads, feed-forward and vocabulary, 1 or more"
+    )
+    tensor_parallel_2: int = field(default=1, help="shards of the hidden dimension, 1 or more")
+    batch_size: int = field(default=1, help="rows of the KV cache: requests at once, 1 or more")
+    prompt_chunks: tuple[int, ...] = field(
+        default=(16, 128, 512), help="sizes of the prompt passes in tokens, ascending"
+    )
+    memmap_dir: str | None = field(
+        default=None, help="folder of memory-mapped, sharded weights, used in place of hf_model's"
+    )
+    device: str = field(default="cpu", help=f"what to run on: {', '.join(DEVICES)}")
+    log_level: str = field(
+        default="info", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"
+    )
+    io_tiles: int = field(
+        default=1, help="IPU tiles kept for input and output, 1 or more; no effect elsewhere"
+    )
+    available_memory_proportion: float = field(
+        default=0.4, help="share of IPU memory a matmul may use, over 0 to 1; no effect elsewhere"
+    )
+
+    @property
+    def replicas(self) -> int:
+        return self.tensor_parallel_1 * self.tensor_parallel_2
+
+
+@dataclass(frozen=True)
+class BloomConfig:
+    """All settings of a run. Field names are unique over both sections."""
+
+    model: ModelConfig
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """`vocab_size` rounded up to a multiple of `tensor_parallel_1`."""
+        tp1 = self.execution.tensor_parallel_1
+        return math.ceil(self.model.vocab_size / tp1) * tp1
+
+    def validate(self) -> BloomConfig:
+        """This configuration itself, once every setting and combination is known to be possible.
+
+        Raises:
+            ConfigError: naming the first setting that is not, its value and what is allowed.
+        """
+        for section in (self.model, self.execution):
+            for name, kind in get_type_hints(type(section)).items():
+                _check_type(name, getattr(section, name), kind)
+        _check_values(self.model, self.execution)
+        _check_sharding(self.model, self.execution)
+        return self
+
+
+def setting_names(section: type) -> list[str]:
+    """The names of a section's settings, in order."""
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    kinds = {
+        int: ("a whole number", lambda v: type(v) is int),
+        float: ("a finite number", lambda v: type(v) in (int, float) and math.isfinite(v)),
+        str: ("a text that is not empty", lambda v: isinstance(v, str) and v),
+        str | None: ("a text or left out", lambda v: v is None or (isinstance(v, str) and v)),
+        tuple[int, ...]: (
+            "one or more whole numbers",
+            lambda v: isinstance(v, tuple) and v and all(type(n) is int for n in v),
+        ),
+    }
+    wanted, accepts = kinds[kind]
+    if not accepts(value):
+        raise ConfigError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
+    for name in ("layers", "hidden_size", "heads", "vocab_size", "sequence_length"):
+        _check(getattr(model, name) >= 1, name, getattr(model, name), "1 or more")
+    for name in ("tensor_parallel_1", "tensor_parallel_2", "batch_size", "io_tiles"):
+        _check(getattr(execution, name) >= 1, name, getattr(execution, name), "1 or more")
+    epsilon, share = model.layer_norm_epsilon, execution.available_memory_proportion
+    _check(epsilon > 0, "layer_norm_epsilon", epsilon, "over 0")
+    _check(0 < share <= 1, "available_memory_proportion", share, "over 0 and at most 1")
+    chunks = list(execution.prompt_chunks)
+    ascending = chunks[0] >= 1 and all(a < b for a, b in zip(chunks, chunks[1:], strict=False))
+    _check(ascending, "prompt_chunks", chunks, "numbers of 1 or more, each larger than the last")
+    _check_choice("precision", model.precision, PRECISIONS)
+    _check_choice("device", execution.device, DEVICES)
+    _check_choice("log_level", execution.log_level, LOG_LEVELS)
+
+
+def _check_sharding(model: ModelConfig, execution: ExecutionConfig) -> None:
+    hidden, heads = model.hidden_size, model.heads
+    tp1, tp2 = execution.tensor_parallel_1, execution.tensor_parallel_2
+    _check(hidden % heads == 0, "hidden_size", hidden, f"a multiple of heads = {heads}")
+    _check(heads % tp1 == 0, "heads", heads, f"a multiple of tensor_parallel_1 = {tp1}")
+    _check(
+        hidden % (2 * tp2) == 0,
+        "hidden_size",
+        hidden,
+        f"a multiple of 2 * tensor_parallel_2 = {2 * tp2}",
+    )
+    _check(
+        4 * hidden % tp1 == 0,
+        "4 * hidden_size",
+        4 * hidden,
+        f"a multiple of tensor_parallel_1 = {tp1}",
+    )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _check(value in choices, name, value, f"one of {', '.join(choices)}")
+
+
+def _check(possible: bool, name: str, value: Any, allowed: str) -> None:
+    if not possible:
+        raise ConfigError(f"{name} must be {allowed}, not {value!r}")
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(REPOSITORY)  # instead of this folder, where `config` would be this file
+    from config.arguments import print_config
+
+    sys.exit(print_config())

@@ -1,0 +1,125 @@
+"""Named presets: settings read from YAML, changed by name, and written back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from config.config import (
+    REPOSITORY,
+    BloomConfig,
+    ConfigError,
+    ExecutionConfig,
+    ModelConfig,
+    setting_names,
+)
+
+PRESETS_FILE = Path(__file__).resolve().with_name("inference.yml")
+DEFAULT_PRESET = "bloom_tiny"
+SECTIONS = {"model": ModelConfig, "execution": ExecutionConfig}
+
+
+def load_config(
+    preset: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    file: str | Path = PRESETS_FILE,
+) -> BloomConfig:
+    """The validated configuration `preset` of `file`, with settings changed by `overrides`.
+
+    Without a name, it is `bloom_tiny`, or the file's only preset. `overrides` maps flat setting
+    names to values: ``load_config("bloom_tiny", {"layers": 2, "tensor_parallel_1": 2})``.
+
+    Raises:
+        ConfigError: for an unknown preset or setting, or a value that is not possible.
+    """
+    overrides = overrides or {}
+    names = {section: setting_names(kind) for section, kind in SECTIONS.items()}
+    _check_keys(overrides, sum(names.values(), []), "the overrides")
+    config = read_preset(preset, Path(file))
+    changed = {
+        section: dataclasses.replace(
+            getattr(config, section),
+            **{name: _coerced(overrides[name]) for name in known if name in overrides},
+        )
+        for section, known in names.items()
+    }
+    return resolve(BloomConfig(**changed))
+
+
+def read_preset(name: str | None, file: Path) -> BloomConfig:
+    """The preset as it is written, not validated: command lines may yet change it."""
+    presets = _read_presets(file)
+    if name is None:
+        name = next(iter(presets)) if len(presets) == 1 else DEFAULT_PRESET
+    if name not in presets:
+        raise ConfigError(f"unknown preset {name!r} in {file}; known: {', '.join(presets)}")
+    place = f"preset {name!r} of {file}"
+    sections = _mapping(presets[name], place)
+    _check_keys(sections, SECTIONS, place)
+    return BloomConfig(
+        **{key: _section(kind, sections.get(key, {}), place) for key, kind in SECTIONS.items()}
+    )
+
+
+def resolve(config: BloomConfig) -> BloomConfig:
+    """The configuration validated, its `hf_model` found from whichever folder is current.
+
+    A relative folder that is not in the current folder but in the repository becomes absolute.
+    """
+    config.validate()
+    shipped = REPOSITORY / config.model.hf_model
+    if Path(config.model.hf_model).exists() or not shipped.is_dir():
+        return config
+    model = dataclasses.replace(config.model, hf_model=str(shipped))
+    return dataclasses.replace(config, model=model)
+
+
+def to_yaml(config: BloomConfig) -> str:
+    """The settings as YAML: as a file of its own, a preset that is named after the file."""
+    sections = dataclasses.asdict(config)
+    sections["execution"]["prompt_chunks"] = list(config.execution.prompt_chunks)
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def _read_presets(file: Path) -> dict[str, Any]:
+    """Preset name -> its sections. A file of bare sections is one preset, named after the file."""
+    try:
+        presets = _mapping(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    return {file.stem: presets} if "model" in presets else presets
+
+
+def _section(kind: type, settings: Any, place: str) -> Any:
+    settings = _mapping(settings, f"each section of {place}")
+    _check_keys(settings, setting_names(kind), place)
+    required = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in settings]:
+        raise ConfigError(f"{place} lacks {', '.join(missing)}")
+    return kind(**{name: _coerced(value) for name, value in settings.items()})
+
+
+def _mapping(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place} must map names to values, not be a {type(value).__name__}")
+    return value
+
+
+def _check_keys(given: Iterable[str], allowed: Iterable[str], place: str) -> None:
+    if unknown := [str(key) for key in given if key not in allowed]:
+        raise ConfigError(f"unknown {', '.join(unknown)} in {place}; known: {', '.join(allowed)}")
+
+
+def _coerced(value: Any) -> Any:
+    """YAML has lists where the settings have tuples."""
+    return tuple(value) if isinstance(value, list) else value

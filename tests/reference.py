@@ -1,0 +1,62 @@
+"""An independent oracle for tests: transformers' BLOOM behind the interface of `Passes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+class TransformersPasses:
+    """`Passes` on a transformers model, without a cache: each pass computes the whole row again.
+
+    It remembers the tokens of each row by position, as a cache does their keys and values.
+    """
+
+    def __init__(self, model: BloomForCausalLM, batch_size: int = 1, sequence_length: int = 64):
+        self.model = model.eval()
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.vocab_size = model.config.vocab_size
+        self._rows = np.zeros((batch_size, sequence_length), np.int64)
+
+    def prompt(
+        self,
+        row: int,
+        tokens: Sequence[int],
+        start: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        self._rows[row, start : len(tokens)] = tokens[start:]
+        chunk = 4
+        for begin in range(start, len(tokens), chunk):
+            if progress is not None:
+                progress(min(chunk, len(tokens) - begin))
+        return self._logits(row, len(tokens))
+
+    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        if tokens.dtype != np.int32 or positions.dtype != np.int32:
+            raise TypeError(f"tokens and positions must be int32: {tokens.dtype}, {positions.dtype}")
+        self._rows[np.arange(self.batch_size), positions] = tokens
+        rows = [self._logits(row, position + 1) for row, position in enumerate(positions)]
+        return np.stack(rows)
+
+    @torch.no_grad()
+    def _logits(self, row: int, length: int) -> np.ndarray:
+        ids = torch.from_numpy(self._rows[row : row + 1, :length].copy())
+        return self.model(ids, use_cache=False).logits[0, -1].float().numpy()
+
+
+def random_model(vocab_size: int, seed: int = 0) -> BloomForCausalLM:
+    """A small BLOOM with random weights, large and untied so that its text does not repeat."""
+    torch.manual_seed(seed)
+    config = BloomConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.5,
+        tie_word_embeddings=False,
+    )
+    return BloomForCausalLM(config).eval()

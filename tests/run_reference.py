@@ -1,0 +1,90 @@
+"""`run_inference.py` with another model in place of the program, for tests of the front end.
+
+It is transformers' BLOOM with small random weights, or, if the environment has REFERENCE_TEXT, one
+that gives this text whatever the prompt is. Where that text has PAUSE, a pass waits for Ctrl-C;
+where it has STUCK, it never ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from byte_level import byte_level_tokenizer
+
+from run_inference import main
+from utils.setup import run_script
+
+PAUSE, STUCK = "⏸", "⏹"
+WAITING = "waiting on"  # what a stuck pass says to a Ctrl-C
+
+
+class ScriptedPasses:
+    """`Passes` that give the tokens of a text and then the end of text, whatever the prompt is."""
+
+    batch_size, sequence_length = 1, 512
+
+    def __init__(self, tokenizer: Any, text: str):
+        self.vocab_size = len(tokenizer)
+        self._script: list[int | str] = []
+        for character in text:
+            waits = character in (PAUSE, STUCK)
+            self._script += [character] if waits else tokenizer(character).input_ids
+        self._script.append(tokenizer.eos_token_id)
+
+    def prompt(
+        self,
+        row: int,
+        tokens: Sequence[int],
+        start: int = 0,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> np.ndarray:
+        signals, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write)  # has a byte for each signal, however early it comes
+        self._signals = signals
+        self._left = iter(self._script)
+        logits = self._next()
+        for _ in tokens:
+            progress(1)
+        return logits
+
+    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self._next()[None]
+
+    def _next(self) -> np.ndarray:
+        item = next(self._left)
+        while item == STUCK:
+            os.read(self._signals, 1)
+            print(WAITING, file=sys.stderr, flush=True)
+        if item == PAUSE:
+            os.read(self._signals, 1)
+            item = next(self._left)
+        logits = np.zeros(self.vocab_size, np.float32)
+        logits[item] = 1
+        return logits
+
+
+def load(config: object) -> SimpleNamespace:
+    """What `inference.load` gives: `passes` and `tokenizer`."""
+    tokenizer = byte_level_tokenizer()
+    text = os.environ.get("REFERENCE_TEXT")
+    if text is not None:
+        return SimpleNamespace(passes=ScriptedPasses(tokenizer, text), tokenizer=tokenizer)
+    from reference import TransformersPasses, random_model  # late: importing torch takes seconds
+
+    passes = TransformersPasses(random_model(len(tokenizer)))
+    return SimpleNamespace(passes=passes, tokenizer=tokenizer)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(load=load))

@@ -1,0 +1,92 @@
+"""Scripts: how errors end them, where logs go, what a seed fixes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.setup import UserError, random_generator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run_main(body: str) -> subprocess.CompletedProcess[str]:
+    """A script whose `main` is `body`."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    code = (
+        "import logging, os, signal, sys\n"
+        "from config import ConfigError\n"
+        "from utils.setup import UserError, run_script, setup_logging\n"
+        f"def main():\n{lines}\n"
+        "run_script(main)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("kind", ["UserError", "ConfigError"])
+def test_a_users_error_is_one_line_and_status_2(kind):
+    run = run_main(f"raise {kind}('layers must be 1 or more, not 0')")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "error: layers must be 1 or more, not 0\n"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    run = run_main("raise ValueError('a fault')")
+    assert run.returncode == 1
+    assert "Traceback" in run.stderr
+    assert "ValueError: a fault" in run.stderr
+
+
+@pytest.mark.parametrize(("value", "status"), [("None", 0), ("0", 0), ("3", 3)])
+def test_the_exit_status_is_what_main_returns(value, status):
+    run = run_main(f"print('done')\nreturn {value}")
+    assert (run.returncode, run.stdout, run.stderr) == (status, "done\n", "")
+
+
+def test_an_interrupt_is_status_130_without_a_traceback():
+    run = run_main("os.kill(os.getpid(), signal.SIGINT)\nsignal.pause()")
+    assert (run.returncode, run.stderr) == (130, "")
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    run = run_main(
+        "reader, writer = os.pipe()\n"
+        "os.dup2(writer, 1)\n"
+        "os.close(writer), os.close(reader)\n"
+        "print('x' * 100000)"
+    )
+    assert (run.returncode, run.stderr) == (141, "")
+
+
+def test_logs_go_to_stderr_from_the_level_up():
+    run = run_main(
+        "setup_logging('warning')\nlogging.info('quiet')\nlogging.warning('loud')\nprint('result')"
+    )
+    assert run.stdout == "result\n"
+    assert "loud" in run.stderr
+    assert "quiet" not in run.stderr
+
+
+def test_requests_of_libraries_are_not_logged_as_our_own_news():
+    run = run_main(
+        "setup_logging('info')\n"
+        "logging.getLogger('httpx').info('HTTP Request')\n"
+        "logging.getLogger('httpx').warning('refused')"
+    )
+    assert "HTTP Request" not in run.stderr
+    assert "refused" in run.stderr
+
+
+def test_the_same_seed_draws_the_same():
+    assert np.array_equal(random_generator(3).random(4), random_generator(3).random(4))
+    assert not np.array_equal(random_generator(3).random(4), random_generator(4).random(4))
+    assert not np.array_equal(random_generator().random(4), random_generator().random(4))
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(UserError, match="seed must be 0 or more, not -1"):
+        random_generator(-1)

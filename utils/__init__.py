@@ -1,0 +1,1 @@
+"""What the application's scripts share: set-up, checkpoints, sampling, the token loop."""

@@ -1,0 +1,60 @@
+"""What every script does round its work: one-line errors, logging to stderr, seeds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+
+from config import ConfigError
+
+# Libraries that write a line for each request or file lock.
+CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "matplotlib")
+
+
+class UserError(ValueError):
+    """Something the user can put right: the message says what was given and what to do."""
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's `main` and leave the process with its exit status.
+
+    The status is what `main` returns (None is 0). A `UserError` or `ConfigError` is printed as
+    ``error: ...`` on stderr, status 2; an interrupt is status 130, as shells have it. Any other
+    exception is a fault of the program and keeps its traceback.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except (UserError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `... | head`. What is still buffered would fail
+        # again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status)
+
+
+def setup_logging(level: str = "info") -> None:
+    """Log to stderr from `level` up, one of the setting's values; stdout is for results alone."""
+    severity = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(
+        level=severity, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True
+    )
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(max(severity, logging.WARNING))
+
+
+def random_generator(seed: int | None = None) -> np.random.Generator:
+    """A numpy generator: the same draws for the same `seed` (0 or more), fresh ones for None."""
+    if seed is not None and seed < 0:
+        raise UserError(f"seed must be 0 or more, not {seed}")
+    return np.random.default_rng(seed)

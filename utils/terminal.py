@@ -1,0 +1,242 @@
+"""The interactive prompt: asks what to continue and how, and shows the text as it comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.output import create_output
+
+from utils.generation import GenerationStep, check_num_tokens
+from utils.sampling import SamplingConfig
+from utils.setup import UserError
+
+WELCOME = "Enter keeps the value in brackets. Ctrl-C stops a text, Ctrl-D leaves."
+SHOWN_PROMPT = 40  # characters of the last prompt shown in brackets
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the interactive prompt asks for; each is the default of the next round."""
+
+    prompt: str = ""
+    temperature: float = 0.0
+    top_k: int = 0
+    num_tokens: int = 64
+
+
+# Continues what the answers ask for, and calls its second argument between the prompt's chunks.
+Generate = Callable[[Answers, Callable[[], None]], Iterator[GenerationStep]]
+
+
+class Terminal:
+    """Asks for prompts and shows their continuations, until Ctrl-D.
+
+    What is asked and said goes to the terminal or stderr. On stdout is the continuation, after its
+    prompt if that is a terminal.
+    """
+
+    def __init__(self, generate: Generate, defaults: Answers):
+        self._generate = generate
+        self._last = defaults
+        output = create_output(always_prefer_tty=True)  # also if stdout is redirected
+        self._prompts: PromptSession[str] = PromptSession(history=prompt_history(), output=output)
+        self._values = {
+            name: PromptSession[str](history=InMemoryHistory(), output=output)
+            for name in ("Temperature", "Top-k", "Number of tokens")
+        }
+
+    def run(self) -> int:
+        """Rounds of question and text; the exit status, which is 0."""
+        say(WELCOME)
+        while True:
+            try:
+                self._last = self._ask()
+            except KeyboardInterrupt:  # Ctrl-C drops the answers of this round
+                continue
+            except EOFError:
+                return 0
+            self._show(self._last)
+
+    def _ask(self) -> Answers:
+        last = self._last
+        return Answers(
+            self._ask_prompt(),
+            self._ask_number("Temperature", float, last.temperature, check_temperature),
+            self._ask_number("Top-k", int, last.top_k, check_top_k),
+            self._ask_number("Number of tokens", int, last.num_tokens, check_num_tokens),
+        )
+
+    def _ask_prompt(self) -> str:
+        last = self._last.prompt
+        hint = f" [{_shortened(last)}]" if last else ""
+        while True:
+            prompt = self._prompts.prompt(f"Prompt{hint}: ") or last
+            if prompt:
+                return prompt
+            say("error: the prompt must have some text")
+
+    def _ask_number(
+        self, name: str, kind: type[Number], last: Number, check: Callable[[Number], object]
+    ) -> Number:
+        while True:
+            text = self._values[name].prompt(f"{name} [{last}]: ").strip()
+            if not text:
+                return last
+            try:
+                value = _parse(name, kind, text)
+                check(value)
+            except UserError as error:
+                say(f"error: {error}")
+            else:
+                return value
+
+    def _show(self, answers: Answers) -> None:
+        """Write the continuation as it comes, then how it went."""
+        step, ended_by = None, "interrupted"
+        with Interrupt() as interrupt:
+            try:
+                for step in self._generate(answers, interrupt.check):
+                    if step.generated_tokens == 1 and sys.stdout.isatty():
+                        sys.stdout.write(marked(answers.prompt))
+                    write(step.text)
+                    ended_by = step.finish_reason or ended_by
+                    interrupt.check()
+            except KeyboardInterrupt:
+                pass
+            except UserError as error:
+                say(f"error: {error}")
+                return
+        write("\n")
+        say(summary(step, ended_by))
+
+
+class Interrupt:
+    """Catches Ctrl-C while something runs, so that it ends between two steps and not within one.
+
+    The first is only noted, for `check` to raise. A second one raises at once, for a step that
+    takes too long to wait for.
+    """
+
+    def __init__(self) -> None:
+        self._noted = False
+
+    def __enter__(self) -> Interrupt:
+        self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if there was a Ctrl-C."""
+        if self._noted:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.check()
+        self._noted = True
+
+
+class OwnerFileHistory(FileHistory):
+    """A history file that its owner alone can read. One that cannot be written is no error."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+        super().__init__(str(path))
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
+
+
+def prompt_history() -> History:
+    """The prompts of earlier runs, kept in `$XDG_STATE_HOME/bloom/prompt_history`."""
+    try:
+        state = Path(os.environ.get("XDG_STATE_HOME", ""))
+        if not state.is_absolute():  # unset, or to be ignored as the specification says
+            state = Path.home() / ".local" / "state"
+        return OwnerFileHistory(state / "bloom" / "prompt_history")
+    except (OSError, RuntimeError):  # no home folder, or one that cannot be written
+        return InMemoryHistory()
+
+
+def summary(step: GenerationStep | None, ended_by: str) -> str:
+    """One line on a generation from its last step, None if there was no step."""
+    if step is None:
+        return f"0 tokens, ended by: {ended_by}"
+    parts = [
+        f"{step.generated_tokens} token{'s' if step.generated_tokens > 1 else ''}",
+        f"first after {step.time_to_first_token:.2f} s",
+    ]
+    if step.tokens_per_second is not None:
+        parts.append(f"{step.tokens_per_second:.1f} tokens/s")
+    return ", ".join([*parts, f"ended by: {ended_by}"])
+
+
+def say(line: str) -> None:
+    """Writes a line that is not generated text: to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """Writes generated text to stdout, at once. If that is a terminal, the text cannot control it."""
+    sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def for_terminal(text: str) -> str:
+    r"""Text that cannot control a terminal: control characters but \n and \t shown as \x1b."""
+    return text.translate(ESCAPED)
+
+
+ESCAPED = {
+    code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"
+}
+
+
+def check_temperature(value: float) -> None:
+    SamplingConfig(temperature=value)
+
+
+def check_top_k(value: int) -> None:
+    SamplingConfig(top_k=value)
+
+
+def _parse(name: str, kind: type[Number], text: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "whole number" if kind is int else "number"
+        raise UserError(f"{name.lower()} must be a {wanted}, not {text!r}") from None
+
+
+def _shortened(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= SHOWN_PROMPT else line[: SHOWN_PROMPT - 1] + "…"
+
+
+def marked(prompt: str) -> str:
+    """The prompt, told apart from what follows: faint, or in brackets where there is no colour."""
+    prompt = for_terminal(prompt)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return f"[{prompt}]" if plain else f"\x1b[2m{prompt}\x1b[0m"
+
