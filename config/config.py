@@ -41,6 +41,9 @@ class ModelConfig:
     vocab_size: int = field(help="rows of the embedding, 1 or more")
     sequence_length: int = field(help="tokens of context: prompt and generated text, 1 or more")
     layer_norm_epsilon: float = field(default=1e-5, help="added to variances in norms, over 0")
+    tie_word_embeddings: bool = field(
+        default=True, help="the head uses the embedding's weights; a checkpoint that is read decides"
+    )
     precision: str = field(
         default="float32", help=f"type of weights and activations: {', '.join(PRECISIONS)}"
     )
@@ -122,6 +125,7 @@ def setting_names(section: type) -> list[str]:
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
     kinds = {
+        bool: ("true or false", lambda v: type(v) is bool),
         int: ("a whole number", lambda v: type(v) is int),
         float: ("a finite number", lambda v: type(v) in (int, float) and math.isfinite(v)),
         str: ("a text that is not empty", lambda v: isinstance(v, str) and v),

@@ -1,1 +1,168 @@
+"""Kernels for attention over a KV cache: they attend over what is filled and no more.
 
+They stand in for graphs made from functions called `prompt_attention` and `token_attention`, with
+inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, for a prompt, `row`:
+
+* q, k, v `(tokens, heads, head_dim)`, result likewise;
+* caches `(batch_size, heads, sequence_length, head_dim)`, by reference;
+* slopes of ALiBi, float32 `(heads,)`; position and row int32.
+
+Each row's result depends on that row alone, to the bit: its shapes follow from its own length.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's custom
+
+from popxl.backend.cells import Cell
+from popxl.backend.composites import composite
+from popxl.backend.mesh import Mesh
+from popxl.graph import Graph
+
+CACHES = (3, 4)
+"""The inputs that are caches."""
+
+
+@composite("prompt_attention")
+def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+    fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
+    return PromptAttention(mesh.lead) if fits else None
+
+
+@composite("token_attention")
+def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+    q, cache = (graph.inputs[i] for i in (0, 3)) if len(graph.inputs) == 7 else (None, None)
+    fits = _fits(graph, inputs=7) and q.shape[0] == cache.shape[0]
+    return TokenAttention(mesh.lead) if fits else None
+
+
+def _fits(graph: Graph, inputs: int) -> bool:
+    """Whether a graph has the inputs and the output that the kernels expect."""
+    by_ref = tuple(i for i, t in enumerate(graph.inputs) if t in graph._by_ref_inputs)
+    return (
+        len(graph.inputs) == inputs
+        and len(graph.outputs) == 1
+        and by_ref == CACHES
+        and [graph.inputs[i].rank for i in range(6)] == [3, 3, 3, 4, 4, 1]
+        and graph.outputs[0].shape == graph.inputs[0].shape
+    )
+
+
+class PromptAttention(torch.nn.Module):
+    """A chunk of tokens of one row."""
+
+    def __init__(self, lead: int):
+        super().__init__()
+        self.lead = lead
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_cell: Cell,
+        value_cell: Cell,
+        slopes: torch.Tensor,
+        position: torch.Tensor,
+        row: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        at, number, tokens = _scalar(position), _scalar(row), q.shape[self.lead]
+        keys, values = (
+            _write(cell, new, number, at, self.lead)
+            for cell, new in ((key_cell, k), (value_cell, v))
+        )
+        queries = _by_head(q, self.lead)
+        filled = at + tokens
+        bias = _bias(slopes, at, tokens, filled, q.dtype, self.lead)
+        context = _attend(queries, keys[..., :filled, :], values[..., :filled, :], bias, self.lead)
+        return (context.transpose(-2, -3),)
+
+
+class TokenAttention(torch.nn.Module):
+    """One token for every row."""
+
+    def __init__(self, lead: int):
+        super().__init__()
+        self.lead = lead
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_cell: Cell,
+        value_cell: Cell,
+        slopes: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        lead = self.lead
+        rows = []
+        for number, at in enumerate(_numbers(positions)):
+            one = [t.narrow(lead, number, 1) for t in (q, k, v)]
+            keys = _write(key_cell, one[1], number, at, lead)
+            values = _write(value_cell, one[2], number, at, lead)
+            filled = at + 1
+            bias = _bias(slopes, at, 1, filled, q.dtype, lead)
+            context = _attend(
+                _by_head(one[0], lead), keys[..., :filled, :], values[..., :filled, :], bias, lead
+            )
+            rows.append(context.transpose(-2, -3))
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=lead),)
+
+
+def _numbers(value: torch.Tensor) -> list[int]:
+    """An int32 vector that is the same on all replicas, as numbers."""
+    by_replica = value.reshape(-1, value.shape[-1])
+    if by_replica.shape[0] > 1 and not bool((by_replica == by_replica[0]).all()):
+        raise ValueError(f"attention: replicas give different positions, {by_replica.tolist()}")
+    return by_replica[0].tolist()
+
+
+def _scalar(value: torch.Tensor) -> int:
+    return _numbers(value.unsqueeze(-1))[0]
+
+
+def _by_head(x: torch.Tensor, lead: int) -> torch.Tensor:
+    """`(*mesh, tokens, heads, head_dim)` to `(*mesh, heads, tokens, head_dim)`."""
+    return x.transpose(lead, lead + 1)
+
+
+def _write(cell: Cell, new: torch.Tensor, row: int, at: int, lead: int) -> torch.Tensor:
+    """Put `(*mesh, tokens, heads, head_dim)` in the cache; returns the row, `(*mesh, heads, ...)`."""
+    held = cell.writable(new.shape[:lead]).select(lead, row)
+    start = min(max(at, 0), held.shape[-2] - new.shape[lead])
+    held.narrow(-2, start, new.shape[lead]).copy_(_by_head(new, lead))
+    return held
+
+
+def _bias(
+    slopes: torch.Tensor, at: int, tokens: int, filled: int, dtype: torch.dtype, lead: int
+) -> torch.Tensor:
+    """Slope times distance, and minus infinity ahead of the query: `(*mesh, heads, tokens, filled)`."""
+    keys = torch.arange(filled, dtype=torch.float32, device=slopes.device)
+    queries = torch.arange(at, at + tokens, dtype=torch.float32, device=slopes.device)
+    distance = keys - queries[:, None]
+    if tokens > 1:
+        distance = distance.masked_fill(distance > 0, -torch.inf)
+    return slopes.reshape(*slopes.shape, 1, 1) * distance
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, lead: int
+) -> torch.Tensor:
+    """Scaled dot-product attention with the mesh as batch: `(*mesh, heads, tokens, head_dim)`."""
+    mesh = torch.broadcast_shapes(*(t.shape[:lead] for t in (q, k, v, bias)))
+    flat = [t.expand(*mesh, *t.shape[lead:]).reshape(-1, *t.shape[lead:]) for t in (q, k, v, bias)]
+    if q.dtype != torch.float32 and q.shape[-2] == 1:
+        context = _one_query(*flat)
+    else:
+        context = F.scaled_dot_product_attention(*flat[:3], attn_mask=flat[3].to(q.dtype))
+    return context.reshape(*mesh, *q.shape[lead:])
+
+
+def _one_query(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
+    return torch.matmul(torch.softmax(scores, -1).to(q.dtype), v)

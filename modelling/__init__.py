@@ -1,0 +1,1 @@
+"""BLOOM as PopXL builders, sharded by two-dimensional tensor parallelism."""

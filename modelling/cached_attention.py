@@ -1,0 +1,125 @@
+"""Attention over a KV cache, each form a graph of its own.
+
+A runtime may know these graphs by name and put a kernel of its own in their place; what they mean is
+what stands here. Every cache is `(batch_size, heads, sequence_length, head_dim)` and is written to
+in place. A position is the number of tokens before it in its row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import popxl
+from popxl import ops
+
+MASKED = float(np.finfo(np.float32).min)
+
+
+def prompt_attention(
+    q: popxl.Tensor,
+    k: popxl.Tensor,
+    v: popxl.Tensor,
+    key_cache: popxl.TensorByRef,
+    value_cache: popxl.TensorByRef,
+    slopes: popxl.Tensor,
+    position: popxl.Tensor,
+    row: popxl.Tensor,
+) -> popxl.Tensor:
+    """A chunk of tokens of one row, the first of them at `position`.
+
+    Args:
+        q, k, v: `(tokens, heads, head_dim)`.
+        slopes: ALiBi's, float32 `(heads,)`.
+        position, row: int32 scalars; `position + tokens` must not exceed the sequence length.
+
+    Returns:
+        `(tokens, heads, head_dim)`.
+    """
+    tokens = q.shape[0]
+    at = ops.concat([ops.reshape(row, (1,)), ops.reshape(position, (1,))])
+    for cache, new in ((key_cache, k), (value_cache, v)):
+        by_head = ops.reshape(ops.transpose(new, (1, 0, 2)), (1, *_by_head(new.shape)))
+        ops.dynamic_update_(cache, at, by_head, axes=[0, 2], sizes=[1, tokens], no_overlap=True)
+    mine = [
+        ops.squeeze(ops.dynamic_slice(c, ops.reshape(row, (1,)), [0], [1], True), [0])
+        for c in (key_cache, value_cache)
+    ]
+    queries = ops.cast(position + popxl.constant(np.arange(tokens, dtype=np.int32)), popxl.float32)
+    bias = alibi_bias(slopes, queries, key_cache.shape[2])
+    context = attend(ops.transpose(q, (1, 0, 2)), mine[0], mine[1], bias)
+    return ops.transpose(context, (1, 0, 2))
+
+
+def token_attention(
+    q: popxl.Tensor,
+    k: popxl.Tensor,
+    v: popxl.Tensor,
+    key_cache: popxl.TensorByRef,
+    value_cache: popxl.TensorByRef,
+    slopes: popxl.Tensor,
+    positions: popxl.Tensor,
+) -> popxl.Tensor:
+    """One token for every row of the cache.
+
+    Args:
+        q, k, v: `(batch_size, heads, head_dim)`.
+        slopes: ALiBi's, float32 `(heads,)`.
+        positions: where each row's token stands, int32 `(batch_size,)`.
+
+    Returns:
+        `(batch_size, heads, head_dim)`.
+    """
+    for number in range(q.shape[0]):
+        at = ops.concat([popxl.constant([number], popxl.int32), positions[number : number + 1]])
+        for cache, new in ((key_cache, k), (value_cache, v)):
+            token = ops.reshape(new[number], (1, new.shape[1], 1, new.shape[2]))
+            ops.dynamic_update_(cache, at, token, axes=[0, 2], sizes=[1, 1], no_overlap=True)
+    queries = ops.reshape(ops.cast(positions, popxl.float32), (-1, 1, 1))
+    bias = alibi_bias(slopes, queries, key_cache.shape[2])
+    one_query = ops.reshape(q, (*q.shape[:2], 1, q.shape[2]))
+    return ops.squeeze(attend(one_query, key_cache, value_cache, bias), [2])
+
+
+def causal_attention(
+    q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor, slopes: popxl.Tensor
+) -> popxl.Tensor:
+    """A whole sequence from its first token on, without a cache; all `(tokens, heads, head_dim)`."""
+    queries = popxl.constant(np.arange(q.shape[0], dtype=np.float32))
+    bias = alibi_bias(slopes, queries, k.shape[0])
+    context = attend(*(ops.transpose(t, (1, 0, 2)) for t in (q, k, v)), bias)
+    return ops.transpose(context, (1, 0, 2))
+
+
+def alibi_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
+    """What is added to scores: slope times distance, and a mask over the keys ahead of the query.
+
+    Args:
+        slopes: `(heads,)`.
+        queries: positions of the queries, `(tokens,)`, or `(batch_size, 1, 1)` for one each.
+        keys: their number; their positions are 0, 1, ...
+
+    Returns:
+        float32 `(heads, tokens, keys)`, or `(batch_size, heads, 1, keys)`.
+    """
+    at = popxl.constant(np.arange(keys, dtype=np.float32))
+    distance = at - ops.reshape(queries, (*queries.shape, 1))
+    bias = ops.reshape(slopes, (-1, 1, 1)) * distance
+    return ops.where(ops.greater(distance, 0.0), MASKED, bias)
+
+
+def attend(q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor, bias: popxl.Tensor) -> popxl.Tensor:
+    """softmax(q k^T / sqrt(head_dim) + bias) v, with scores and softmax in float32.
+
+    Args:
+        q: `(..., heads, tokens, head_dim)`; k, v: `(..., heads, keys, head_dim)`.
+    """
+    axes = (*range(k.rank - 2), k.rank - 1, k.rank - 2)
+    scores = ops.matmul(q, ops.transpose(k, axes), output_type=popxl.float32)
+    scores = scores * (1 / math.sqrt(q.shape[-1])) + bias
+    return ops.matmul(ops.cast(ops.softmax(scores, -1), q.dtype), v)
+
+
+def _by_head(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    tokens, heads, head_dim = shape
+    return heads, tokens, head_dim

@@ -1,0 +1,50 @@
+"""One decoder block: attention and feed-forward, each behind a layer norm and around a shortcut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import popxl
+import popxl_addons as addons
+
+from config import BloomConfig
+from modelling.attention import BloomSelfAttentionTP2D
+from modelling.feed_forward import BloomFeedForwardTP2D
+from modelling.layer_norm import LayerNormTP2D
+
+
+class BloomDecoderBlockTP2D(addons.Module):
+    """`h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`."""
+
+    def __init__(self, config: BloomConfig):
+        super().__init__()
+        self.ln_1 = LayerNormTP2D(config)
+        self.attention = BloomSelfAttentionTP2D(config)
+        self.ln_2 = LayerNormTP2D(config)
+        self.feed_forward = BloomFeedForwardTP2D(config)
+
+    def build(
+        self,
+        x: popxl.Tensor,
+        key_cache: popxl.TensorByRef | None = None,
+        value_cache: popxl.TensorByRef | None = None,
+        position: popxl.Tensor | None = None,
+        row: popxl.Tensor | None = None,
+    ) -> popxl.Tensor:
+        """From `(tokens, hidden_size / tp2)` to the same; the rest as for the attention."""
+        x = x + self.attention(self.ln_1(x), key_cache, value_cache, position, row)
+        return x + self.feed_forward(self.ln_2(x))
+
+    @staticmethod
+    def hf_mapping(
+        config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
+    ) -> dict[popxl.Tensor, np.ndarray]:
+        """The weights of a transformers `BloomBlock`."""
+        attention, feed_forward = variables.attention, variables.feed_forward
+        return {
+            **LayerNormTP2D.hf_mapping(config, variables.ln_1, hf_module.input_layernorm),
+            **BloomSelfAttentionTP2D.hf_mapping(config, attention, hf_module.self_attention),
+            **LayerNormTP2D.hf_mapping(config, variables.ln_2, hf_module.post_attention_layernorm),
+            **BloomFeedForwardTP2D.hf_mapping(config, feed_forward, hf_module.mlp),
+        }

@@ -1,0 +1,36 @@
+"""The feed-forward network; its inner dimension is split over tp1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import popxl
+import popxl_addons as addons
+from popxl import ops
+
+from config import BloomConfig
+from modelling.linear import LinearTP2D
+
+
+class BloomFeedForwardTP2D(addons.Module):
+    """Four times wider, GELU, and back."""
+
+    def __init__(self, config: BloomConfig):
+        super().__init__()
+        self.widen = LinearTP2D(config, 4 * config.model.hidden_size, contract="tp2")
+        self.narrow = LinearTP2D(config, config.model.hidden_size, contract="tp1")
+
+    def build(self, x: popxl.Tensor) -> popxl.Tensor:
+        """From `(tokens, hidden_size / tp2)` to the same."""
+        return self.narrow(ops.gelu(self.widen(x)))
+
+    @staticmethod
+    def hf_mapping(
+        config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
+    ) -> dict[popxl.Tensor, np.ndarray]:
+        """The weights of a transformers `BloomMLP`."""
+        return {
+            **LinearTP2D.hf_mapping(config, variables.widen, hf_module.dense_h_to_4h, "tp2"),
+            **LinearTP2D.hf_mapping(config, variables.narrow, hf_module.dense_4h_to_h, "tp1"),
+        }

@@ -1,0 +1,79 @@
+"""Two-dimensional tensor parallelism: who holds which part of what.
+
+Replica r = i1 * tp2 + i2. The hidden dimension of activations is split over tp2; heads, the
+feed-forward's inner dimension and the vocabulary over tp1. Wherever a vector or a matrix axis lies
+"over" an axis of parallelism, part i belongs to the replicas whose index on it is i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import popxl
+from popxl.utils import to_numpy
+
+from config import BloomConfig
+
+Axis = Literal["tp1", "tp2"]
+
+
+def axis_size(config: BloomConfig, axis: Axis) -> int:
+    """The number of parts along an axis of parallelism."""
+    execution = config.execution
+    return execution.tensor_parallel_1 if axis == "tp1" else execution.tensor_parallel_2
+
+
+def group_over(config: BloomConfig, axis: Axis) -> popxl.ReplicaGrouping:
+    """Groups of the replicas that lie along an axis: those that reduce over it together.
+
+    As the grouping of a variable it says that the variable is the same along that axis, and so
+    split over the other one.
+    """
+    stride = config.execution.tensor_parallel_2 if axis == "tp1" else 1
+    return popxl.gir().replica_grouping(stride=stride, group_size=axis_size(config, axis))
+
+
+def every_replica_its_own() -> popxl.ReplicaGrouping:
+    """The grouping of variables that are split over both axes."""
+    return popxl.gir().replica_grouping(group_size=1)
+
+
+def all_reduce(config: BloomConfig, x: popxl.Tensor, axis: Axis) -> popxl.Tensor:
+    """The sum of `x` over an axis of parallelism."""
+    if axis_size(config, axis) == 1:
+        return x
+    return popxl.ops.collectives.replicated_all_reduce(x, group=group_over(config, axis))
+
+
+def blank(shape: tuple[int, ...], dtype: popxl.dtypes.dtype) -> Callable[[], np.ndarray]:
+    """A source of zeros for a variable's data that takes no memory; weights are written later."""
+    return lambda: np.broadcast_to(np.zeros((), dtype.as_numpy()), shape)
+
+
+def host_array(config: BloomConfig, weight: Any) -> np.ndarray:
+    """A checkpoint's tensor in numpy and the model's precision; its own memory where that fits."""
+    converted = weight.detach().to(config.model.dtype.as_torch())
+    return to_numpy(converted, copy=False)
+
+
+def shard_vector(config: BloomConfig, vector: np.ndarray, over: Axis) -> np.ndarray:
+    """`(size,)` as a variable's host data: `(parts, size / parts)`, or as it is for one part."""
+    parts = axis_size(config, over)
+    return vector if parts == 1 else vector.reshape(parts, -1)
+
+
+def shard_matrix(config: BloomConfig, matrix: np.ndarray, rows: Axis) -> np.ndarray:
+    """`(n, m)`, rows over one axis and columns over the other, as `(replicas, n / ., m / .)`.
+
+    For one replica `(n, m)` itself, without a copy.
+    """
+    columns: Axis = "tp2" if rows == "tp1" else "tp1"
+    n, m = axis_size(config, rows), axis_size(config, columns)
+    if n * m == 1:
+        return matrix
+    height, width = matrix.shape[0] // n, matrix.shape[1] // m
+    tiles = matrix.reshape(n, height, m, width).swapaxes(1, 2)
+    by_replica = tiles if rows == "tp1" else tiles.swapaxes(0, 1)
+    return by_replica.reshape(n * m, height, width)
