@@ -43,7 +43,8 @@ def inference(config: BloomConfig, **session_options: Any) -> addons.TaskSession
 
     Returns:
         A session with the inputs `tokens`, `positions`, `row`, `last` and `chosen_pass`, the output
-        `logits`, and the weights in `state`: `embeddings`, `layer_<n>` and `head`.
+        `logits`, and the weights in `state`: `embeddings`, `layer_<n>` and `head`. The graphs of the
+        passes are in `passes`: `token` and `prompt_<chunk size>`.
     """
     ir = popxl.Ir(replication=config.execution.replicas)
     with ir.main_graph:
@@ -60,7 +61,9 @@ def inference(config: BloomConfig, **session_options: Any) -> addons.TaskSession
         outputs = addons.OutputStreams(logits=(logits.shape, logits.dtype))
         ops.host_store(outputs.logits, logits)
     options = {"device_desc": config.execution.device, **session_options}
-    return addons.TaskSession(inputs, outputs, phases.variables, 1, ir, **options)
+    session = addons.TaskSession(inputs, outputs, phases.variables, 1, ir, **options)
+    session.passes = phases.passes
+    return session
 
 
 @dataclass
@@ -100,6 +103,7 @@ class _Phases:
         self.caches = [popxl.remote_buffer(cache, model.dtype, model.layers) for _ in range(2)]
         self.variables = addons.NamedTensors()
         self.parts: dict[str, _Part] = {}
+        self.passes: dict[str, popxl.Graph] = {}
 
     def _part(self, name: str, factories: Any, entries: int = 1) -> _Part:
         """The weights of a phase, made when its first graph is."""
@@ -114,9 +118,10 @@ class _Phases:
         """The graph of `(tokens, positions, row, last, chosen_pass)` -> logits of every row."""
         specs = [t.spec for t in inputs]
         ir = popxl.gir()
-        graph = ir.create_graph(self.token_pass, *specs[:4])
+        graph = self.passes["token"] = ir.create_graph(self.token_pass, *specs[:4])
         for number, size in enumerate(chunk_sizes(self.config), start=1):
             prompt = ir.create_graph(self.prompt_pass, *specs[:4], size)
+            self.passes[f"prompt_{size}"] = prompt
             graph = ir.create_graph(self._either, *specs, number, prompt, graph)
         return graph
 

@@ -77,7 +77,7 @@ class ExecutionConfig:
     )
     device: str = field(default="cpu", help=f"what to run on: {', '.join(DEVICES)}")
     log_level: str = field(
-        default="info", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"
+        default="warning", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"
     )
     io_tiles: int = field(
         default=1, help="IPU tiles kept for input and output, 1 or more; no effect elsewhere"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
+
 class TransformersPasses:
     """`Passes` on a transformers model, without a cache: each pass computes the whole row again.
 
@@ -37,7 +38,7 @@ class TransformersPasses:
 
     def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         if tokens.dtype != np.int32 or positions.dtype != np.int32:
-            raise TypeError(f"tokens and positions must be int32: {tokens.dtype}, {positions.dtype}")
+            raise TypeError(f"not int32: tokens {tokens.dtype}, positions {positions.dtype}")
         self._rows[np.arange(self.batch_size), positions] = tokens
         rows = [self._logits(row, position + 1) for row, position in enumerate(positions)]
         return np.stack(rows)

@@ -78,9 +78,7 @@ def test_generation_ends_with_the_end_of_text_token(
     expected = transformers_ids(
         model, ending, PROMPT, max_new_tokens=20, eos_token_id=ending.eos_token_id
     )
-    steps = list(
-        stream_generate(TransformersPasses(model), ending, PROMPT, GREEDY, num_tokens=20)
-    )
+    steps = list(stream_generate(TransformersPasses(model), ending, PROMPT, GREEDY, num_tokens=20))
     assert ids_of(steps) == expected
     assert steps[-1].token == ending.eos_token_id
     assert steps[-1].finish_reason == "end_of_text"

@@ -94,8 +94,8 @@ class Sampler:
         largest = np.max(logits)  # NaN if there is one
         if not np.isfinite(largest):
             raise UserError(
-                f"the largest logit must be a finite number, not {largest}: the weights are damaged, "
-                "or need a precision of wider range (bfloat16, float32)"
+                f"the largest logit must be a finite number, not {largest}: the weights are "
+                "damaged, or need a precision of wider range (bfloat16, float32)"
             )
         logits = processed_logits(self.config, logits, ids)
         best = int(np.argmax(logits))  # the first of equals

@@ -63,11 +63,11 @@ class Terminal:
         while True:
             try:
                 self._last = self._ask()
+                self._show(self._last)
             except KeyboardInterrupt:  # Ctrl-C drops the answers of this round
                 continue
             except EOFError:
                 return 0
-            self._show(self._last)
 
     def _ask(self) -> Answers:
         last = self._last
@@ -179,8 +179,8 @@ def prompt_history() -> History:
         return InMemoryHistory()
 
 
-def summary(step: GenerationStep | None, ended_by: str) -> str:
-    """One line on a generation from its last step, None if there was no step."""
+def summary(step: GenerationStep | None, ended_by: str, seed: int | None = None) -> str:
+    """One line on a generation: from its last step, None if there was none, and its seed if any."""
     if step is None:
         return f"0 tokens, ended by: {ended_by}"
     parts = [
@@ -189,6 +189,8 @@ def summary(step: GenerationStep | None, ended_by: str) -> str:
     ]
     if step.tokens_per_second is not None:
         parts.append(f"{step.tokens_per_second:.1f} tokens/s")
+    if seed is not None:
+        parts.append(f"seed {seed}")
     return ", ".join([*parts, f"ended by: {ended_by}"])
 
 
@@ -198,7 +200,7 @@ def say(line: str) -> None:
 
 
 def write(text: str) -> None:
-    """Writes generated text to stdout, at once. If that is a terminal, the text cannot control it."""
+    """Writes generated text to stdout, at once. Where that is a terminal, it cannot control it."""
     sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -239,4 +241,3 @@ def marked(prompt: str) -> str:
     prompt = for_terminal(prompt)
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
     return f"[{prompt}]" if plain else f"\x1b[2m{prompt}\x1b[0m"
-

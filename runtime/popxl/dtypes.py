@@ -13,6 +13,8 @@ class dtype:  # noqa: N801 - PopXL's own name
     """One element type. There is one instance a type; compare with `is` or `==`."""
 
     _by_name: dict[str, dtype] = {}
+    _name: str
+    _numpy: np.dtype
 
     def __init__(self):
         raise RuntimeError("popxl.dtype cannot be constructed: use popxl.float32, popxl.int32, ...")
@@ -33,15 +35,16 @@ class dtype:  # noqa: N801 - PopXL's own name
         """
         if isinstance(type_value, dtype):
             return type_value
-        if type_value in _PYTHON_TYPES:
-            return _PYTHON_TYPES[type_value]
         if isinstance(type_value, str):
             return cls.from_name(type_value)
+        if isinstance(type_value, type) and type_value in _PYTHON_TYPES:
+            return _PYTHON_TYPES[type_value]
         name = str(type_value)
         if name.startswith("torch."):
             return cls.from_name(name.removeprefix("torch."))
         try:
-            return cls.from_name(np.dtype(type_value).name)
+            # numpy takes None for float64; here it is nothing.
+            return cls.from_name(np.dtype("none" if type_value is None else type_value).name)
         except TypeError:
             raise ValueError(f"{type_value!r} is not an element type; {_known()}") from None
 

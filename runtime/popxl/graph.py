@@ -9,6 +9,7 @@ from popxl.context import get_current_context
 from popxl.tensor import Constant, Tensor, Variable
 
 if TYPE_CHECKING:
+    from popxl.cost import Cost
     from popxl.ir import Ir
 
 
@@ -37,6 +38,15 @@ class Op:
 class Graph:
     """A list of ops on tensors of its own; `with graph:` makes it current."""
 
+    _ir: Ir
+    _name: str
+    _inputs: list[Tensor]
+    _outputs: list[Tensor]
+    _by_ref_inputs: set[Tensor]
+    _ops: list[Op]
+    _tensors: dict[str, Tensor]
+    _name_counts: dict[str, int]
+
     def __init__(self):
         raise RuntimeError("popxl.Graph cannot be constructed directly: use ir.create_graph")
 
@@ -44,12 +54,8 @@ class Graph:
     def _make(cls, ir: Ir, name: str) -> Graph:
         self = super().__new__(cls)
         self._ir, self._name = ir, name
-        self._inputs: list[Tensor] = []
-        self._outputs: list[Tensor] = []
-        self._by_ref_inputs: set[Tensor] = set()
-        self._ops: list[Op] = []
-        self._tensors: dict[str, Tensor] = {}
-        self._name_counts: dict[str, int] = {}
+        self._inputs, self._outputs, self._by_ref_inputs = [], [], set()
+        self._ops, self._tensors, self._name_counts = [], {}, {}
         return self
 
     @property
@@ -97,6 +103,12 @@ class Graph:
     def called_graphs(self) -> tuple[Graph, ...]:
         """The graphs that its ops call, each once, in order of the first call."""
         return tuple(dict.fromkeys(g for op in self._ops for g in op.graphs))
+
+    def cost(self) -> Cost:
+        """Ours: bytes, operations and collectives of one run on one replica."""
+        from popxl.cost import cost_of
+
+        return cost_of(self)
 
     def get_tensor(self, tensor_id: str) -> Tensor:
         """The tensor with this id (or name).

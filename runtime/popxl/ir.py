@@ -152,6 +152,12 @@ class Ir:
         """The streams that some op of the program stores to."""
         return {op.stream for op in self._reachable_ops() if op.kind == "host_store"}
 
+    def memory(self) -> tuple[int, int]:
+        """Ours: bytes a replica of variables, and of remote slots that the program fills itself."""
+        from popxl.cost import memory_of
+
+        return memory_of(list(self._main_graph.variables), self._remote_buffers)
+
     def _reachable_ops(self) -> Iterable[Any]:
         """The ops of every graph that the main graph calls, each graph once, callees first."""
         return (op for graph in self._reachable_graphs() for op in graph._ops)

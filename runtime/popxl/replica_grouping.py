@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 class ReplicaGrouping:
     """A partition of an Ir's replicas into groups; made by `Ir.replica_grouping`."""
 
+    _ir: Ir
+    _assignment: tuple[int, ...]
+
     def __init__(self):
         raise RuntimeError(
             "popxl.ReplicaGrouping cannot be constructed directly: use ir.replica_grouping"

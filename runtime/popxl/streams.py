@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
 
 from popxl import dtypes
 from popxl.context import get_ir
 from popxl.tensor import TensorSpec
 
+if TYPE_CHECKING:
+    from popxl.ir import Ir
+
 
 class Stream:
     """A named channel of tensors of one shape and dtype."""
+
+    _ir: Ir
+    _spec: TensorSpec
+    _id: str
 
     def __init__(self):
         raise RuntimeError("a stream cannot be constructed directly: use h2d_stream or d2h_stream")
 
     @classmethod
-    def _make(cls, shape: Iterable[int], dtype: dtypes.dtype, name: str) -> Stream:
+    def _make(cls, shape: Iterable[int], dtype: dtypes.dtype, name: str) -> Self:
         self = super().__new__(cls)
         self._ir = get_ir()
-        self._spec = TensorSpec(tuple(shape), dtypes.dtype.as_dtype(dtype))
+        self._spec = TensorSpec(shape, dtype)
         self._id = self._ir._unique_name(name)
         return self
 

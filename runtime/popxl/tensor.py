@@ -57,6 +57,10 @@ class TensorSpec(Mapping):
 class Tensor:
     """A value in one graph; made by ops, `graph_input`, `variable` and `constant`."""
 
+    _graph: Graph
+    _spec: TensorSpec
+    _name: str
+
     def __init__(self):
         raise RuntimeError("popxl.Tensor cannot be constructed directly: ops and variables make it")
 

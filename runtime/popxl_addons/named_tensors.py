@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import popxl
 
-from popxl_addons.dot_tree import DotTree
+from .dot_tree import DotTree
 
 TensorMap = Mapping[popxl.Tensor, popxl.Tensor]
 

@@ -90,7 +90,7 @@ class RemoteStore:
 
     def _index(self, offset: int | torch.Tensor) -> int:
         if isinstance(offset, torch.Tensor):
-            offsets = offset.unique()
+            offsets = offset.reshape(-1) if offset.numel() == 1 else offset.unique()
             if offsets.numel() > 1:
                 raise IndexError(
                     f"{self._name}: replicas give different offsets, {offsets.tolist()}; "

@@ -1,8 +1,7 @@
-"""`run_inference.py` with another model in place of the program, for tests of the front end.
+"""`run_inference.py` with a text in place of the model, for tests of the front end.
 
-It is transformers' BLOOM with small random weights, or, if the environment has REFERENCE_TEXT, one
-that gives this text whatever the prompt is. Where that text has PAUSE, a pass waits for Ctrl-C;
-where it has STUCK, it never ends.
+The environment's SCRIPTED_TEXT is what continues any prompt. Where it has PAUSE, a pass waits for
+Ctrl-C; where it has LISTEN, it says LISTENING on stderr.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from byte_level import byte_level_tokenizer
 from run_inference import main
 from utils.setup import run_script
 
-PAUSE, STUCK = "⏸", "⏹"
-WAITING = "waiting on"  # what a stuck pass says to a Ctrl-C
+PAUSE, LISTEN = "⏸", "⏺"
+LISTENING = "listening"
 
 
 class ScriptedPasses:
@@ -37,7 +36,7 @@ class ScriptedPasses:
         self.vocab_size = len(tokenizer)
         self._script: list[int | str] = []
         for character in text:
-            waits = character in (PAUSE, STUCK)
+            waits = character in (PAUSE, LISTEN)
             self._script += [character] if waits else tokenizer(character).input_ids
         self._script.append(tokenizer.eos_token_id)
 
@@ -63,26 +62,21 @@ class ScriptedPasses:
 
     def _next(self) -> np.ndarray:
         item = next(self._left)
-        while item == STUCK:
-            os.read(self._signals, 1)
-            print(WAITING, file=sys.stderr, flush=True)
-        if item == PAUSE:
-            os.read(self._signals, 1)
+        while item in (PAUSE, LISTEN):
+            if item == PAUSE:
+                os.read(self._signals, 1)
+            else:
+                print(LISTENING, file=sys.stderr, flush=True)
             item = next(self._left)
-        logits = np.zeros(self.vocab_size, np.float32)
-        logits[item] = 1
+        logits = np.full(self.vocab_size, -np.inf, np.float32)
+        logits[item] = 0
         return logits
 
 
 def load(config: object) -> SimpleNamespace:
-    """What `inference.load` gives: `passes` and `tokenizer`."""
+    """What `utils.loading.load` gives: `passes` and `tokenizer`."""
     tokenizer = byte_level_tokenizer()
-    text = os.environ.get("REFERENCE_TEXT")
-    if text is not None:
-        return SimpleNamespace(passes=ScriptedPasses(tokenizer, text), tokenizer=tokenizer)
-    from reference import TransformersPasses, random_model  # late: importing torch takes seconds
-
-    passes = TransformersPasses(random_model(len(tokenizer)))
+    passes = ScriptedPasses(tokenizer, os.environ["SCRIPTED_TEXT"])
     return SimpleNamespace(passes=passes, tokenizer=tokenizer)
 
 

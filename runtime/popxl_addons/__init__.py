@@ -1,0 +1,67 @@
+"""Layers, names and files on top of PopXL.
+
+It stands on PopXL's public interface alone and computes nothing itself, so it runs on any `popxl`.
+"""
+
+from . import array_munging, layers, ops, transforms
+from .dot_tree import DotTree
+from .graph import BoundGraph, GraphWithNamedArgs
+from .graph_cache import GraphCache
+from .module import Module
+from .named_replica_grouping import NamedReplicaGrouping
+from .named_tensors import NamedTensorData, NamedTensors
+from .ops.streams import host_load, host_store
+from .patterns import apply_pre_alias_patterns
+from .remote import (
+    NamedRemoteBuffers,
+    create_remote_buffer,
+    load_remote,
+    load_remote_graph,
+    named_buffers,
+    named_variable_buffers,
+    store_remote,
+    store_remote_graph,
+)
+from .streams import InputStreams, OutputStreams
+from .task_session import TaskSession
+from .utils import OrderedDict, WeightsDict, timer
+from .variable_factory import (
+    NamedVariableFactories,
+    VariableFactory,
+    add_variable_input,
+)
+
+__all__ = [
+    "BoundGraph",
+    "DotTree",
+    "GraphCache",
+    "GraphWithNamedArgs",
+    "InputStreams",
+    "Module",
+    "NamedRemoteBuffers",
+    "NamedReplicaGrouping",
+    "NamedTensorData",
+    "NamedTensors",
+    "NamedVariableFactories",
+    "OrderedDict",
+    "OutputStreams",
+    "TaskSession",
+    "VariableFactory",
+    "WeightsDict",
+    "add_variable_input",
+    "apply_pre_alias_patterns",
+    "array_munging",
+    "create_remote_buffer",
+    "host_load",
+    "host_store",
+    "layers",
+    "load_remote",
+    "load_remote_graph",
+    "named_buffers",
+    "named_variable_buffers",
+    "ops",
+    "store_remote",
+    "store_remote_graph",
+    "timer",
+    "transforms",
+]

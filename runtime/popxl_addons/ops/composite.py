@@ -1,0 +1,33 @@
+"""Ops that are graphs of their own.
+
+Each is written in PopXL's ops and called with `ops.call`; that graph is its meaning. The graph's
+name starts with `popxl_addons.` and the op's name, so that whoever runs the program may put a
+faster implementation in the place of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import popxl
+from popxl import ops
+
+from ..graph_cache import GraphCache
+
+
+def composite(name: str, build: Callable[..., popxl.Tensor]) -> Callable[..., popxl.Tensor]:
+    """The op `name` whose graph `build` makes, from tensors (first) and hashable settings.
+
+    The graph is made once in an Ir for each set of shapes, dtypes and settings.
+    """
+    build.__name__ = build.__qualname__ = f"popxl_addons.{name}"  # the graph's name
+    cache = GraphCache()
+
+    def call(*args: Any) -> popxl.Tensor:
+        graph = cache.create_graph(build, *args)
+        tensors = [arg for arg in args if isinstance(arg, popxl.Tensor)]
+        (output,) = ops.call(graph, *tensors)
+        return output
+
+    return call

@@ -1,0 +1,69 @@
+"""Layer norm over a dimension that several replicas hold together."""
+
+from __future__ import annotations
+
+import popxl
+from popxl import ops
+
+from ..composite import composite
+
+
+def layer_norm_distributed(
+    t: popxl.Tensor,
+    w: popxl.Tensor,
+    b: popxl.Tensor,
+    epsilon: float = 1e-05,
+    group: popxl.ReplicaGrouping | None = None,
+) -> popxl.Tensor:
+    """Layer norm (arXiv 1607.06450) of the last dimension, whose parts the members of a group hold.
+
+    Mean and variance are taken in float32, the variance from the centred values: two sums over
+    the replicas.
+
+    Args:
+        t: `(..., hidden_size / group size)`.
+        w, b: scale and shift, `(hidden_size / group size,)` each.
+        epsilon: added to the variance.
+        group: the replicas that hold the parts of one dimension; all where None.
+
+    Returns:
+        Shape and dtype of `t`.
+
+    Raises:
+        ValueError: where `w` or `b` do not fit `t`.
+    """
+    part = tuple(t.shape[-1:])
+    for name, parameter in (("w", w), ("b", b)):
+        if not part or tuple(parameter.shape) != part or parameter.dtype != t.dtype:
+            raise ValueError(
+                f"layer_norm_distributed: {name} must be {t.dtype} {part} like the last dimension "
+                f"of t, got {parameter.dtype} {tuple(parameter.shape)}"
+            )
+    group = group or popxl.gir().replica_grouping()
+    return _composite(t, w, b, float(epsilon), tuple(group.assignment))
+
+
+def _build(
+    t: popxl.Tensor,
+    w: popxl.Tensor,
+    b: popxl.Tensor,
+    epsilon: float,
+    assignment: tuple[int, ...],
+) -> popxl.Tensor:
+    group = popxl.gir().replica_grouping_from_assignments(list(assignment))
+    hidden_size = t.shape[-1] * group.group_size
+    x = ops.cast(t, popxl.float32)
+    centred = x - _total(ops.sum(x, -1, True), group) / hidden_size
+    variance = _total(ops.sumsquare(centred, -1, True), group) / hidden_size
+    normalised = centred / ops.sqrt(variance + epsilon)
+    scaled = normalised * ops.cast(w, popxl.float32) + ops.cast(b, popxl.float32)
+    return ops.cast(scaled, t.dtype)
+
+
+def _total(t: popxl.Tensor, group: popxl.ReplicaGrouping) -> popxl.Tensor:
+    if group.group_size == 1:
+        return t
+    return ops.collectives.replicated_all_reduce(t, "add", group)
+
+
+_composite = composite("layer_norm_distributed", _build)

@@ -1,0 +1,71 @@
+"""From settings to a model that answers: checkpoint, session, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import popxl_addons as addons
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from config import BloomConfig
+from inference import Passes, hf_mapping, inference
+from utils.checkpoint import Checkpoint, open_checkpoint
+from utils.setup import UserError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A session with its weights, attached, and what speaks its language."""
+
+    config: BloomConfig
+    session: addons.TaskSession
+    passes: Passes
+    tokenizer: Any
+
+
+def load(config: BloomConfig) -> Loaded:
+    """Build the program and load the checkpoint that the settings name.
+
+    Raises:
+        UserError: where the checkpoint cannot be read, or is of another model than configured.
+    """
+    checkpoint = open_checkpoint(config.model.hf_model)
+    checkpoint.check_against(config)
+    model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
+    config = dataclasses.replace(config, model=model)
+    tokenizer = load_tokenizer(checkpoint)
+    session = build(config)
+    write_weights(config, session, checkpoint)
+    session.__enter__()
+    return Loaded(config, session, Passes(config, session), tokenizer)
+
+
+def build(config: BloomConfig) -> addons.TaskSession:
+    """The session of `inference`, with a device that is not there told as a user's error."""
+    try:
+        return inference(config)
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
+
+
+def write_weights(config: BloomConfig, session: addons.TaskSession, checkpoint: Checkpoint) -> None:
+    """Shard the checkpoint onto the session's variables, a part at a time."""
+    parts = hf_mapping(config, session.state, checkpoint.module())
+    for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
+        session.write_variables_data(mapping())
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UserError: where the folder has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"no tokenizer in {checkpoint.path}: {reason}") from None
