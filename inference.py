@@ -1,4 +1,4 @@
-"""BLOOM inference as one PopXL program, and the passes that a token loop makes with it.
+"""BLOOM inference as one PopXL program.
 
 The program holds several passes and takes one of them a run: a *prompt pass* for each chunk size
 (a chunk of tokens of one row) and a *token pass* (one token for every row). Weights are in remote
@@ -10,7 +10,7 @@ Run directly, this is the throughput benchmark: random weights and inputs, no do
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +38,27 @@ def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
     return tuple(c for c in config.execution.prompt_chunks if c <= length) or (length,)
 
 
-def inference(config: BloomConfig, **session_options: Any) -> addons.TaskSession:
+class InferenceSession(addons.TaskSession):
+    """The program's session.
+
+    Attributes:
+        inputs: `tokens`, `positions`, `row`, `last` and `chosen_pass`; see `_Phases`.
+        outputs: `logits`, float32 `(batch_size, vocabulary / tp1)`.
+        state: the weights: `embeddings`, `layer_<n>` and `head`.
+        pass_graphs: the graph of each pass: `token` and `prompt_<chunk size>`.
+    """
+
+    pass_graphs: dict[str, popxl.Graph]
+
+
+def inference(config: BloomConfig, **session_options: Any) -> InferenceSession:
     """Build the program.
 
-    Returns:
-        A session with the inputs `tokens`, `positions`, `row`, `last` and `chosen_pass`, the output
-        `logits`, and the weights in `state`: `embeddings`, `layer_<n>` and `head`. The graphs of the
-        passes are in `passes`: `token` and `prompt_<chunk size>`.
+    Args:
+        session_options: further ones of `popxl.Session`.
+
+    Raises:
+        RuntimeError: where the configured device is not there.
     """
     ir = popxl.Ir(replication=config.execution.replicas)
     with ir.main_graph:
@@ -61,8 +75,8 @@ def inference(config: BloomConfig, **session_options: Any) -> addons.TaskSession
         outputs = addons.OutputStreams(logits=(logits.shape, logits.dtype))
         ops.host_store(outputs.logits, logits)
     options = {"device_desc": config.execution.device, **session_options}
-    session = addons.TaskSession(inputs, outputs, phases.variables, 1, ir, **options)
-    session.passes = phases.passes
+    session = InferenceSession(inputs, outputs, phases.variables, 1, ir, **options)
+    session.pass_graphs = phases.pass_graphs
     return session
 
 
@@ -103,7 +117,7 @@ class _Phases:
         self.caches = [popxl.remote_buffer(cache, model.dtype, model.layers) for _ in range(2)]
         self.variables = addons.NamedTensors()
         self.parts: dict[str, _Part] = {}
-        self.passes: dict[str, popxl.Graph] = {}
+        self.pass_graphs: dict[str, popxl.Graph] = {}
 
     def _part(self, name: str, factories: Any, entries: int = 1) -> _Part:
         """The weights of a phase, made when its first graph is."""
@@ -118,10 +132,10 @@ class _Phases:
         """The graph of `(tokens, positions, row, last, chosen_pass)` -> logits of every row."""
         specs = [t.spec for t in inputs]
         ir = popxl.gir()
-        graph = self.passes["token"] = ir.create_graph(self.token_pass, *specs[:4])
+        graph = self.pass_graphs["token"] = ir.create_graph(self.token_pass, *specs[:4])
         for number, size in enumerate(chunk_sizes(self.config), start=1):
             prompt = ir.create_graph(self.prompt_pass, *specs[:4], size)
-            self.passes[f"prompt_{size}"] = prompt
+            self.pass_graphs[f"prompt_{size}"] = prompt
             graph = ir.create_graph(self._either, *specs, number, prompt, graph)
         return graph
 
@@ -222,7 +236,7 @@ class _Phases:
 
 def hf_mapping(
     config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-) -> list[tuple[str, Callable[[], dict[popxl.Tensor, np.ndarray]]]]:
+) -> list[tuple[str, Callable[[], dict[popxl.Variable, np.ndarray]]]]:
     """How the session's weights come from a transformers `BloomForCausalLM`, a part at a time.
 
     Returns:
@@ -247,120 +261,6 @@ def hf_mapping(
         )
     parts.append(("head", lambda: BloomLMHeadTP2D.hf_mapping(config, variables.head, hf_module)))
     return parts
-
-
-class Passes:
-    """One session's passes, in numpy; use it inside `with session:`.
-
-    Attributes:
-        batch_size: rows of the KV cache.
-        sequence_length: tokens that a row holds.
-        vocab_size: of the logits.
-    """
-
-    def __init__(self, config: BloomConfig, session: addons.TaskSession):
-        self.config, self.session = config, session
-        self.batch_size = config.execution.batch_size
-        self.sequence_length = config.model.sequence_length
-        self.vocab_size = config.model.vocab_size
-        self.chunks = chunk_sizes(config)
-
-    def prompt(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        start: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
-        """Run `tokens[start:]` of a row, whose first `start` tokens are in its cache.
-
-        Args:
-            progress: called with the number of tokens done, after each chunk.
-
-        Returns:
-            float32 logits after the last token, `(vocab_size,)`.
-
-        Raises:
-            ValueError: for a row that does not exist, no token, or more than fit the context.
-        """
-        self._check_prompt(row, len(tokens), start)
-        done = start
-        while True:
-            number, size = self._chunk(len(tokens) - done)
-            first = min(done, self.sequence_length - size)  # back, where it would stick out
-            end = min(first + size, len(tokens))
-            last = end - first - 1 if end == len(tokens) else NO_LOGITS
-            logits = self._run(tokens[first:end], [first], row, last, number)
-            if progress:
-                progress(end - done)
-            done = end
-            if done == len(tokens):
-                return logits[0]
-
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """One token for every row.
-
-        Args:
-            tokens, positions: int32 `(batch_size,)`; an idle row's position is its length, where
-                what it writes to the cache is overwritten before it is read.
-
-        Returns:
-            float32 logits, `(batch_size, vocab_size)`.
-        """
-        return self._run(tokens, positions, 0, 0, TOKEN_PASS)
-
-    def _chunk(self, tokens: int) -> tuple[int, int]:
-        """The pass for what is left: the smallest chunk that holds it, else the largest."""
-        for number, size in enumerate(self.chunks, start=1):
-            if size >= tokens:
-                return number, size
-        return len(self.chunks), self.chunks[-1]
-
-    def _check_prompt(self, row: int, length: int, start: int) -> None:
-        if not 0 <= row < self.batch_size:
-            raise ValueError(f"row {row} is outside the batch of {self.batch_size}")
-        if not 0 <= start < length:
-            raise ValueError(f"there is no token to run: {length} given, {start} done before")
-        if length > self.sequence_length:
-            raise ValueError(
-                f"{length} tokens are more than the context of {self.sequence_length} holds"
-            )
-
-    def _run(
-        self,
-        tokens: Sequence[int] | np.ndarray,
-        positions: Sequence[int] | np.ndarray,
-        row: int,
-        last: int,
-        chosen_pass: int,
-    ) -> np.ndarray:
-        inputs = self.session.inputs
-        arrays = {
-            inputs.tokens: _padded(tokens, inputs.tokens.shape[0]),
-            inputs.positions: _padded(positions, self.batch_size),
-            inputs.row: np.array(row, np.int32),
-            inputs.last: np.array(last, np.int32),
-            inputs.chosen_pass: np.array(chosen_pass, np.int32),
-        }
-        outputs = self.session.run({s: self._to_replicas(a) for s, a in arrays.items()})
-        return self._from_replicas(outputs[self.session.outputs.logits])
-
-    def _to_replicas(self, array: np.ndarray) -> np.ndarray:
-        replicas = self.config.execution.replicas
-        return array if replicas == 1 else np.broadcast_to(array, (replicas, *array.shape))
-
-    def _from_replicas(self, logits: np.ndarray) -> np.ndarray:
-        """`(batch_size, vocab_size)` from the parts of the vocabulary that lie over tp1."""
-        if self.config.execution.replicas > 1:
-            parts = logits[:: self.config.execution.tensor_parallel_2]
-            logits = np.concatenate(list(parts), axis=-1)
-        return logits[:, : self.vocab_size]
-
-
-def _padded(values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    array = np.zeros(size, np.int32)
-    array[: len(values)] = values
-    return array
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -42,7 +42,7 @@ class ModelConfig:
     sequence_length: int = field(help="tokens of context: prompt and generated text, 1 or more")
     layer_norm_epsilon: float = field(default=1e-5, help="added to variances in norms, over 0")
     tie_word_embeddings: bool = field(
-        default=True, help="the head uses the embedding's weights; a checkpoint that is read decides"
+        default=True, help="the head uses the embedding's weights; a checkpoint decides"
     )
     precision: str = field(
         default="float32", help=f"type of weights and activations: {', '.join(PRECISIONS)}"

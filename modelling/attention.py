@@ -64,16 +64,18 @@ class BloomSelfAttentionTP2D(addons.Module):
 
     def _cached(self, q, k, v, key_cache, value_cache, slopes, position, row) -> popxl.Tensor:
         inputs = [q, k, v, key_cache, value_cache, slopes, position]
-        function = token_attention
-        if row is not None:
-            inputs, function = [*inputs, row], prompt_attention
-        (context,) = ops.call(popxl.gir().create_graph(function, *inputs), *inputs)
+        if row is None:
+            graph = popxl.gir().create_graph(token_attention, *inputs)
+        else:
+            inputs = [*inputs, row]
+            graph = popxl.gir().create_graph(prompt_attention, *inputs)
+        (context,) = ops.call(graph, *inputs)
         return context
 
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """The weights of a transformers `BloomAttention`."""
         slopes = alibi_slopes(config.model.heads)
         return {

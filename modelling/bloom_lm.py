@@ -19,7 +19,7 @@ from modelling.sharding import all_reduce, axis_size, blank, every_replica_its_o
 class BloomLMHeadTP2D(addons.Module):
     """The last layer norm and the scores of every token of the vocabulary.
 
-    `weight` is the embedding's table: bind the embedding's tensor to it, or give `build` the tensor.
+    `weight` is the embedding's table: bind that tensor to it, or give it to `build`.
     """
 
     def __init__(self, config: BloomConfig):
@@ -54,7 +54,7 @@ class BloomLMHeadTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """`transformer.ln_f` and `lm_head` of a transformers `BloomForCausalLM`."""
         norm = hf_module.transformer.ln_f
         mapping = {
@@ -92,7 +92,7 @@ class BloomLMHeadModelTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """The weights of a transformers `BloomForCausalLM`."""
         transformer = hf_module.transformer
         return {

@@ -35,8 +35,8 @@ class BloomModelTP2D(addons.Module):
             key_caches, value_caches: one a block; these and the rest as for the attention.
         """
         x = self.embeddings(tokens)
-        caches = [None] * self.config.model.layers
-        caches = list(zip(key_caches or caches, value_caches or caches, strict=True))
+        caches: list[tuple] = list(zip(key_caches or [], value_caches or [], strict=True))
+        caches = caches or [(None, None)] * self.config.model.layers
         block = BloomDecoderBlockTP2D(self.config)
         factories, graph = block.create_graph(x, *caches[0], position, row)
         for number, cache in enumerate(caches):
@@ -49,8 +49,8 @@ class BloomModelTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
-        """The weights of a transformers `BloomModel`, but for its last norm, which is the head's."""
+    ) -> dict[popxl.Variable, np.ndarray]:
+        """The weights of a transformers `BloomModel`; its last norm is the head's."""
         mapping = BloomEmbeddingTP2D.hf_mapping(config, variables.embeddings, hf_module)
         for number in range(config.model.layers):
             of_block = variables.get(f"layer_{number}")

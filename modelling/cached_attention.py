@@ -1,8 +1,8 @@
 """Attention over a KV cache, each form a graph of its own.
 
-A runtime may know these graphs by name and put a kernel of its own in their place; what they mean is
-what stands here. Every cache is `(batch_size, heads, sequence_length, head_dim)` and is written to
-in place. A position is the number of tokens before it in its row.
+A runtime may know these graphs by name and put a kernel of its own in their place; what they mean
+is what stands here. Every cache is `(batch_size, heads, sequence_length, head_dim)` and is written
+to in place. A position is the number of tokens before it in its row.
 """
 
 from __future__ import annotations
@@ -84,10 +84,15 @@ def token_attention(
 def causal_attention(
     q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor, slopes: popxl.Tensor
 ) -> popxl.Tensor:
-    """A whole sequence from its first token on, without a cache; all `(tokens, heads, head_dim)`."""
+    """A whole sequence from its first token on, without a cache: all `(tokens, heads, head_dim)`.
+
+    Returns:
+        `(tokens, heads, head_dim)`.
+    """
     queries = popxl.constant(np.arange(q.shape[0], dtype=np.float32))
     bias = alibi_bias(slopes, queries, k.shape[0])
-    context = attend(*(ops.transpose(t, (1, 0, 2)) for t in (q, k, v)), bias)
+    by_head = [ops.transpose(t, (1, 0, 2)) for t in (q, k, v)]
+    context = attend(by_head[0], by_head[1], by_head[2], bias)
     return ops.transpose(context, (1, 0, 2))
 
 

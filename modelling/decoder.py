@@ -39,7 +39,7 @@ class BloomDecoderBlockTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """The weights of a transformers `BloomBlock`."""
         attention, feed_forward = variables.attention, variables.feed_forward
         return {

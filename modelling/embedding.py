@@ -1,4 +1,4 @@
-"""Token embedding and its layer norm; the vocabulary is split over tp1, the hidden dimension over tp2."""
+"""Token embedding and its norm; the vocabulary is split over tp1, the hidden size over tp2."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BloomEmbeddingTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """`word_embeddings` and `word_embeddings_layernorm` of a transformers `BloomModel`."""
         weight = shard_vocabulary(config, hf_module.word_embeddings.weight)
         norm = hf_module.word_embeddings_layernorm
@@ -75,7 +75,7 @@ def first_row(module: addons.Module, config: BloomConfig) -> popxl.Tensor:
 
 def first_row_mapping(
     config: BloomConfig, variables: addons.NamedTensors
-) -> dict[popxl.Tensor, np.ndarray]:
+) -> dict[popxl.Variable, np.ndarray]:
     """The values of `first_row` where the module has it."""
     if "first_row" not in variables.keys():  # noqa: SIM118 - a tree, not a dictionary
         return {}
@@ -85,7 +85,7 @@ def first_row_mapping(
 
 
 def shard_vocabulary(config: BloomConfig, weight: Any) -> np.ndarray:
-    """`(vocab_size, hidden_size)` filled up with rows of zeros to a multiple of tp1, and sharded."""
+    """`(vocab_size, hidden_size)`, filled up with zeros to a multiple of tp1, and sharded."""
     table = host_array(config, weight)
     missing = config.padded_vocab_size - table.shape[0]
     if missing:

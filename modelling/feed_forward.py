@@ -28,7 +28,7 @@ class BloomFeedForwardTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """The weights of a transformers `BloomMLP`."""
         return {
             **LinearTP2D.hf_mapping(config, variables.widen, hf_module.dense_h_to_4h, "tp2"),

@@ -18,6 +18,7 @@ class LayerNormTP2D(addons.Module):
     def __init__(self, config: BloomConfig):
         super().__init__()
         self.config = config
+        self.norm: addons.Module
         if axis_size(config, "tp2") > 1:
             self.norm = addons.layers.LayerNormDistributed(group_over(config, "tp2"))
         else:
@@ -30,7 +31,7 @@ class LayerNormTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """Weight and bias of a `torch.nn.LayerNorm`."""
         return {
             variables.norm.weight: shard_vector(

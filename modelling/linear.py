@@ -53,11 +53,11 @@ class LinearTP2D(addons.Module):
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any, contract: Axis
-    ) -> dict[popxl.Tensor, np.ndarray]:
+    ) -> dict[popxl.Variable, np.ndarray]:
         """Weight and bias of a `torch.nn.Linear`.
 
-        PopXL's weight is `(in, out)`, torch's `(out, in)`: the bytes stay as torch has them and only
-        the axes are swapped, which is the fast order for one-token matmuls.
+        PopXL's weight is `(in, out)`, torch's `(out, in)`: the bytes stay as torch has them, only
+        the axes are swapped. That is the fast order for one-token matmuls.
         """
         output_axis: Axis = "tp2" if contract == "tp1" else "tp1"
         weight = shard_matrix(config, host_array(config, hf_module.weight), rows=output_axis)

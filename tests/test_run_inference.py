@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -167,6 +168,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
     assert (process.returncode, errors) == (141, b"")
 
 
+@functools.cache
 def transformers_continuation(prompt: str, num_tokens: int) -> tuple[list[int], str]:
     """Greedy ids and text of transformers' own `generate` on the checkpoint that ships."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)

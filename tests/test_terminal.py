@@ -128,6 +128,7 @@ def test_the_line_can_be_edited(tmp_path: Path) -> None:
 
 
 def test_history_is_kept_between_runs_for_the_owner_alone(tmp_path: Path) -> None:
+    up = "\x1b[A"
     with terminal(tmp_path) as child:
         answer(child, "The first prompt", "", "", "")
         answer(child, "The second", "", "", "", defaults=("The first prompt", *DEFAULTS[1:]))
@@ -138,9 +139,9 @@ def test_history_is_kept_between_runs_for_the_owner_alone(tmp_path: Path) -> Non
     assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
     with terminal(tmp_path) as child:
         child.expect_exact("Prompt:")
-        child.send(UP)
+        child.send(up)
         child.expect_exact("The second")  # the file is read in the background
-        child.send(UP + "!\r")
+        child.send(up + "!\r")
         answer(child, "", "", "", first=1)
         child.expect_exact("The first prompt!\x1b[0msome words\r\n")
         leave(child)

@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import popxl_addons as addons
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from config import BloomConfig
-from inference import Passes, hf_mapping, inference
+from inference import InferenceSession, hf_mapping, inference
 from utils.checkpoint import Checkpoint, open_checkpoint
+from utils.passes import Passes
 from utils.setup import UserError
 
 
@@ -21,7 +21,7 @@ class Loaded:
     """A session with its weights, attached, and what speaks its language."""
 
     config: BloomConfig
-    session: addons.TaskSession
+    session: InferenceSession
     passes: Passes
     tokenizer: Any
 
@@ -43,7 +43,7 @@ def load(config: BloomConfig) -> Loaded:
     return Loaded(config, session, Passes(config, session), tokenizer)
 
 
-def build(config: BloomConfig) -> addons.TaskSession:
+def build(config: BloomConfig) -> InferenceSession:
     """The session of `inference`, with a device that is not there told as a user's error."""
     try:
         return inference(config)
@@ -51,7 +51,7 @@ def build(config: BloomConfig) -> addons.TaskSession:
         raise UserError(str(error)) from None
 
 
-def write_weights(config: BloomConfig, session: addons.TaskSession, checkpoint: Checkpoint) -> None:
+def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Checkpoint) -> None:
     """Shard the checkpoint onto the session's variables, a part at a time."""
     parts = hf_mapping(config, session.state, checkpoint.module())
     for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):

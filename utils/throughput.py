@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-import popxl_addons as addons
+from popxl import Variable
 from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
-from inference import Passes
+from inference import InferenceSession
+from utils.passes import Passes
+from utils.plan import describe_plan, make_plan, peak_bytes, timed_build
 from utils.setup import UserError, setup_logging
 
 DESCRIPTION = "Measure throughput with random weights and inputs, or plan a run (--dry_run)."
@@ -32,43 +34,17 @@ class BenchmarkArguments:
         action="store_true",
         help="build the program without weights and print what it needs",
     )
-    prompt_tokens: int | None = field(
-        default=None,
-        nargs=None,
-        metavar="int",
-        help="length of the prompt of every row, 1 or more (default: 128, or half the context)",
+    prompt_tokens: int = field(
+        default=0,
+        help="length of the prompt of every row, 1 or more; 0: 128, or half the context",
     )
-    new_tokens: int | None = field(
-        default=None,
-        nargs=None,
-        metavar="int",
-        help="tokens to generate in every row, 2 or more (default: 64, or what the context holds)",
+    new_tokens: int = field(
+        default=0,
+        help="tokens to generate in every row, 2 or more; 0: 64, or what the context holds",
     )
     repeats: int = field(default=3, help="measured rounds after one to warm up, 1 or more")
     seed: int = field(default=0, help="of weights and inputs")
     json: bool = field(default=False, action="store_true", help="print one JSON object")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a program needs, for one replica unless said otherwise; sizes in bytes.
-
-    `bytes_read_per_token`: weights that one token pass reads; `cache_bytes_per_token`: the KV cache
-    when it is full. `collective_bytes_per_token`: of the tensors that go into its collectives.
-    """
-
-    replicas: int
-    build_seconds: float
-    peak_host_bytes: int
-    parameters: int
-    parameters_all_replicas: int
-    weight_bytes: int
-    cache_bytes: int
-    bytes_read_per_token: int
-    cache_bytes_per_token: int
-    operations_per_token: int
-    collectives_per_token: int
-    collective_bytes_per_token: int
 
 
 @dataclass(frozen=True)
@@ -93,38 +69,21 @@ def run_benchmark(argv: Sequence[str] | None = None) -> None:
     setup_logging(config.execution.log_level)
     _fill_in(config, arguments)
     _check(config, arguments)
-    result = plan(config) if arguments.dry_run else measure(config, arguments)
-    if arguments.json:
-        print(json.dumps(asdict(result), indent=2))
+    if arguments.dry_run:
+        plan = make_plan(config)
+        print(_as_json(plan) if arguments.json else describe_plan(plan))
     else:
-        print(describe_plan(result) if arguments.dry_run else describe(config, arguments, result))
+        result = measure(config, arguments)
+        print(_as_json(result) if arguments.json else describe(config, arguments, result))
 
 
-def plan(config: BloomConfig) -> Plan:
-    """Build the program and look at it."""
-    session, seconds = _timed_build(config)
-    cost = session.passes["token"].cost()
-    weights, state = session.ir.memory()
-    variables = session.state.values_flat()
-    return Plan(
-        replicas=config.execution.replicas,
-        build_seconds=seconds,
-        peak_host_bytes=_peak_bytes(),
-        parameters=sum(v.nelms for v in variables),
-        parameters_all_replicas=sum(int(np.prod(v.shape_on_host)) for v in variables),
-        weight_bytes=weights,
-        cache_bytes=state,
-        bytes_read_per_token=cost.weight_bytes,
-        cache_bytes_per_token=cost.state_bytes,
-        operations_per_token=cost.operations,
-        collectives_per_token=cost.collective_calls,
-        collective_bytes_per_token=cost.collective_bytes,
-    )
+def _as_json(result: Any) -> str:
+    return json.dumps(asdict(result), indent=2)
 
 
 def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
     """Fill the weights with random numbers and time rounds of prompt and decoding."""
-    session, seconds = _timed_build(config)
+    session, seconds = timed_build(config)
     generator = np.random.default_rng(arguments.seed)
     fill_randomly(session, generator)
     with session:
@@ -146,17 +105,17 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
         decode_tokens_per_second=rows / decode,
         decode_tokens_per_second_slowest=min(by_round),
         decode_tokens_per_second_fastest=max(by_round),
-        peak_host_bytes=_peak_bytes(),
+        peak_host_bytes=peak_bytes(),
     )
 
 
-def fill_randomly(session: addons.TaskSession, generator: np.random.Generator) -> None:
+def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
     """Give every float variable normal values, the standard deviation that of BLOOM's, 0.02.
 
     Matrices lie in memory as a checkpoint's do: rows of outputs.
     """
     pool = generator.standard_normal(POOL, dtype=np.float32) * 0.02
-    variables = session.state.values_flat()
+    variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
     for variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
         shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
         if not variable.dtype.is_floating_point:
@@ -206,38 +165,11 @@ def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Through
     )
 
 
-def describe_plan(plan: Plan) -> str:
-    """The plan as lines for a person."""
-    rows = [
-        ("replicas", f"{plan.replicas}"),
-        ("parameters", f"{plan.parameters:,} ({plan.parameters_all_replicas:,} in all replicas)"),
-        ("weights", _size(plan.weight_bytes)),
-        ("KV cache", _size(plan.cache_bytes)),
-        ("weights read a token", _size(plan.bytes_read_per_token)),
-        ("cache read a token, when full", _size(plan.cache_bytes_per_token)),
-        ("operations a token", f"{plan.operations_per_token / 1e9:,.3f} G"),
-        (
-            "collectives a token",
-            f"{plan.collectives_per_token} of {_size(plan.collective_bytes_per_token)} in all",
-        ),
-        ("program built in", f"{plan.build_seconds:.1f} s, {_size(plan.peak_host_bytes)} of host"),
-    ]
-    return "For one replica:\n" + "\n".join(f"  {name:<30} {value}" for name, value in rows)
-
-
-def _timed_build(config: BloomConfig) -> tuple[addons.TaskSession, float]:
-    from utils.loading import build
-
-    begin = time.perf_counter()
-    session = build(config)
-    return session, time.perf_counter() - begin
-
-
 def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:
     length = config.model.sequence_length
-    if arguments.prompt_tokens is None:
+    if arguments.prompt_tokens == 0:
         arguments.prompt_tokens = max(min(128, length // 2), 1)
-    if arguments.new_tokens is None:
+    if arguments.new_tokens == 0:
         arguments.new_tokens = max(min(64, length - arguments.prompt_tokens), 2)
 
 
@@ -252,15 +184,3 @@ def _check(config: BloomConfig, arguments: BenchmarkArguments) -> None:
             f"prompt_tokens + new_tokens must be at most sequence_length = "
             f"{config.model.sequence_length}, not {total}"
         )
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:,.2f} GB"

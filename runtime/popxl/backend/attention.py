@@ -32,8 +32,7 @@ def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
 
 @composite("token_attention")
 def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
-    q, cache = (graph.inputs[i] for i in (0, 3)) if len(graph.inputs) == 7 else (None, None)
-    fits = _fits(graph, inputs=7) and q.shape[0] == cache.shape[0]
+    fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
     return TokenAttention(mesh.lead) if fits else None
 
 
@@ -129,7 +128,7 @@ def _by_head(x: torch.Tensor, lead: int) -> torch.Tensor:
 
 
 def _write(cell: Cell, new: torch.Tensor, row: int, at: int, lead: int) -> torch.Tensor:
-    """Put `(*mesh, tokens, heads, head_dim)` in the cache; returns the row, `(*mesh, heads, ...)`."""
+    """Put `(*mesh, tokens, heads, head_dim)` in a row of the cache; returns the whole row."""
     held = cell.writable(new.shape[:lead]).select(lead, row)
     start = min(max(at, 0), held.shape[-2] - new.shape[lead])
     held.narrow(-2, start, new.shape[lead]).copy_(_by_head(new, lead))
@@ -139,7 +138,7 @@ def _write(cell: Cell, new: torch.Tensor, row: int, at: int, lead: int) -> torch
 def _bias(
     slopes: torch.Tensor, at: int, tokens: int, filled: int, dtype: torch.dtype, lead: int
 ) -> torch.Tensor:
-    """Slope times distance, and minus infinity ahead of the query: `(*mesh, heads, tokens, filled)`."""
+    """Slope times distance, minus infinity ahead of a query: `(*mesh, heads, tokens, filled)`."""
     keys = torch.arange(filled, dtype=torch.float32, device=slopes.device)
     queries = torch.arange(at, at + tokens, dtype=torch.float32, device=slopes.device)
     distance = keys - queries[:, None]
@@ -157,7 +156,8 @@ def _attend(
     if q.dtype != torch.float32 and q.shape[-2] == 1:
         context = _one_query(*flat)
     else:
-        context = F.scaled_dot_product_attention(*flat[:3], attn_mask=flat[3].to(q.dtype))
+        queries, keys, values, mask = flat
+        context = F.scaled_dot_product_attention(queries, keys, values, mask.to(q.dtype))
     return context.reshape(*mesh, *q.shape[lead:])
 
 

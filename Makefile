@@ -1,0 +1,51 @@
+# make run    one prompt on the small checkpoint that ships
+# make chat   the interactive prompt
+# make test   what tests need is installed, then every test runs
+# make lint   ruff and mypy
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= A dog is
+RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popdist -name '*.py')
+
+.DEFAULT_GOAL := help
+.PHONY: help run chat test lint format clean
+
+help:
+	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed
+	$(BIN)/python run_inference.py --prompt "$(PROMPT)" --num_tokens 60
+
+chat: $(VENV)/.installed
+	$(BIN)/python run_inference.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build runtime/build runtime/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is" "$$($(PYTHON) --version)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are newer than all they stand for: a second call installs nothing.
+$(VENV)/.installed: requirements.txt $(RUNTIME) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

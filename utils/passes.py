@@ -1,0 +1,124 @@
+"""The passes that a token loop makes with the program, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from config import BloomConfig
+from inference import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes
+
+
+class Passes:
+    """One session's passes, in numpy; use it inside `with session:`.
+
+    Attributes:
+        batch_size: rows of the KV cache.
+        sequence_length: tokens that a row holds.
+        vocab_size: of the logits.
+    """
+
+    def __init__(self, config: BloomConfig, session: InferenceSession):
+        self.config, self.session = config, session
+        self.batch_size = config.execution.batch_size
+        self.sequence_length = config.model.sequence_length
+        self.vocab_size = config.model.vocab_size
+        self.chunks = chunk_sizes(config)
+
+    def prompt(
+        self,
+        row: int,
+        tokens: Sequence[int],
+        start: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Run `tokens[start:]` of a row, whose first `start` tokens are in its cache.
+
+        Args:
+            progress: called with the number of tokens done, after each chunk.
+
+        Returns:
+            float32 logits after the last token, `(vocab_size,)`.
+
+        Raises:
+            ValueError: for a row that does not exist, no token, or more than fit the context.
+        """
+        self._check_prompt(row, len(tokens), start)
+        done = start
+        while True:
+            number, size = self._chunk(len(tokens) - done)
+            first = min(done, self.sequence_length - size)  # back, where it would stick out
+            end = min(first + size, len(tokens))
+            last = end - first - 1 if end == len(tokens) else NO_LOGITS
+            logits = self._run(tokens[first:end], [first], row, last, number)
+            if progress:
+                progress(end - done)
+            done = end
+            if done == len(tokens):
+                return logits[0]
+
+    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """One token for every row.
+
+        Args:
+            tokens, positions: int32 `(batch_size,)`; an idle row's position is its length, where
+                what it writes to the cache is overwritten before it is read.
+
+        Returns:
+            float32 logits, `(batch_size, vocab_size)`.
+        """
+        return self._run(tokens, positions, 0, 0, TOKEN_PASS)
+
+    def _chunk(self, tokens: int) -> tuple[int, int]:
+        """The pass for what is left: the smallest chunk that holds it, else the largest."""
+        for number, size in enumerate(self.chunks, start=1):
+            if size >= tokens:
+                return number, size
+        return len(self.chunks), self.chunks[-1]
+
+    def _check_prompt(self, row: int, length: int, start: int) -> None:
+        if not 0 <= row < self.batch_size:
+            raise ValueError(f"row {row} is outside the batch of {self.batch_size}")
+        if not 0 <= start < length:
+            raise ValueError(f"there is no token to run: {length} given, {start} done before")
+        if length > self.sequence_length:
+            raise ValueError(
+                f"{length} tokens are more than the context of {self.sequence_length} holds"
+            )
+
+    def _run(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        positions: Sequence[int] | np.ndarray,
+        row: int,
+        last: int,
+        chosen_pass: int,
+    ) -> np.ndarray:
+        inputs = self.session.inputs
+        arrays = {
+            inputs.tokens: _padded(tokens, inputs.tokens.shape[0]),
+            inputs.positions: _padded(positions, self.batch_size),
+            inputs.row: np.array(row, np.int32),
+            inputs.last: np.array(last, np.int32),
+            inputs.chosen_pass: np.array(chosen_pass, np.int32),
+        }
+        outputs = self.session.run({s: self._to_replicas(a) for s, a in arrays.items()})
+        return self._from_replicas(outputs[self.session.outputs.logits])
+
+    def _to_replicas(self, array: np.ndarray) -> np.ndarray:
+        replicas = self.config.execution.replicas
+        return array if replicas == 1 else np.broadcast_to(array, (replicas, *array.shape))
+
+    def _from_replicas(self, logits: np.ndarray) -> np.ndarray:
+        """`(batch_size, vocab_size)` from the parts of the vocabulary that lie over tp1."""
+        if self.config.execution.replicas > 1:
+            parts = logits[:: self.config.execution.tensor_parallel_2]
+            logits = np.concatenate(list(parts), axis=-1)
+        return logits[:, : self.vocab_size]
+
+
+def _padded(values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    array = np.zeros(size, np.int32)
+    array[: len(values)] = values
+    return array

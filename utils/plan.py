@@ -1,0 +1,97 @@
+"""What a run needs, from the program alone: no weights are read, nothing is computed."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import dataclass
+
+from popxl import Variable
+
+from config import BloomConfig
+from inference import InferenceSession
+from utils.loading import build
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a program needs, for one replica unless said otherwise; sizes in bytes.
+
+    `bytes_read_per_token`: weights that one token pass reads; `cache_bytes_per_token`: the KV cache
+    when it is full. `collective_bytes_per_token`: of the tensors that go into its collectives.
+    """
+
+    replicas: int
+    build_seconds: float
+    peak_host_bytes: int
+    parameters: int
+    parameters_all_replicas: int
+    weight_bytes: int
+    cache_bytes: int
+    bytes_read_per_token: int
+    cache_bytes_per_token: int
+    operations_per_token: int
+    collectives_per_token: int
+    collective_bytes_per_token: int
+
+
+def make_plan(config: BloomConfig) -> Plan:
+    """Build the program and look at it."""
+    session, seconds = timed_build(config)
+    cost = session.pass_graphs["token"].cost()
+    weights, state = session.ir.memory()
+    variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
+    return Plan(
+        replicas=config.execution.replicas,
+        build_seconds=seconds,
+        peak_host_bytes=peak_bytes(),
+        parameters=sum(v.nelms for v in variables),
+        parameters_all_replicas=sum(math.prod(v.shape_on_host) for v in variables),
+        weight_bytes=weights,
+        cache_bytes=state,
+        bytes_read_per_token=cost.weight_bytes,
+        cache_bytes_per_token=cost.state_bytes,
+        operations_per_token=cost.operations,
+        collectives_per_token=cost.collective_calls,
+        collective_bytes_per_token=cost.collective_bytes,
+    )
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan as lines for a person."""
+    rows = [
+        ("replicas", f"{plan.replicas}"),
+        ("parameters", f"{plan.parameters:,} ({plan.parameters_all_replicas:,} in all replicas)"),
+        ("weights", _size(plan.weight_bytes)),
+        ("KV cache", _size(plan.cache_bytes)),
+        ("weights read a token", _size(plan.bytes_read_per_token)),
+        ("cache read a token, when full", _size(plan.cache_bytes_per_token)),
+        ("operations a token", f"{plan.operations_per_token / 1e9:,.3f} G"),
+        (
+            "collectives a token",
+            f"{plan.collectives_per_token} of {_size(plan.collective_bytes_per_token)} in all",
+        ),
+        ("program built in", f"{plan.build_seconds:.1f} s, {_size(plan.peak_host_bytes)} of host"),
+    ]
+    return "For one replica:\n" + "\n".join(f"  {name:<30} {value}" for name, value in rows)
+
+
+def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
+    """The program's session, and the seconds that building it took."""
+    begin = time.perf_counter()
+    session = build(config)
+    return session, time.perf_counter() - begin
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:,.2f} GB"
