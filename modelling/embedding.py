@@ -17,7 +17,6 @@ from modelling.sharding import (
     blank,
     every_replica_its_own,
     group_over,
-    host_array,
     shard_matrix,
 )
 
@@ -86,8 +85,4 @@ def first_row_mapping(
 
 def shard_vocabulary(config: BloomConfig, weight: Any) -> np.ndarray:
     """`(vocab_size, hidden_size)`, filled up with zeros to a multiple of tp1, and sharded."""
-    table = host_array(config, weight)
-    missing = config.padded_vocab_size - table.shape[0]
-    if missing:
-        table = np.concatenate([table, np.zeros((missing, table.shape[1]), table.dtype)])
-    return shard_matrix(config, table, rows="tp1")
+    return shard_matrix(config, weight, rows="tp1", height=config.padded_vocab_size)

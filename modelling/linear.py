@@ -60,7 +60,7 @@ class LinearTP2D(addons.Module):
         the axes are swapped. That is the fast order for one-token matmuls.
         """
         output_axis: Axis = "tp2" if contract == "tp1" else "tp1"
-        weight = shard_matrix(config, host_array(config, hf_module.weight), rows=output_axis)
+        weight = shard_matrix(config, hf_module.weight, rows=output_axis)
         return {
             variables.weight: weight.swapaxes(-1, -2),
             variables.bias: shard_vector(config, host_array(config, hf_module.bias), output_axis),

@@ -64,16 +64,29 @@ def shard_vector(config: BloomConfig, vector: np.ndarray, over: Axis) -> np.ndar
     return vector if parts == 1 else vector.reshape(parts, -1)
 
 
-def shard_matrix(config: BloomConfig, matrix: np.ndarray, rows: Axis) -> np.ndarray:
-    """`(n, m)`, rows over one axis and columns over the other, as `(replicas, n / ., m / .)`.
+def shard_matrix(
+    config: BloomConfig, weight: Any, rows: Axis, height: int | None = None
+) -> np.ndarray:
+    """A checkpoint's `(n, m)`, rows over one axis and columns over the other, for every replica.
 
-    For one replica `(n, m)` itself, without a copy.
+    Args:
+        height: of the whole; rows of zeros are added up to it.
+
+    Returns:
+        `(replicas, height / ., m / .)`; for one replica `(height, m)`, the checkpoint's own memory
+        where nothing has to be added or converted. Otherwise it is the only copy that is made.
     """
+    height = height or weight.shape[0]
+    replicas = config.execution.replicas
+    if replicas == 1 and height == weight.shape[0]:
+        return host_array(config, weight)
     columns: Axis = "tp2" if rows == "tp1" else "tp1"
-    n, m = axis_size(config, rows), axis_size(config, columns)
-    if n * m == 1:
-        return matrix
-    height, width = matrix.shape[0] // n, matrix.shape[1] // m
-    tiles = matrix.reshape(n, height, m, width).swapaxes(1, 2)
-    by_replica = tiles if rows == "tp1" else tiles.swapaxes(0, 1)
-    return by_replica.reshape(n * m, height, width)
+    tile = (height // axis_size(config, rows), weight.shape[1] // axis_size(config, columns))
+    shards = np.empty((replicas, *tile), config.model.dtype.as_numpy())
+    for replica, shard in enumerate(shards):
+        index = dict(zip(("tp1", "tp2"), divmod(replica, axis_size(config, "tp2")), strict=True))
+        top, left = index[rows] * tile[0], index[columns] * tile[1]
+        part = host_array(config, weight[top : top + tile[0], left : left + tile[1]])
+        shard[: len(part)] = part
+        shard[len(part) :] = 0
+    return shards if replicas > 1 else shards[0]
