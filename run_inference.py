@@ -151,11 +151,9 @@ def main(
 
 def load_model(config: BloomConfig) -> Any:
     """The model's session and tokenizer."""
-    from utils.loading import (
-        load,  # late: it takes seconds, which wrong arguments should not wait for
-    )
+    from utils import loading  # late: it takes seconds, which wrong arguments should not wait for
 
-    return load(config)
+    return loading.load(config)
 
 
 def check(arguments: GenerationArguments) -> None:
@@ -172,7 +170,7 @@ def given_prompt(arguments: GenerationArguments) -> str | None:
         UserError: it is empty, or not UTF-8.
     """
     prompt = arguments.prompt
-    if prompt is None:
+    if prompt is None and sys.stdin is not None:  # it is None where standard input is closed
         if sys.stdin.isatty():
             return None
         try:

@@ -17,6 +17,7 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")},
     "TERM": "xterm",
     "PROMPT_TOOLKIT_NO_CPR": "1",  # pexpect answers no question for the cursor's position
+    "PYTHONPATH": str(TESTS.parent / "runtime"),
     "OMP_NUM_THREADS": "2",
 }
 EVIL = "\x1b]0;title\x07 \x1b[2J\x9b1m\r\tend"  # sets the title, clears the screen, goes back

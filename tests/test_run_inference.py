@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -168,37 +167,19 @@ def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
     assert (process.returncode, errors) == (141, b"")
 
 
-@functools.cache
-def transformers_continuation(prompt: str, num_tokens: int) -> tuple[list[int], str]:
-    """Greedy ids and text of transformers' own `generate` on the checkpoint that ships."""
+def transformers_continuation(prompt: str, num_tokens: int) -> str:
+    """Greedy text of transformers' own `generate` on the checkpoint that ships."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     model = BloomForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False)
-    ids = output[0, inputs.input_ids.shape[1] :].tolist()
-    return ids, tokenizer.decode(ids, skip_special_tokens=True)
-
-
-@pytest.mark.parametrize("tp", [1, 4])
-def test_greedy_text_of_the_shipped_checkpoint_is_that_of_generate(tp: int) -> None:
-    prompt = "A dog is"
-    sharding = [f"--tensor_parallel_1={tp}", f"--tensor_parallel_2={tp}"]
-    done = subprocess.run(
-        [*REAL, "--prompt", prompt, "--num_tokens", "200", "--json", *sharding],
-        cwd=TESTS.parent,
-        env=ENVIRONMENT,
-        capture_output=True,
-        timeout=300,
-        check=True,
-    )
-    result = json.loads(done.stdout)
-    assert (result["ids"], result["text"]) == transformers_continuation(prompt, 200)
+    return tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 def test_the_shipped_checkpoint_answers_at_the_interactive_prompt(tmp_path: Path) -> None:
     prompt = "The king said"
-    _, text = transformers_continuation(prompt, 12)
+    text = transformers_continuation(prompt, 12)
     with terminal(tmp_path, program=REAL) as child:
         answer(child, prompt, "", "", "12")
         child.expect_exact(f"{prompt}\x1b[0m" + text.replace("\n", "\r\n") + "\r\n")
