@@ -1,5 +1,7 @@
 """PopXL on PyTorch: build a program for replicas of a device, run it on any machine."""
 
+# ruff: noqa: F401 - imported to be part of the interface
+
 from popxl import dtypes, ops, utils
 from popxl.context import (
     gcg,

@@ -12,6 +12,7 @@ from popxl.context import get_current_context
 from popxl.graph import Graph
 from popxl.module import Module
 from popxl.replica_grouping import ReplicaGrouping
+from popxl.session_options import PartOfPopart
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Tensor, TensorByRef, TensorSpec, graph_input, graph_output
 
@@ -40,10 +41,12 @@ class Ir:
         self._instances = popdist.getNumInstances() if self._popdist else 1
         self._num_host_transfers = 1
         self._names: dict[str, int] = {}
+        self._taken: set[str] = set()
         self._remote_buffers: list[RemoteBuffer] = []
+        self._pb_ir = PartOfPopart()
         self._graphs: list[Graph] = []
         self._main_graph = Graph._make(self, "")
-        self.replication_factor = self._instances if self._popdist else replication
+        self.replication_factor = self._instances if replication == "popdist" else replication
 
     @property
     def id(self) -> int:
@@ -136,8 +139,8 @@ class Ir:
             with graph:
                 by_ref = _parameters_by_ref(build)
                 for name, value in bound.arguments.items():
-                    variadic = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-                    bound.arguments[name] = _to_inputs(name, value, name in by_ref, variadic)
+                    named = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                    bound.arguments[name] = _to_inputs(name, value, name in by_ref, named)
                 for output in _outputs_of(fn(*bound.args, **bound.kwargs), _name_of(fn)):
                     graph_output(output)
         finally:
@@ -179,9 +182,14 @@ class Ir:
         return len(self._remote_buffers) - 1
 
     def _unique_name(self, name: str, numbered: bool = False) -> str:
+        """`name`, with a number behind it where it is `numbered` or taken."""
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        return f"{name}_{count}" if numbered or count else name
+        unique = f"{name}_{count}" if numbered or count else name
+        if unique in self._taken:
+            return self._unique_name(name, numbered)
+        self._taken.add(unique)
+        return unique
 
     def __repr__(self) -> str:
         return f"Ir[{self._id} replicas={self._replication_factor} graphs={len(self._graphs) + 1}]"
@@ -201,22 +209,30 @@ def _parameters_by_ref(build: Callable) -> set[str]:
     return {
         name
         for name, hint in hints.items()
-        if hint is TensorByRef or hint == "TensorByRef" or TensorByRef in typing.get_args(hint)
+        if hint is TensorByRef
+        or TensorByRef in typing.get_args(hint)
+        or (isinstance(hint, str) and "TensorByRef" in hint)
     }
 
 
-def _to_inputs(name: str, value: Any, by_ref: bool, variadic: bool) -> Any:
-    """`value` with every Tensor or TensorSpec in it replaced by a new input of the graph."""
+def _to_inputs(name: str, value: Any, by_ref: bool, keywords: bool) -> Any:
+    """`value` with every Tensor or TensorSpec in it replaced by a new input of the graph.
+
+    Args:
+        keywords: whether it is what `**kwargs` collected; other dicts are passed on.
+    """
     if isinstance(value, Tensor | TensorSpec):
         return graph_input(value.shape, value.dtype, name, by_ref, value.meta_shape)
     if isinstance(value, list | tuple):
-        named = [(f"{name}_{i}", item) for i, item in enumerate(value)]
-        if not _all_tensors(name, value):
-            return value
-        return [_to_inputs(n, item, by_ref, False) for n, item in named]
-    if isinstance(value, dict) and variadic:
-        return {key: _to_inputs(key, item, by_ref, False) for key, item in value.items()}
-    return value
+        named = {f"{name}_{i}": item for i, item in enumerate(value)}
+    elif isinstance(value, dict) and keywords:
+        named = value
+    else:
+        return value
+    if not _all_tensors(name, named.values()):
+        return value
+    inputs = {key: _to_inputs(key, item, by_ref, False) for key, item in named.items()}
+    return inputs if keywords else list(inputs.values())
 
 
 def _all_tensors(name: str, values: Iterable[Any]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from popxl import dtypes
 from popxl.context import get_ir
-from popxl.tensor import Tensor
+from popxl.tensor import Tensor, TensorSpec
 
 
 class RemoteBuffer:
@@ -17,8 +17,7 @@ class RemoteBuffer:
         if entries < 1:
             raise ValueError(f"a remote buffer needs at least 1 entry, got {entries}")
         self._ir = get_ir()
-        self._shape = tuple(tensor_shape)
-        self._dtype = dtypes.dtype.as_dtype(tensor_dtype)
+        self._spec = TensorSpec(tensor_shape, tensor_dtype)
         self._entries = int(entries)
         self._id = self._ir._add_remote_buffer(self)
 
@@ -29,11 +28,11 @@ class RemoteBuffer:
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
-        return self._shape
+        return self._spec.shape
 
     @property
     def tensor_dtype(self) -> dtypes.dtype:
-        return self._dtype
+        return self._spec.dtype
 
     @property
     def entries(self) -> int:
@@ -52,14 +51,17 @@ class RemoteBuffer:
             ValueError: where shape (of one of `num_shards` flat shards) or dtype differ.
         """
         shape = t.shape if num_shards == 1 else (math.ceil(t.nelms / num_shards),)
-        if shape != self._shape or t.dtype != self._dtype:
+        if (shape, t.dtype) != (self.tensor_shape, self.tensor_dtype):
             raise ValueError(
                 f"tensor {t.name} is {t.dtype} {shape}, remote buffer {self._id} holds "
-                f"{self._dtype} {self._shape}"
+                f"{self.tensor_dtype} {self.tensor_shape}"
             )
 
     def __repr__(self) -> str:
-        return f"RemoteBuffer[id={self._id} {self._dtype} {self._shape} entries={self._entries}]"
+        return (
+            f"RemoteBuffer[id={self._id} {self.tensor_dtype} {self.tensor_shape} "
+            f"entries={self._entries}]"
+        )
 
 
 def remote_buffer(

@@ -31,8 +31,8 @@ class ReplicaGrouping:
             or replicas % (stride * group_size if group_size > 1 else 1)
         ):
             raise ValueError(
-                f"replica_grouping(stride={stride}, group_size={group_size}): both must be at least "
-                f"1 and stride x group_size must divide the replication factor, {replicas}"
+                f"replica_grouping(stride={stride}, group_size={group_size}): both must be at "
+                f"least 1 and stride x group_size must divide the replication factor, {replicas}"
             )
         if group_size == 1:
             return cls._from_assignments(ir, range(replicas))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from popxl.dtypes import DOWNCAST
 from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, Tensor, Variable
@@ -105,6 +106,7 @@ class Session:
             ValueError: where an array is missing, unknown or of another shape.
             TypeError: where one is of another dtype.
         """
+        self._need_attached("run_with_outputs")
         outputs = outputs or {}
         self._check_streams("outputs", self._outputs, outputs)
         for stream, array in outputs.items():
@@ -146,7 +148,7 @@ class Session:
 
     def write_variables_data(self, tensors: Mapping[Variable, Any]) -> None:
         """`write_variable_data` of several; nothing is written unless all can be."""
-        arrays = {tensor: _variable_array(tensor, data) for tensor, data in tensors.items()}
+        arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
         for tensor, array in arrays.items():
             self._engine.write(tensor, array)
 
@@ -155,15 +157,44 @@ class Session:
             return tensor._data.copy()
         if not isinstance(tensor, Variable):
             raise TypeError(f"{tensor!r} is neither variable nor constant: it keeps no data")
+        self._need_own(tensor)
         return self._engine.read(tensor, tensor.retrieval_mode == "all_replicas")
+
+    def _variable_array(self, tensor: Any, data: Any) -> np.ndarray:
+        """`data` as what the variable can hold."""
+        if not isinstance(tensor, Variable):
+            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
+        self._need_own(tensor)
+        if isinstance(data, int | float):
+            data = np.asarray(data, tensor.dtype.as_numpy())
+        array = to_numpy(data, downcast=False, copy=False)
+        if array.dtype != tensor.dtype.as_numpy():
+            raise TypeError(
+                f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}"
+            )
+        if array.shape != tensor.shape_on_host:
+            groups = tensor.replica_grouping.num_groups
+            raise ValueError(
+                f"variable {tensor.name}: expected data of shape {tensor.shape_on_host} "
+                f"({groups} groups of {tensor.shape}), got {array.shape}"
+            )
+        return array
+
+    def _need_own(self, tensor: Tensor) -> None:
+        if tensor.ir is not self._ir:
+            raise ValueError(f"{tensor.name} belongs to another Ir than the session's")
 
     def _need_attached(self, what: str) -> None:
         if not self.is_attached:
             raise ValueError(f"{what} needs an attached device: call it inside `with session:`")
 
-    def _host_shape(self, stream: Any) -> tuple[int, ...]:
+    def _full_input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The host shape of an input of `shape`; programs written for the SDK ask for it."""
         sizes = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
-        return (*(s for s in sizes if s > 1), *stream.shape)
+        return (*(s for s in sizes if s > 1), *shape)
+
+    def _host_shape(self, stream: Any) -> tuple[int, ...]:
+        return self._full_input_shape(stream.shape)
 
     def _checked_inputs(
         self, inputs: Mapping[HostToDeviceStream, Any], downcast: bool
@@ -172,7 +203,8 @@ class Session:
         full = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
         checked = {}
         for stream, data in inputs.items():
-            array = to_numpy(data, downcast=downcast, copy=False)
+            narrow = downcast and stream.dtype not in DOWNCAST
+            array = to_numpy(data, downcast=narrow, copy=False)
             self._check_array(stream, array)
             checked[stream] = array.reshape((*full, *stream.shape))
         return checked
@@ -187,6 +219,10 @@ class Session:
             raise ValueError(f"{what}: nothing was given for stream {', '.join(missing)}")
 
     def _check_array(self, stream: Any, array: np.ndarray) -> None:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"stream {stream.tensor_id}: expected a numpy array, got {type(array).__name__}"
+            )
         expected = self._host_shape(stream)
         if array.shape != expected:
             raise ValueError(
@@ -197,22 +233,6 @@ class Session:
             raise TypeError(
                 f"stream {stream.tensor_id}: expected {stream.dtype}, got {array.dtype.name}"
             )
-
-
-def _variable_array(tensor: Any, data: Any) -> np.ndarray:
-    if not isinstance(tensor, Variable):
-        raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
-    if isinstance(data, int | float):
-        data = np.asarray(data, tensor.dtype.as_numpy())
-    array = to_numpy(data, downcast=False, copy=False)
-    if array.dtype != tensor.dtype.as_numpy():
-        raise TypeError(f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}")
-    if array.shape != tensor.shape_on_host:
-        raise ValueError(
-            f"variable {tensor.name}: expected data of shape {tensor.shape_on_host} "
-            f"({tensor.replica_grouping.num_groups} groups of {tensor.shape}), got {array.shape}"
-        )
-    return array
 
 
 def _torch_device(device_desc: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NewType
 
@@ -20,14 +21,19 @@ if TYPE_CHECKING:
 
 
 class TensorSpec(Mapping):
-    """Shape and dtype of a tensor that need not exist, e.g. a graph's input to be."""
+    """Shape and dtype of a tensor that need not exist, e.g. a graph's input to be.
+
+    Raises:
+        TypeError: where a shape is not made of integers.
+        ValueError: for a negative size or an unknown dtype.
+    """
 
     def __init__(
         self, shape: Iterable[int], dtype: dtypes.dtype, meta_shape: Iterable[int] = ()
     ) -> None:
-        self.shape = tuple(shape)
+        self.shape = _sizes(shape)
         self.dtype = dtypes.dtype.as_dtype(dtype)
-        self.meta_shape = tuple(meta_shape)
+        self.meta_shape = _sizes(meta_shape)
 
     def to_dict(self) -> dict[str, Any]:
         return {"shape": self.shape, "dtype": self.dtype, "meta_shape": self.meta_shape}
@@ -54,9 +60,20 @@ class TensorSpec(Mapping):
         return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, meta_shape={self.meta_shape})"
 
 
+def _sizes(shape: Iterable[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"a shape must be a tuple of integers, got {shape!r}") from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape {sizes}: a size must be at least 0")
+    return sizes
+
+
 class Tensor:
     """A value in one graph; made by ops, `graph_input`, `variable` and `constant`."""
 
+    __array_ufunc__ = None  # `array + tensor` is the tensor's addition, not numpy's
     _graph: Graph
     _spec: TensorSpec
     _name: str
@@ -175,7 +192,7 @@ class Tensor:
         """`value` itself where it is a tensor, else a constant of this tensor's dtype."""
         if isinstance(value, Tensor):
             return value
-        made = constant(value, dtype or self.dtype)
+        made = constant(value, dtype or self.dtype, downcast=False)
         if made.nelms == 0:
             raise ValueError(f"{value!r} has no elements: it cannot be an operand")
         return made
@@ -390,6 +407,8 @@ def remote_variable(
         raise ValueError(
             f"remote_variable {name or ''}: offset {offset} is outside {remote_buffer}"
         )
+    if remote_buffer._ir is not get_main_graph().ir:
+        raise ValueError(f"remote_variable {name or ''}: {remote_buffer} belongs to another Ir")
     array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
     made = _make_variable(
         array, name, replica_grouping, retrieval_mode, (remote_buffer, int(offset))
@@ -410,11 +429,16 @@ def _make_variable(
     mode = retrieval_mode or "one_per_group"
     if mode not in ("one_per_group", "all_replicas"):
         raise ValueError(f"retrieval_mode {mode!r}: allowed are one_per_group and all_replicas")
+    if len(grouping.assignment) != graph.ir.replication_factor:
+        raise ValueError(
+            f"variable {name or ''}: its grouping is of {len(grouping.assignment)} replicas, "
+            f"the Ir has {graph.ir.replication_factor}"
+        )
     groups = grouping.num_groups
     if groups > 1 and array.shape[:1] != (groups,):
         raise ValueError(
-            f"variable {name or ''}: its grouping has {groups} groups, so its data must be of shape "
-            f"({groups}, ...), got {array.shape}"
+            f"variable {name or ''}: its grouping has {groups} groups, so its data must be of "
+            f"shape ({groups}, ...), got {array.shape}"
         )
     shape = array.shape[1:] if groups > 1 else array.shape
     spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))

@@ -24,6 +24,10 @@ from .remote import (
 )
 from .streams import InputStreams, OutputStreams
 from .task_session import TaskSession
+from .transforms import (
+    set_available_memory_proportion_by_ipu,
+    set_graph_available_memory_proportion_by_ipu,
+)
 from .utils import OrderedDict, WeightsDict, timer
 from .variable_factory import (
     NamedVariableFactories,
@@ -60,6 +64,8 @@ __all__ = [
     "named_buffers",
     "named_variable_buffers",
     "ops",
+    "set_available_memory_proportion_by_ipu",
+    "set_graph_available_memory_proportion_by_ipu",
     "store_remote",
     "store_remote_graph",
     "timer",

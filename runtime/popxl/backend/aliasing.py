@@ -9,23 +9,43 @@ from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Tensor
 
 Key = tuple[str, int]
-"""Memory that lasts: ("in", index of a graph's input) or ("remote", id of a buffer)."""
+"""Memory that lasts: ("in", index of a graph's input), ("remote", id of a buffer) or HOST."""
+
+HOST: Key = ("host", 0)
+"""Arrays of the host, such as constants and what streams bring: never written to."""
+
+
+class Views:
+    """The tensors that share the elements of another one: what `reshape_` and `transpose_` make."""
+
+    def __init__(self, graph: Graph):
+        self._ops = {op.outputs[0]: op for op in graph._ops if op.attributes.get("alias")}
+
+    def op(self, tensor: Tensor) -> Op | None:
+        """The op that makes `tensor` a view of its input; None where it is no view."""
+        return self._ops.get(tensor)
+
+    def root(self, tensor: Tensor) -> Tensor:
+        """The tensor whose elements `tensor` shares; itself where it is no view."""
+        while tensor in self._ops:
+            tensor = self._ops[tensor].inputs[0]
+        return tensor
 
 
 class Uses:
-    """Where in a graph each tensor is read or written last."""
+    """Where in a graph each tensor, or a view of it, is used last."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, views: Views):
         self._last: dict[Tensor, float] = {}
         for position, op in enumerate(graph._ops):
             for tensor in op.inputs:
-                self._last[tensor] = position
+                self._last[views.root(tensor)] = position
         for tensor in graph._outputs:
-            self._last[tensor] = math.inf
+            self._last[views.root(tensor)] = math.inf
 
-    def last(self, tensor: Tensor) -> float:
-        """The position of the last op that uses `tensor`; infinite for an output, -1 for none."""
-        return self._last.get(tensor, -1)
+    def last(self, root: Tensor) -> float:
+        """The position of the last op that uses `root`; infinite for an output, -1 for none."""
+        return self._last.get(root, -1)
 
 
 def buffers_of(
@@ -40,7 +60,7 @@ def buffers_of(
     return seen[graph]
 
 
-def slots_updated_in_place(graph: Graph) -> set[Op]:
+def slots_updated_in_place(graph: Graph, views: Views) -> set[Op]:
     """The loads of slots that may be worked on where they are.
 
     That is a load whose tensor is written to and, as its last use, stored back to the same slot,
@@ -50,32 +70,30 @@ def slots_updated_in_place(graph: Graph) -> set[Op]:
     return {
         op
         for position, op in enumerate(graph._ops)
-        if op.kind == "remote_load" and _ends_in_its_slot(graph, position, called)
+        if op.kind == "remote_load" and _ends_in_its_slot(graph, position, called, views)
     }
 
 
-def _ends_in_its_slot(graph: Graph, start: int, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+def _ends_in_its_slot(
+    graph: Graph, start: int, called: dict[Graph, set[RemoteBuffer]], views: Views
+) -> bool:
     load = graph._ops[start]
-    loaded = load.outputs[0]
-    uses = [i for i, op in enumerate(graph._ops) if loaded in op.inputs]
-    if not uses or loaded in graph._outputs:
+    (loaded,) = load.outputs
+    uses = [i for i, op in enumerate(graph._ops) if loaded in map(views.root, op.inputs)]
+    if not uses or loaded in map(views.root, graph._outputs):
         return False
     store, between = graph._ops[uses[-1]], graph._ops[start + 1 : uses[-1]]
+    written = {views.root(op.inputs[i]) for op in between for i in op.modifies}
     return (
         store.kind == "remote_store"
         and store.inputs[0] is loaded
         and store.buffer is load.buffer
         and store.offset == load.offset
         and store.inputs[1:] == load.inputs
-        and any(loaded in _written(op) for op in between)
-        and not any(t in _written(op) for t in load.inputs for op in between)
+        and loaded in written
+        and not written.intersection(map(views.root, load.inputs))
         and not any(_touches(op, load.buffer, called) for op in between)
-        and not any(op.attributes.get("alias") and loaded in op.inputs for op in between)
     )
-
-
-def _written(op: Op) -> list[Tensor]:
-    return [op.inputs[i] for i in op.modifies]
 
 
 def _touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:

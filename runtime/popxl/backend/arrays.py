@@ -10,8 +10,8 @@ import torch
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """A tensor on the array's memory, strides kept (a copy only where strides are negative)."""
-    if any(stride < 0 for stride in array.strides):
+    """A tensor on the array's memory, strides kept (a copy where torch has no such strides)."""
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     with warnings.catch_warnings():
         # A read-only map is never written to: cells copy shared memory before they write.

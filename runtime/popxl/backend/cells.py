@@ -58,47 +58,85 @@ def write(cell: Cell, value: torch.Tensor) -> None:
 
 
 class RemoteStore:
-    """The slots of one remote buffer. A slot never written holds zeros."""
+    """The slots of one remote buffer. A slot never written holds zeros.
 
-    def __init__(self, name: str, entries: int, zeros: Callable[[], torch.Tensor]):
-        self._name, self._entries, self._zeros = name, entries, zeros
+    Offsets are numbers, or tensors `(*mesh)` or `(*mesh, 1)` that may differ between replicas.
+
+    Raises:
+        IndexError: from every method that takes an offset, where it is outside the buffer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entries: int,
+        lead: int,
+        zeros: Callable[[], torch.Tensor],
+        loads: Callable[[torch.Tensor], None],
+    ):
+        """
+        Args:
+            zeros: makes what a slot holds before it is written to.
+            loads: told of each slot that is about to be used.
+        """
+        self._name, self._entries, self._lead = name, entries, lead
+        self._zeros, self._loads = zeros, loads
         self._slots: dict[int, Cell] = {}
         self.__name__ = name
 
-    def cell(self, offset: int | torch.Tensor) -> Cell:
-        """The slot itself.
-
-        Raises:
-            IndexError: outside the buffer, or where replicas give different offsets.
-        """
-        at = self._index(offset)
-        if at not in self._slots:
-            self._slots[at] = Cell(self._zeros(), shared=False)
-        return self._slots[at]
-
     def load(self, offset: int | torch.Tensor) -> torch.Tensor:
-        """What a slot holds: its own memory, not a copy."""
-        return self.cell(offset).tensor
+        """What a slot holds: its own memory, not a copy, unless replicas load different slots."""
+        first, *others = self._distinct(offset)
+        value = self._slot(first).tensor
+        self._loads(value)
+        for at in others:
+            value = torch.where(self._replicas_at(offset, at), self._slot(at).tensor, value)
+        return value
 
     def store(self, value: torch.Tensor, offset: int | torch.Tensor) -> None:
         """Copy `value` into a slot."""
-        self.cell(offset).write(value)
+        offsets = self._distinct(offset)
+        if len(offsets) == 1:
+            self._slot(offsets[0]).write(value)
+            return
+        for at in offsets:
+            slot = self._slot(at)
+            slot.write(torch.where(self._replicas_at(offset, at), value, slot.tensor))
+
+    def open(self, offset: int | torch.Tensor) -> Cell:
+        """A cell to work on and give to `close`: the slot itself where there is but one."""
+        offsets = self._distinct(offset)
+        if len(offsets) == 1:
+            return self._slot(offsets[0])
+        return Cell(self.load(offset), shared=False)
+
+    def close(self, cell: Cell, offset: int | torch.Tensor) -> None:
+        """Store what `open` gave for this offset."""
+        offsets = self._distinct(offset)
+        if len(offsets) > 1:
+            self.store(cell.tensor, offset)
 
     def place(self, offset: int, cell: Cell) -> None:
         """Make `cell` the slot."""
         self._slots[offset] = cell
 
-    def _index(self, offset: int | torch.Tensor) -> int:
-        if isinstance(offset, torch.Tensor):
-            offsets = offset.reshape(-1) if offset.numel() == 1 else offset.unique()
-            if offsets.numel() > 1:
+    def _slot(self, offset: int) -> Cell:
+        if offset not in self._slots:
+            self._slots[offset] = Cell(self._zeros(), shared=False)
+        return self._slots[offset]
+
+    def _distinct(self, offset: int | torch.Tensor) -> list[int]:
+        """The slots that replicas reach, checked."""
+        offsets = [offset] if isinstance(offset, int) else sorted(set(offset.flatten().tolist()))
+        for at in offsets:
+            if not 0 <= at < self._entries:
                 raise IndexError(
-                    f"{self._name}: replicas give different offsets, {offsets.tolist()}; "
-                    "one offset for all replicas is supported"
+                    f"{self._name}: offset {at} is outside its {self._entries} entries"
                 )
-            offset = int(offsets)
-        if not 0 <= offset < self._entries:
-            raise IndexError(
-                f"{self._name}: offset {offset} is outside its {self._entries} entries"
-            )
-        return offset
+        return offsets
+
+    def _replicas_at(self, offset: int | torch.Tensor, at: int) -> torch.Tensor:
+        """Where in the mesh the offset is `at`, to be broadcast against a slot."""
+        here = torch.as_tensor(offset) == at
+        mesh = here.shape[: self._lead]
+        return here.reshape(*mesh, *(1,) * (self._slot(at).tensor.ndim - self._lead))

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
-from popxl.backend.kernels import HALF
+from popxl.backend.kernels import HALF, reduce_mean
 from popxl.backend.mesh import Mesh
 from popxl.replica_grouping import ReplicaGrouping
 
@@ -97,7 +97,7 @@ def _product(x: torch.Tensor, axes: tuple[int, ...], copies: int) -> torch.Tenso
 _REDUCTIONS = {
     "add": lambda x, axes, n: x.sum(axes, keepdim=True, dtype=x.dtype) * n,
     "square_add": lambda x, axes, n: x.square().sum(axes, keepdim=True, dtype=x.dtype) * n,
-    "mean": lambda x, axes, n: x.mean(axes, keepdim=True),
+    "mean": lambda x, axes, n: reduce_mean(x, axes, keepdim=True),
     "mul": _product,
     "min": lambda x, axes, n: x.amin(axes, keepdim=True),
     "max": lambda x, axes, n: x.amax(axes, keepdim=True),

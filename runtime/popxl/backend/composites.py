@@ -1,8 +1,8 @@
 """Kernels that stand in for whole graphs.
 
-A graph made from a function of a known name, with the inputs and outputs that the kernel expects, is
-not run op by op: its kernel is called instead. The graph remains what the name means; tests hold the
-kernel against it.
+A graph made from a function of a known name, with the inputs and outputs that the kernel expects,
+is not run op by op: its kernel is called instead. The graph remains what the name means; tests hold
+the kernel against it.
 """
 
 from __future__ import annotations

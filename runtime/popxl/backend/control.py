@@ -8,45 +8,92 @@ import torch
 
 from popxl.backend.cells import Cell
 
+Outputs = tuple[torch.Tensor, ...]
+
 
 class Repeat(torch.nn.Module):
-    """Runs `body` `count` times, its outputs becoming its first inputs.
+    """Runs `body` `count` times, its outputs becoming the first inputs of the next round.
 
     Args:
-        copied: for each output, whether it may share memory that the next round writes to.
+        copied: for each output, whether it may lie in memory that the next round writes to.
     """
 
     def __init__(self, body: torch.nn.Module, count: int, copied: list[bool]):
         super().__init__()
         self.body, self.count, self.copied = body, count, copied
 
-    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: Any) -> Outputs:
         fed = list(inputs)
-        carried = len(self.copied)
-        for _ in range(self.count):
-            for i, output in enumerate(self.body(*fed)):
-                value = output.clone() if self.copied[i] else output
-                if isinstance(fed[i], Cell):
-                    fed[i].write(value)
-                else:
-                    fed[i] = value
-        return tuple(x.tensor if isinstance(x, Cell) else x for x in fed[:carried])
+        outputs = tuple(_value(x) for x in fed[: len(self.copied)])
+        for number in range(self.count):
+            if number:
+                self._feed(fed, outputs)
+            outputs = self.body(*fed)
+        return outputs
+
+    def _feed(self, fed: list[Any], outputs: Outputs) -> None:
+        # All copies first: an output may lie in the cell that another one is written to.
+        copies = zip(outputs, self.copied, strict=True)
+        for i, value in enumerate([x.clone() if copied else x for x, copied in copies]):
+            if isinstance(fed[i], Cell):
+                fed[i].write(value)
+            else:
+                fed[i] = value
 
 
 class Conditional(torch.nn.Module):
-    """Runs one of two graphs; the first `split` inputs after the condition go to the first one."""
+    """Runs one of two graphs; the first `split` inputs after the condition go to the first one.
 
-    def __init__(self, then_branch: torch.nn.Module, else_branch: torch.nn.Module, split: int):
+    Where replicas differ in the condition both run, and each replica takes what its own gives.
+
+    Args:
+        lead: the number of mesh axes.
+        separable: whether that is all the graphs do: they reach no stream and store nothing.
+    """
+
+    def __init__(
+        self,
+        then_branch: torch.nn.Module,
+        else_branch: torch.nn.Module,
+        split: int,
+        lead: int,
+        separable: bool,
+    ):
         super().__init__()
-        self.then_branch, self.else_branch, self.split = then_branch, else_branch, split
+        self.then_branch, self.else_branch = then_branch, else_branch
+        self.split, self.lead, self.separable = split, lead, separable
 
-    def forward(self, condition: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    def forward(self, condition: torch.Tensor, *inputs: Any) -> Outputs:
         chosen = condition.flatten().tolist()
-        if any(c != chosen[0] for c in chosen):
-            raise RuntimeError(
-                "conditional: replicas disagree on the condition, "
-                f"{chosen}; all must take the same branch (reduce it over the replicas first)"
-            )
-        if chosen[0]:
+        if all(chosen):
             return self.then_branch(*inputs[: self.split])
-        return self.else_branch(*inputs[self.split :])
+        if not any(chosen):
+            return self.else_branch(*inputs[self.split :])
+        if not self.separable:
+            raise RuntimeError(
+                "conditional: replicas differ in the condition, and a branch stores to a remote "
+                "buffer or uses a stream: all must take the same branch"
+            )
+        return self._each_its_own(condition, inputs)
+
+    def _each_its_own(self, condition: torch.Tensor, inputs: tuple[Any, ...]) -> Outputs:
+        copies = [Cell(x.tensor) if isinstance(x, Cell) else x for x in inputs]
+        outputs = zip(
+            self.then_branch(*copies[: self.split]),
+            self.else_branch(*copies[self.split :]),
+            strict=True,
+        )
+        results = tuple(self._choose(condition, a, b) for a, b in outputs)
+        for i, (cell, copy) in enumerate(zip(inputs, copies, strict=True)):
+            if isinstance(cell, Cell):
+                taken = condition if i < self.split else ~condition
+                cell.write(self._choose(taken, copy.tensor, cell.tensor))
+        return results
+
+    def _choose(self, condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        mesh = condition.shape[: self.lead]
+        return torch.where(condition.reshape(*mesh, *(1,) * (a.ndim - self.lead)), a, b)
+
+
+def _value(x: Any) -> torch.Tensor:
+    return x.tensor if isinstance(x, Cell) else x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 
@@ -13,10 +14,14 @@ from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.composites import Composites
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
+from popxl.backend.paging import Pager
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Variable
+
+MAPPED_MEMORY = "POPXL_MAPPED_MEMORY"
+"""Environment variable: bytes that memory-mapped weights may keep in memory."""
 
 
 class Engine:
@@ -31,6 +36,7 @@ class Engine:
     def __init__(self, ir: Ir, device: torch.device, composite_kernels: bool = True):
         self.ir, self.device = ir, device
         self.mesh = Mesh(ir.replication_factor, _groupings(ir))
+        self.pager = Pager(_mapped_memory())
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
@@ -53,6 +59,7 @@ class Engine:
         """One run; arrays are `(transfers, replicas, *shape)`."""
         self._inputs = {stream: self._queue(array) for stream, array in inputs.items()}
         self._outputs = {stream: [] for stream in outputs}
+        self.pager.begins()
         with torch.inference_mode():
             self.main(*self._arguments)
             return {stream: self._collect(stream) for stream in outputs}
@@ -60,12 +67,13 @@ class Engine:
     def read(self, variable: Variable, every_replica: bool = False) -> np.ndarray:
         """The variable's value, in host shape, or `(replicas, *shape)`."""
         value = self._cells[variable].tensor
-        if every_replica:
+        if every_replica and variable.replica_grouping.num_groups < self.mesh.replicas:
             return to_numpy(self.mesh.flat(value).clone())
         return to_numpy(self.mesh.to_groups(value, variable.replica_grouping).clone())
 
     def write(self, variable: Variable, array: np.ndarray) -> None:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
+        self.pager.forget()
         cell = self._cells[variable]
         cell.tensor, cell.shared = self._value(variable, array), self.device.type == "cpu"
 
@@ -81,13 +89,15 @@ class Engine:
         return self.mesh.from_groups(on_device, variable.replica_grouping)
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
-        shape = (1,) * self.mesh.lead + buffer.tensor_shape
+        lead = self.mesh.lead
+        shape = (1,) * lead + buffer.tensor_shape
         dtype = buffer.tensor_dtype.as_torch()
 
         def zeros() -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        return RemoteStore(f"remote_buffer_{buffer.remote_buffer_id}", buffer.entries, zeros)
+        name = f"remote_buffer_{buffer.remote_buffer_id}"
+        return RemoteStore(name, buffer.entries, lead, zeros, self.pager.loads)
 
     def _queue(self, array: np.ndarray) -> deque[torch.Tensor]:
         transfers = to_torch(array)
@@ -99,28 +109,50 @@ class Engine:
         )
 
     def _collect(self, stream: Stream) -> np.ndarray:
-        transfers = [
-            self.mesh.flat(t) if self.mesh.lead else t[None] for t in self._outputs[stream]
-        ]
+        """What was stored, `(transfers, replicas, *shape)`; zeros for transfers not made."""
+        transfers = [self.mesh.flat(t) for t in self._outputs[stream]]
+        while len(transfers) < self.ir.num_host_transfers:
+            zeros = torch.zeros(1, dtype=stream.dtype.as_torch()).expand(
+                self.mesh.replicas, *stream.shape
+            )
+            transfers.append(zeros)
         return to_numpy(transfers[0][None] if len(transfers) == 1 else torch.stack(transfers))
 
     def _loader(self, stream: Stream) -> Callable[[], torch.Tensor]:
         def host_load() -> torch.Tensor:
-            queue = self._inputs[stream]
-            if not queue:
-                raise RuntimeError(
-                    f"stream {stream.tensor_id} is loaded from more than "
-                    f"{self.ir.num_host_transfers} times in a run: set ir.num_host_transfers"
-                )
-            return queue.popleft() if len(queue) > 1 or self.ir.num_host_transfers > 1 else queue[0]
+            if not self._inputs[stream]:
+                raise self._too_often(stream, "loaded from")
+            return self._inputs[stream].popleft()
 
         return host_load
 
     def _storer(self, stream: Stream) -> Callable[[torch.Tensor], None]:
         def host_store(value: torch.Tensor) -> None:
+            if len(self._outputs[stream]) == self.ir.num_host_transfers:
+                raise self._too_often(stream, "stored to")
             self._outputs[stream].append(value)
 
         return host_store
+
+    def _too_often(self, stream: Stream, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"stream {stream.tensor_id} is {what} more than {self.ir.num_host_transfers} times "
+            "in a run: set ir.num_host_transfers"
+        )
+
+
+def _mapped_memory() -> int | None:
+    """The bytes that mapped weights may take, where the environment sets them.
+
+    Raises:
+        ValueError: where it is no number of bytes.
+    """
+    given = os.environ.get(MAPPED_MEMORY)
+    if given is None:
+        return None
+    if not given.isdigit():
+        raise ValueError(f"{MAPPED_MEMORY} must be a number of bytes, not {given!r}")
+    return int(given)
 
 
 def _groupings(ir: Ir) -> list:

@@ -1,28 +1,29 @@
 """From a program's graphs to callables on torch tensors, one `torch.fx.GraphModule` a graph.
 
-Values are immutable: an op that writes in place to a local value is lowered to its out-of-place form
-and the tensor stands for the result from then on. What lasts (variables, by-reference inputs, slots
-of remote buffers) is a `Cell` that is written to. `aliasing.py` says when a value that shares a
-cell's memory has to be copied first.
+`rules.py` says what an op becomes; here is what concerns memory: ops that write in place, remote
+buffers, streams and calls of other graphs. `values.py` keeps what tensors stand for meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from popxl.backend import cells, kernels
-from popxl.backend.aliasing import Key, Uses, buffers_of, slots_updated_in_place
+from popxl.backend import cells, indexing, kernels
+from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
+from popxl.backend.arrays import to_torch
 from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
 from popxl.backend.mesh import Mesh
-from popxl.backend.rules import RULES, VIEWS, region
+from popxl.backend.rules import MOVES, RULES, SHARING, region
+from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import Stream
@@ -31,11 +32,16 @@ from popxl.tensor import Constant, Tensor, Variable
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph as a callable, and what it does to memory that is not its own."""
+    """A graph as a callable, and what it does to memory that is not its own.
+
+    Attributes:
+        module: takes an argument an input, a `Cell` where that is by reference; returns a tuple.
+        shares: for each output, the memory it may lie in.
+        writes: the memory that is written to.
+    """
 
     module: torch.nn.Module
-    aliases: tuple[frozenset[Key], ...]
-    """For each output: the inputs ("in", index) and buffers ("remote", id) it may share memory with."""
+    shares: tuple[frozenset[Key], ...]
     writes: frozenset[Key]
 
 
@@ -59,7 +65,7 @@ class Lowering:
         self._done: dict[tuple[Graph, frozenset[int]], Lowered] = {}
 
     def lower(self, graph: Graph, by_ref: frozenset[int]) -> Lowered:
-        """The callable of `graph`: one argument an input (a `Cell` where by reference), a tuple out."""
+        """The callable of `graph`; `by_ref` has the indices of its inputs that are cells."""
         key = (graph, by_ref)
         if key not in self._done:
             self._done[key] = _GraphLowering(self, graph, list(graph._inputs), by_ref).run()
@@ -72,43 +78,47 @@ class Lowering:
         return lowering.run(), variables
 
 
+@dataclass(frozen=True)
+class _Callee:
+    """A lowered graph at an op that calls it: its input j is the op's input `first + j`."""
+
+    lowered: Lowered
+    first: int
+
+    def written(self) -> set[int]:
+        """The op's inputs that are written to."""
+        return {self.first + j for kind, j in self.lowered.writes if kind == "in"}
+
+    def shared(self, output: int) -> set[int]:
+        """The op's inputs whose memory an output may lie in."""
+        return {self.first + j for kind, j in self.lowered.shares[output] if kind == "in"}
+
+
 class _GraphLowering:
     """The lowering of one graph; also the `Emitter` that rules work with."""
 
     def __init__(
         self, program: Lowering, graph: Graph, inputs: list[Tensor], by_ref: frozenset[int]
     ):
-        self.program, self.graph, self.inputs, self.by_ref = program, graph, inputs, by_ref
-        self.mesh, self.device = program.around.mesh, program.around.device
-        self.lead = self.mesh.lead
-        self.collectives = Collectives(self.mesh)
+        self.program, self.graph, self.around = program, graph, program.around
+        self.device, self.lead = self.around.device, self.around.mesh.lead
+        self.collectives = Collectives(self.around.mesh)
         self.fx = torch.fx.Graph()
         self.root = torch.nn.Module()
-        self.values: dict[Tensor, Node] = {}
-        self.cells: dict[Tensor, tuple[Node, Key]] = {}
-        self.aliases: dict[Tensor, frozenset[Key]] = {}
-        self.links: dict[Tensor, list[Tensor]] = {}
-        self.uses = Uses(graph)
-        self.in_place_slots = slots_updated_in_place(graph)
-        self.writes: set[Key] = set()
-        self.position = 0
+        self.values = Values(graph, self.lead, self.call, self._constant)
+        self.in_place_slots = slots_updated_in_place(graph, self.values.views)
+        for index, tensor in enumerate(inputs):
+            self._bind_input(tensor, index, index in by_ref)
 
     def run(self) -> Lowered:
-        for index, tensor in enumerate(self.inputs):
-            node = self.fx.placeholder(_identifier(tensor.name))
-            key: Key = ("in", index)
-            if index in self.by_ref:
-                self.cells[tensor] = (node, key)
-            else:
-                self.values[tensor], self.aliases[tensor] = node, frozenset({key})
-        for self.position, op in enumerate(self.graph._ops):
+        for position, op in enumerate(self.graph._ops):
+            self.values.position = position
             self._lower_op(op)
-        self.position = len(self.graph._ops)
-        outputs = tuple(self.value(t) for t in self.graph._outputs)
-        self.fx.output(outputs)
-        aliases = tuple(self._aliases_of(t) for t in self.graph._outputs)
+        outputs = self.graph._outputs
+        self.fx.output(tuple(self.values.node(t) for t in outputs))
         module = GraphModule(self.root, self.fx, class_name=_identifier(self.graph.name or "main"))
-        return Lowered(module, aliases, frozenset(self.writes))
+        shares = tuple(self.values.memory(t) for t in outputs)
+        return Lowered(module, shares, frozenset(self.values.writes))
 
     # --- what rules use ---
 
@@ -139,50 +149,25 @@ class _GraphLowering:
         run.__name__ = op.kind
         return self.call(run, x)
 
-    # --- tensors to nodes ---
+    # --- inputs, constants, modules ---
 
-    def value(self, tensor: Tensor) -> Node:
-        """The node of what `tensor` holds now."""
-        if tensor in self.cells:
-            return self.call(cells.read, self.cells[tensor][0])
-        if tensor not in self.values:
-            self.values[tensor] = self._first_value(tensor)
-            self.aliases[tensor] = frozenset()
-        return self.values[tensor]
-
-    def _first_value(self, tensor: Tensor) -> Node:
-        if isinstance(tensor, Constant):
-            return self._attribute("constant", self._constant(tensor))
-        if isinstance(tensor, Variable):
-            raise ValueError(
-                f"{tensor.name} is a remote variable: load it with ops.remote_load before use"
-            )
-        raise ValueError(f"{tensor.name} is used before it is made")
-
-    def _constant(self, tensor: Constant) -> torch.Tensor:
-        from popxl.backend.arrays import to_torch
-
-        host = to_torch(tensor._data).to(self.device)
-        return host.reshape((1,) * self.lead + tensor.shape)
-
-    def _attribute(self, prefix: str, value: Any) -> Node:
-        """A node for a tensor or module kept with the graph."""
-        name = f"{prefix}_{len(self.root._buffers) + len(self.root._modules)}"
-        if isinstance(value, torch.Tensor):
-            self.root.register_buffer(name, value)
+    def _bind_input(self, tensor: Tensor, index: int, by_ref: bool) -> None:
+        node, key = self.fx.placeholder(_identifier(tensor.name)), ("in", index)
+        if by_ref:
+            self.values.bind_cell(tensor, node, key)
         else:
-            self.root.add_module(name, value)
+            self.values.bind(tensor, node, frozenset({key}))
+
+    def _constant(self, tensor: Constant) -> Node:
+        host = to_torch(tensor._data).to(self.device)
+        name = f"constant_{len(self.root._buffers)}"
+        self.root.register_buffer(name, host.reshape((1,) * self.lead + tensor.shape))
         return self.fx.get_attr(name)
 
     def _call_module(self, prefix: str, module: torch.nn.Module, args: list[Node]) -> Node:
-        name = f"{_identifier(prefix)}_{len(self.root._buffers) + len(self.root._modules)}"
+        name = f"{_identifier(prefix)}_{len(self.root._modules)}"
         self.root.add_module(name, module)
         return self.fx.call_module(name, tuple(args))
-
-    def _aliases_of(self, tensor: Tensor) -> frozenset[Key]:
-        if tensor in self.cells:
-            return frozenset({self.cells[tensor][1]})
-        return self.aliases.get(tensor, frozenset())
 
     # --- ops ---
 
@@ -192,229 +177,183 @@ class _GraphLowering:
             special(op)
         elif op.modifies:
             self._lower_inplace(op)
-        else:
-            self._define(op, self._apply_rule(op))
+        elif not op.attributes.get("alias"):
+            self._define(op, self._apply_rule(op), self._shared_by_rule(op))
 
-    def _apply_rule(self, op: Op) -> Any:
-        """The node (or nodes) of a plain op. Wide unsigned integers are computed with as int64."""
-        args = [self.value(t) for t in op.inputs]
-        if op.kind in VIEWS - {"cast"}:
-            return RULES[op.kind](self, op, args)
-        args = [
-            self.call(kernels.cast, a, torch.int64) if _is_wide_unsigned(t) else a
-            for a, t in zip(args, op.inputs, strict=True)
-        ]
+    def _apply_rule(self, op: Op) -> list[Node]:
+        """The nodes of a plain op. Wide unsigned integers are computed with as int64."""
+        args = [self.values.node(t) for t in op.inputs]
+        if op.kind not in MOVES:
+            args = [self._computable(a, t) for a, t in zip(args, op.inputs, strict=True)]
         made = RULES[op.kind](self, op, args)
-        outputs = op.outputs or op.inputs[:1]
         nodes = made if isinstance(made, list) else [made]
-        nodes = [
-            self.call(kernels.cast, n, t.dtype.as_torch()) if _is_wide_unsigned(t) else n
-            for n, t in zip(nodes, outputs, strict=True)
-        ]
-        return nodes if isinstance(made, list) else nodes[0]
+        if op.kind in MOVES:
+            return nodes
+        outputs = op.outputs or op.inputs[:1]
+        return [self._stored(n, t) for n, t in zip(nodes, outputs, strict=True)]
 
-    def _define(self, op: Op, made: Any) -> None:
-        aliases = (
-            frozenset().union(*(self._aliases_of(t) for t in op.inputs))
-            if op.kind in VIEWS
-            else frozenset()
-        )
-        for tensor, node in zip(
-            op.outputs, made if isinstance(made, list) else [made], strict=True
-        ):
-            self.values[tensor], self.aliases[tensor] = node, aliases
-        if op.attributes.get("alias"):
-            self._link(op.inputs[0], op.outputs[0])
+    def _computable(self, node: Node, tensor: Tensor) -> Node:
+        wide = _is_wide_unsigned(tensor)
+        return self.call(kernels.cast, node, torch.int64) if wide else node
+
+    def _stored(self, node: Node, tensor: Tensor) -> Node:
+        wide = _is_wide_unsigned(tensor)
+        return self.call(kernels.cast, node, tensor.dtype.as_torch()) if wide else node
+
+    def _shared_by_rule(self, op: Op) -> frozenset[Key]:
+        """The memory that the results of a plain op may lie in."""
+        if op.kind not in SHARING:
+            return NOWHERE
+        return NOWHERE.union(*(self.values.memory(t) for t in op.inputs))
+
+    def _define(self, op: Op, nodes: list[Node], memory: frozenset[Key]) -> None:
+        for tensor, node in zip(op.outputs, nodes, strict=True):
+            self.values.bind(tensor, node, memory)
 
     def _lower_inplace(self, op: Op) -> None:
         target = op.inputs[0]
-        if op.kind == "dynamic_update" and target in self.cells and not _is_wide_unsigned(target):
-            args = [self.value(t) for t in op.inputs[1:]]
-            cell, key = self.cells[target]
-            args = self._protect({key}, list(op.inputs[1:]), args)
-            self.call(kernels.update_cell, cell, *args, self.lead, **region(op))
-            self._written(target)
+        cell = self.values.cell(target)
+        if op.kind == "dynamic_update" and cell and not _is_wide_unsigned(target):
+            node, key = cell
+            args = self.values.protect({key}, op.inputs[1:])
+            self.call(indexing.update_cell, node, *args, self.lead, **region(op))
         else:
-            self._assign(target, self._apply_rule(op))
-
-    def _assign(self, tensor: Tensor, node: Node, aliases: frozenset[Key] = frozenset()) -> None:
-        """Let `tensor` stand for a new value, in its cell where it has one."""
-        if tensor in self.cells:
-            cell, key = self.cells[tensor]
-            self._protect({key})
-            self.call(cells.write, cell, node)
-        else:
-            self.values[tensor], self.aliases[tensor] = node, aliases
-        self._written(tensor)
-
-    # --- tensors that share their elements (reshape_, transpose_) ---
-
-    def _link(self, a: Tensor, b: Tensor) -> None:
-        self.links.setdefault(a, []).append(b)
-        self.links.setdefault(b, []).append(a)
-
-    def _written(self, tensor: Tensor, seen: frozenset[Tensor] = frozenset()) -> None:
-        """Carry a write over to the tensors that share their elements with it."""
-        for other in self.links.get(tensor, ()):
-            if other not in seen:
-                self._carry(tensor, other)
-                self._written(other, seen | {tensor})
-
-    def _carry(self, source: Tensor, target: Tensor) -> None:
-        op = next(
-            op
-            for op in self.graph._ops
-            if op.attributes.get("alias") and {op.inputs[0], op.outputs[0]} == {source, target}
-        )
-        value = self.value(source)
-        if op.kind == "reshape":
-            value = self.call(kernels.reshape, value, self.lead, target.shape)
-        else:
-            order = op.permutation
-            back = tuple(order.index(i) for i in range(len(order)))
-            forward = source is op.inputs[0]
-            value = self.call(kernels.permute, value, self.lead, order if forward else back)
-        if target in self.cells:
-            self.call(cells.write, self.cells[target][0], value)
-        else:
-            self.values[target], self.aliases[target] = value, self._aliases_of(source)
-
-    # --- memory that lasts ---
-
-    def _protect(
-        self,
-        written: set[Key],
-        operands: list[Tensor] | None = None,
-        nodes: list[Node] | None = None,
-    ) -> list[Node]:
-        """Before `written` is written to: copy the values that share its memory and are used later.
-
-        Operands of the writing op itself are copied too; returns their nodes.
-        """
-        self.writes |= written & self._outside()
-        for tensor in list(self.values):
-            if self.aliases[tensor] & written and self.uses.last(tensor) > self.position:
-                self.values[tensor] = self.call(kernels.clone, self.values[tensor])
-                self.aliases[tensor] = frozenset()
-        return [
-            self.call(kernels.clone, node) if self._aliases_of(tensor) & written else node
-            for tensor, node in zip(operands or [], nodes or [], strict=True)
-        ]
-
-    def _outside(self) -> set[Key]:
-        """Keys that mean something to the caller: by-reference inputs and remote buffers."""
-        buffers: set[Key] = {("remote", b.remote_buffer_id) for b in self.program.around.remote}
-        return buffers | {("in", i) for i in self.by_ref}
+            self.values.assign(target, self._apply_rule(op)[0], self._shared_by_rule(op))
 
     # --- remote buffers and streams ---
 
-    def _offset(self, op: Op, first: int) -> Any:
-        return op.offset if op.offset is not None else self.value(op.inputs[first])
+    def _remote(self, op: Op, first: int = 0) -> tuple[RemoteStore, Key, Any]:
+        """The buffer of an op, its memory's key, and the offset, a number or input `first`."""
+        offset = op.offset if op.offset is not None else self.values.node(op.inputs[first])
+        return self.around.remote[op.buffer], ("remote", op.buffer.remote_buffer_id), offset
 
     def _lower_remote_load(self, op: Op) -> None:
-        store = self.program.around.remote[op.buffer]
-        key: Key = ("remote", op.buffer.remote_buffer_id)
-        loaded = op.outputs[0]
+        store, key, offset = self._remote(op)
         if op in self.in_place_slots:
-            self.cells[loaded] = (self.call(store.cell, self._offset(op, 0)), key)
+            self.values.bind_cell(op.outputs[0], self.call(store.open, offset), key)
         else:
-            self.values[loaded] = self.call(store.load, self._offset(op, 0))
-            self.aliases[loaded] = frozenset({key})
+            self.values.bind(op.outputs[0], self.call(store.load, offset), frozenset({key}))
 
     def _lower_remote_load_(self, op: Op) -> None:
-        store = self.program.around.remote[op.buffer]
-        key: Key = ("remote", op.buffer.remote_buffer_id)
-        self._assign(op.inputs[0], self.call(store.load, self._offset(op, 1)), frozenset({key}))
+        store, key, offset = self._remote(op, 1)
+        self.values.assign(op.inputs[0], self.call(store.load, offset), frozenset({key}))
 
     def _lower_remote_store(self, op: Op) -> None:
-        stored = op.inputs[0]
-        key: Key = ("remote", op.buffer.remote_buffer_id)
-        if self.cells.get(stored, (None, None))[1] == key:
-            return  # the slot itself was updated
-        (value,) = self._protect({key}, [stored], [self.value(stored)])
-        self.call(self.program.around.remote[op.buffer].store, value, self._offset(op, 1))
+        store, key, offset = self._remote(op, 1)
+        cell = self.values.cell(op.inputs[0])
+        if cell and cell[1] == key:
+            self.call(store.close, cell[0], offset)
+        else:
+            (value,) = self.values.protect({key}, op.inputs[:1])
+            self.call(store.store, value, offset)
 
     def _lower_host_load(self, op: Op) -> None:
-        self._define(op, self.call(self.program.around.load(op.stream)))
+        self._define(op, [self.call(self.around.load(op.stream))], frozenset({HOST}))
 
     def _lower_host_store(self, op: Op) -> None:
-        value = self.value(op.inputs[0])
-        if self._aliases_of(op.inputs[0]):
+        value = self.values.node(op.inputs[0])
+        if self.values.memory(op.inputs[0]):
             value = self.call(kernels.clone, value)
-        self.call(self.program.around.store(op.stream), value)
+        self.call(self.around.store(op.stream), value)
 
     # --- calls of graphs ---
 
     def _lower_call(self, op: Op) -> None:
         lowered = self.program.lower(op.graphs[0], frozenset(op.modifies))
-        replaced = self.program.around.composites.find(op, self.mesh)
+        replaced = self.around.composites.find(op, self.around.mesh)
         module = lowered.module if replaced is None else replaced
-        self._run_graphs(op, module, [(lowered, list(range(len(op.inputs))))])
+        self._run_graphs(op, module, [_Callee(lowered, 0)])
 
     def _lower_repeat(self, op: Op) -> None:
-        lowered = self.program.lower(op.graphs[0], frozenset(op.modifies))
-        carried = [bool(a & lowered.writes) for a in lowered.aliases]
-        module = Repeat(lowered.module, op.count, carried)
-        self._run_graphs(op, module, [(lowered, list(range(len(op.inputs))))])
+        body = self.program.lower(op.graphs[0], frozenset(op.modifies))
+        loop, copied = _repeated(body, frozenset(op.modifies))
+        self._run_graphs(op, Repeat(body.module, op.count, copied), [_Callee(loop, 0)])
 
     def _lower_conditional(self, op: Op) -> None:
-        split = 1 + len(op.graphs[0]._inputs)
-        ranges = [list(range(1, split)), list(range(split, len(op.inputs)))]
-        branches = []
-        for graph, indices in zip(op.graphs, ranges, strict=True):
-            by_ref = frozenset(i - indices[0] for i in op.modifies if i in indices)
-            branches.append((self.program.lower(graph, by_ref), indices))
-        module = Conditional(branches[0][0].module, branches[1][0].module, split - 1)
-        self._run_graphs(op, module, branches)
+        starts = (1, 1 + len(op.graphs[0]._inputs))
+        then_branch, else_branch = (
+            self.program.lower(
+                graph,
+                frozenset(
+                    i - start for i in op.modifies if start <= i < start + len(graph._inputs)
+                ),
+            )
+            for graph, start in zip(op.graphs, starts, strict=True)
+        )
+        separable = not any(_reaches_outside(graph) for graph in op.graphs)
+        module = Conditional(
+            then_branch.module, else_branch.module, starts[1] - 1, self.lead, separable
+        )
+        callees = [_Callee(then_branch, starts[0]), _Callee(else_branch, starts[1])]
+        self._run_graphs(op, module, callees)
 
-    def _run_graphs(
-        self, op: Op, module: torch.nn.Module, called: list[tuple[Lowered, list[int]]]
-    ) -> None:
+    def _run_graphs(self, op: Op, module: torch.nn.Module, callees: list[_Callee]) -> None:
         """Call `module`; pass cells for inputs by reference and keep the books on memory."""
-        borrowed = {
-            i: self.call(cells.make_cell, self.value(op.inputs[i]))
+        values, inputs = self.values, op.inputs
+        touched = set[int]().union(*(callee.written() for callee in callees))
+        self._check_distinct(op, touched)
+        own_cells = {i: cell for i in op.modifies if (cell := values.cell(inputs[i]))}
+        written = {key for callee in callees for key in callee.lowered.writes if key[0] != "in"}
+        written |= {own_cells[i][1] for i in touched if i in own_cells}
+        read = [t for i, t in enumerate(inputs) if i not in own_cells]
+        nodes = dict(zip(read, values.protect(written, read), strict=True))
+        lent = {
+            inputs[i]: self.call(cells.make_cell, nodes[inputs[i]])
             for i in op.modifies
-            if op.inputs[i] not in self.cells
-        }
-        written = {
-            self._key(op, i, key) for low, own in called for i, key in _seen(low.writes, own)
+            if i not in own_cells
         }
         args = [
-            borrowed.get(i)
-            or (self.cells[t][0] if i in op.modifies and t in self.cells else self.value(t))
-            for i, t in enumerate(op.inputs)
+            own_cells[i][0] if i in own_cells else lent[t] if i in op.modifies else nodes[t]
+            for i, t in enumerate(inputs)
         ]
-        by_value = [i for i in range(len(args)) if i not in op.modifies]
-        safe = self._protect(written, [op.inputs[i] for i in by_value], [args[i] for i in by_value])
-        for i, node in zip(by_value, safe, strict=True):
-            args[i] = node
         result = self._call_module(f"{op.kind}_{op.graphs[0].name}", module, args)
         for number, tensor in enumerate(op.outputs):
-            self.values[tensor] = self.call(_item, result, number)
-            self.aliases[tensor] = frozenset().union(
-                *(
-                    self._aliases_of(op.inputs[i]) if i is not None else {key}
-                    for low, own in called
-                    for i, key in _seen(low.aliases[number], own)
+            memory = self._shared_by_output(op, callees, number)
+            values.bind(tensor, self.call(_item, result, number), memory)
+        for t in dict.fromkeys(inputs[i] for i in sorted(touched) if i not in own_cells):
+            # Its memory may still be that of before: a loop may run no round, a branch not be taken.
+            values.assign(t, self.call(cells.read, lent[t]), values.memory(t))
+
+    def _shared_by_output(self, op: Op, callees: list[_Callee], number: int) -> frozenset[Key]:
+        lasting = {
+            key for callee in callees for key in callee.lowered.shares[number] if key[0] != "in"
+        }
+        inputs = {op.inputs[i] for callee in callees for i in callee.shared(number)}
+        return frozenset(lasting).union(*(self.values.memory(t) for t in inputs))
+
+    def _check_distinct(self, op: Op, touched: Iterable[int]) -> None:
+        """Two inputs by reference must not share elements, where one of them is written to."""
+        root, split = self.values.views.root, 1 + len(op.graphs[0]._inputs)
+        for i, j in itertools.product(touched, op.modifies):
+            a, b = op.inputs[i], op.inputs[j]
+            either_or = op.kind == "conditional" and (i < split) != (j < split) and a is b
+            if i != j and root(a) is root(b) and not either_or:
+                raise ValueError(
+                    f"{op.kind} of graph {op.graphs[0].name}: {a.name} and {b.name} share their "
+                    "elements and both go in by reference; pass one of them by value"
                 )
-            )
-        for i in op.modifies:
-            if i in borrowed:
-                self.values[op.inputs[i]] = self.call(cells.read, borrowed[i])
-                self.aliases[op.inputs[i]] = frozenset()
-            self._written(op.inputs[i])
-
-    def _key(self, op: Op, index: int | None, key: Key) -> Key:
-        """A callee's key in this graph's terms."""
-        if index is None:
-            return key
-        cell = self.cells.get(op.inputs[index])
-        return cell[1] if cell else ("local", index)
 
 
-def _seen(keys: frozenset[Key], own: list[int]) -> list[tuple[int | None, Key]]:
-    """A callee's keys with the index of the op's input that each stands for (None: a buffer)."""
-    return [(own[key[1]] if key[0] == "in" else None, key) for key in keys]
+def _repeated(body: Lowered, by_ref: frozenset[int]) -> tuple[Lowered, list[bool]]:
+    """A loop of `body` as one callable, and which outputs need a copy before they are fed."""
+    carried = range(len(body.shares))
+    writes = body.writes | {("in", i) for i in by_ref if i in carried}
+    copied = [bool(shared & writes) for shared in body.shares]
+    shares = [shared | {("in", i)} for i, shared in enumerate(body.shares)]
+    for _ in carried:
+        shares = [
+            shared.union(*(shares[i] for kind, i in shared if kind == "in" and i in carried))
+            for shared in shares
+        ]
+    return Lowered(body.module, tuple(shares), writes), copied
+
+
+def _reaches_outside(graph: Graph) -> bool:
+    """Whether it, or a graph it calls, uses a stream or stores to a remote buffer."""
+    outside = ("host_load", "host_store", "remote_store")
+    return any(op.kind in outside for op in graph._ops) or any(
+        _reaches_outside(called) for called in graph.called_graphs
+    )
 
 
 def _item(results: tuple, index: int) -> torch.Tensor:
@@ -428,6 +367,3 @@ def _is_wide_unsigned(t: Tensor) -> bool:
 def _identifier(name: str) -> str:
     cleaned = "".join(c if c.isalnum() else "_" for c in name)
     return cleaned if cleaned[:1].isalpha() else f"t_{cleaned}"
-
-
-__all__ = ["Lowered", "Lowering", "Surroundings", "buffers_of"]

@@ -62,7 +62,7 @@ class Mesh:
 
     def full(self, value: torch.Tensor) -> torch.Tensor:
         """`value` expanded to every replica, without a copy: `(*dims, *shape)`."""
-        return value.expand(*self.dims, *value.shape[self.lead :])
+        return value.expand((*self.dims, *value.shape[self.lead :]))
 
     def flat(self, value: torch.Tensor) -> torch.Tensor:
         """`value` with one axis of replicas: `(replicas, *shape)`."""
@@ -88,7 +88,10 @@ class Mesh:
     def to_groups(self, value: torch.Tensor, grouping: ReplicaGrouping) -> torch.Tensor:
         """The inverse of `from_groups`; what the first member of each group holds."""
         first = [grouping.assignment.index(g) for g in range(grouping.num_groups)]
-        held = self.flat(value)[torch.tensor(first)]
+        held = value[None]
+        if self.lead:
+            at = zip(np.unravel_index(first, self.dims), value.shape, strict=False)
+            held = value[tuple(torch.from_numpy(i % size) for i, size in at)]
         return held if grouping.num_groups > 1 else held[0]
 
     def from_replicas(self, host: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
@@ -98,7 +101,8 @@ class Mesh:
             host: the same numbers in numpy.
         """
         value = self.unflat(tensor)
-        grid = host.reshape(*self.dims, *host.shape[1:])
+        bits = host.view(np.dtype(f"u{host.itemsize}"))  # -0.0 equals 0.0 but is another value
+        grid = bits.reshape(*self.dims, *host.shape[1:])
         for axis in range(self.lead):
             first = grid.take([0], axis=axis)
             if grid.strides[axis] == 0 or (host.nbytes <= _SMALL and (grid == first).all()):

@@ -1,4 +1,4 @@
-"""How each kind of op becomes torch: one small function a kind, which adds nodes to a torch.fx graph.
+"""How each kind of op becomes torch: a small function a kind, which adds nodes to a torch.fx graph.
 
 A rule gets the op, the nodes of its inputs and an `Emitter`; it returns the node of the output (a
 list of nodes for several).
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from torch.fx import Node
 
-from popxl.backend import kernels
+from popxl.backend import indexing, kernels
 from popxl.backend.collectives import Collectives
+from popxl.backend.matmul import matmul
 from popxl.graph import Op
 
 
@@ -36,8 +37,11 @@ class Emitter(Protocol):
 Rule = Callable[[Emitter, Op, list[Node]], Any]
 RULES: dict[str, Rule] = {}
 
-VIEWS = {"identity", "reshape", "transpose", "slice", "split", "cast", "dynamic_slice"}
-"""Kinds whose result may share memory with their input."""
+MOVES = {"identity", "reshape", "transpose", "slice", "split", "dynamic_slice", "print_tensor"}
+"""Kinds that compute nothing, so that every dtype is as good as another."""
+
+SHARING = MOVES | {"cast", "clip", "maximum", "all_reduce", "all_gather", "reduce_scatter"}
+"""Kinds whose result may lie in the memory of an input."""
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
@@ -81,7 +85,6 @@ _ELEMENTWISE: dict[str, Callable] = {
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
-    "fmod": torch.fmod,
     "pow": torch.pow,
     "equal": torch.eq,
     "greater": torch.gt,
@@ -99,12 +102,12 @@ def _elementwise(b: Emitter, op: Op, args: list[Node]) -> Node:
     return b.call(_ELEMENTWISE[op.kind], *aligned(b, op, args, rank))
 
 
-@rule("div")
-def _div(b: Emitter, op: Op, args: list[Node]) -> Node:
+@rule("div", "fmod")
+def _divide(b: Emitter, op: Op, args: list[Node]) -> Node:
     args = aligned(b, op, args, max(t.rank for t in op.inputs))
     if op.inputs[0].dtype.is_floating_point:
-        return b.call(torch.div, *args)
-    return b.call(torch.div, *args, rounding_mode="trunc")
+        return b.call(torch.div if op.kind == "div" else torch.fmod, *args)
+    return b.call(kernels.integer_div if op.kind == "div" else kernels.integer_fmod, *args)
 
 
 @rule("gelu")
@@ -126,7 +129,7 @@ def _cast(b: Emitter, op: Op, args: list[Node]) -> Node:
 def _clip(b: Emitter, op: Op, args: list[Node]) -> Node:
     bounds = {"min": op.min, "max": op.max}
     finite = {k: v for k, v in bounds.items() if abs(v) != float("inf")}
-    return b.call(torch.clamp, args[0], **finite) if finite else args[0]
+    return b.call(kernels.clip, args[0], **finite) if finite else args[0]
 
 
 @rule("increment_mod")
@@ -151,11 +154,7 @@ _REDUCTIONS: dict[str, Callable] = {
 def _reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
     dims = tuple(a - op.inputs[0].rank for a in op.axes)
     if not dims:
-        return (
-            b.call(kernels.clone, args[0])
-            if op.kind != "sumsquare"
-            else b.call(torch.square, args[0])
-        )
+        return b.call(torch.square if op.kind == "sumsquare" else kernels.clone, args[0])
     return b.call(_REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
 
 
@@ -232,7 +231,7 @@ def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
         x = b.call(torch.unsqueeze, x, -2)
     if w_rank == 1:
         w = b.call(torch.unsqueeze, w, -1)
-    product = b.call(kernels.matmul, x, w, b.lead, dtype)
+    product = b.call(matmul, x, w, b.lead, dtype)
     if x_rank == 1:
         product = b.call(torch.squeeze, product, -2 if w_rank > 1 else -1)
     if w_rank == 1:
@@ -245,12 +244,12 @@ def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("gather")
 def _gather(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.gather, *args, b.lead, op.axis, op.zero_out_of_range)
+    return b.call(indexing.gather, *args, b.lead, op.axis, op.zero_out_of_range)
 
 
 @rule("scatter")
 def _scatter(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.scatter, *args, b.lead, op.axis - op.inputs[0].rank)
+    return b.call(indexing.scatter, *args, b.lead, op.axis - op.inputs[0].rank)
 
 
 def region(op: Op) -> dict[str, tuple[int, ...]]:
@@ -261,17 +260,17 @@ def region(op: Op) -> dict[str, tuple[int, ...]]:
 
 @rule("dynamic_slice")
 def _dynamic_slice(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.dynamic_slice, *args, b.lead, **region(op))
+    return b.call(indexing.dynamic_slice, *args, b.lead, **region(op))
 
 
 @rule("dynamic_update")
 def _dynamic_update(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.dynamic_update, *args, b.lead, **region(op))
+    return b.call(indexing.dynamic_update, *args, b.lead, **region(op))
 
 
 @rule("onehot")
 def _onehot(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.onehot, *args, b.lead, op.num_classes, op.axis)
+    return b.call(indexing.onehot, *args, b.lead, op.num_classes, op.axis)
 
 
 # --- creation, copies, host ---

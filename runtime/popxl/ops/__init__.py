@@ -1,5 +1,7 @@
 """The ops of PopXL that a forward-only program uses."""
 
+# ruff: noqa: F401 - imported to be part of the interface
+
 from popxl.ops import collectives, var_updates
 from popxl.ops.calls import (
     CallSiteInfo,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from popxl import dtypes
-from popxl.context import get_current_context, get_current_graph
+from popxl.context import get_current_context, get_current_graph, get_ir
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor, TensorSpec, constant
 
@@ -84,11 +84,31 @@ def same_dtype(kind: str, *tensors: Tensor) -> None:
         raise TypeError(f"{kind}: operands must have one dtype, but {given}; use ops.cast")
 
 
+def same_ir(kind: str, thing: Any) -> None:
+    """Raises ValueError where a stream or remote buffer is not of the current Ir."""
+    if thing._ir is not get_ir():
+        raise ValueError(f"{kind}: {thing} belongs to another Ir than the current graph")
+
+
 def need_dtype(kind: str, t: Tensor, what: str, *allowed: dtypes.dtype) -> None:
     """Raises TypeError where the dtype of `t` is not among those allowed."""
     if t.dtype not in allowed:
         names = " or ".join(d.name for d in allowed)
         raise TypeError(f"{kind}: {what} {t.name} must be {names}, got {t.dtype}")
+
+
+def need_number(kind: str, *tensors: Tensor) -> None:
+    """Raises TypeError where a tensor is bool: there is no arithmetic with it."""
+    for t in tensors:
+        if t.dtype == dtypes.bool:
+            raise TypeError(f"{kind}: {t.name} must hold numbers, got bool; use ops.cast")
+
+
+def need_float(kind: str, *tensors: Tensor) -> None:
+    """Raises TypeError where a tensor does not hold floats."""
+    for t in tensors:
+        if not t.dtype.is_floating_point:
+            raise TypeError(f"{kind}: {t.name} must hold floats, got {t.dtype}; use ops.cast")
 
 
 def need_int(kind: str, t: Tensor, what: str) -> None:
@@ -142,4 +162,4 @@ def scalar_or_tensor(kind: str, like: Tensor, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         same_dtype(kind, like, value)
         return value
-    return constant(value, like.dtype)
+    return constant(value, like.dtype, downcast=False)

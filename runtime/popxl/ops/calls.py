@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from popxl import dtypes
-from popxl.context import get_current_graph
+from popxl.context import get_current_graph, get_ir
 from popxl.graph import Graph, Op
 from popxl.ops._build import emit, need_dtype, tensor_operand
 from popxl.tensor import Tensor
 
 
 class CallSiteInfo:
-    """What a call or repeat op connects: inputs and outputs of the parent and of the called graph."""
+    """What a call or repeat op connects: tensors of the parent and of the called graph."""
 
     def __init__(self, subgraph_op: Op):
         self._op = subgraph_op
@@ -83,8 +83,15 @@ class CallSiteInfo:
     def set_parent_input_modified(
         self, parent_tensor: Tensor, infer_modified_regions: bool = False
     ) -> None:
-        """Pass this input by reference at this call: what the graph writes reaches the parent."""
-        index = self._op.inputs.index(tensor_operand("set_parent_input_modified", parent_tensor))
+        """Pass this input by reference at this call: what the graph writes reaches the parent.
+
+        Raises:
+            ValueError: where the tensor does not go in.
+        """
+        tensor_operand("set_parent_input_modified", parent_tensor)
+        if parent_tensor not in self._op.inputs:
+            raise ValueError(f"{parent_tensor.name} is no input of this {self._op.kind}")
+        index = self._op.inputs.index(parent_tensor)
         self._op.modifies = tuple(sorted({*self._op.modifies, index}))
 
 
@@ -122,7 +129,11 @@ class ConditionalSiteInfo(CallSiteInfo):
         return idx
 
     def graph_to_parent(self, graph_tensor: Tensor) -> Tensor:
-        """The parent's tensor for an input or output of either branch."""
+        """The parent's tensor for an input or output of either branch.
+
+        Raises:
+            ValueError: where it is neither.
+        """
         for graph, then_branch in zip(self._op.graphs, (True, False), strict=True):
             if graph_tensor in graph._inputs:
                 index = graph._inputs.index(graph_tensor)
@@ -132,7 +143,13 @@ class ConditionalSiteInfo(CallSiteInfo):
         raise ValueError(f"{graph_tensor.name} is neither input nor output of a branch")
 
     def parent_to_graph(self, parent_tensor: Tensor) -> Tensor:
-        """The input of the branch that a tensor of the parent goes to."""
+        """The input of the branch that a tensor of the parent goes to.
+
+        Raises:
+            ValueError: where it is the condition or does not go in.
+        """
+        if parent_tensor not in self._op.inputs:
+            raise ValueError(f"{parent_tensor.name} is no input of this conditional")
         index = self._op.inputs.index(parent_tensor)
         graph = self._op.graphs[0 if self.is_parent_index_in_then_branch(index) else 1]
         return graph._inputs[self.parent_to_graph_input_index(index)]
@@ -164,6 +181,7 @@ def call_with_info(
     check_inputs: bool = True,
 ) -> CallSiteInfo:
     """`call` that returns what it connected."""
+    _check_graph("call", graph)
     given = _connect("call", graph, inputs, inputs_dict)
     emit(
         "call",
@@ -198,8 +216,11 @@ def repeat_with_info(
     check_inputs: bool = True,
 ) -> CallSiteInfo:
     """`repeat` that returns what it connected."""
+    _check_graph("repeat", graph)
     if repeat_count < 0:
-        raise ValueError(f"repeat: the count must be at least 0, got {repeat_count}")
+        raise ValueError(
+            f"repeat of graph {graph.name}: the count must be at least 0, got {repeat_count}"
+        )
     if len(graph._outputs) > len(graph._inputs):
         raise ValueError(
             f"repeat: graph {graph.name} has {len(graph._outputs)} outputs and only "
@@ -208,8 +229,8 @@ def repeat_with_info(
     for fed, output in zip(graph._inputs, graph._outputs, strict=False):
         if fed.spec.to_tuple()[:2] != output.spec.to_tuple()[:2]:
             raise ValueError(
-                f"repeat: output {output.name} {output.dtype} {output.shape} of graph {graph.name} "
-                f"cannot feed input {fed.name} {fed.dtype} {fed.shape}"
+                f"repeat: output {output.name} {output.dtype} {output.shape} of graph "
+                f"{graph.name} cannot feed input {fed.name} {fed.dtype} {fed.shape}"
             )
     given = _connect("repeat", graph, inputs, inputs_dict)
     emit(
@@ -261,6 +282,8 @@ def conditional_with_info(
     check_inputs: bool = True,
 ) -> ConditionalSiteInfo:
     """`conditional` that returns what it connected."""
+    _check_graph("conditional", then_branch)
+    _check_graph("conditional", else_branch)
     need_dtype("conditional", tensor_operand("conditional", cond), "condition", dtypes.bool)
     if cond.nelms != 1:
         raise ValueError(
@@ -290,13 +313,20 @@ def _by_ref(graph: Graph) -> tuple[int, ...]:
     return tuple(i for i, t in enumerate(graph._inputs) if t in graph._by_ref_inputs)
 
 
+def _check_graph(kind: str, graph: Graph) -> None:
+    if not isinstance(graph, Graph):
+        raise TypeError(f"{kind}: expected a graph, got {type(graph).__name__} {graph!r}")
+    if graph.ir is not get_ir():
+        raise ValueError(f"{kind} of graph {graph.name}: it belongs to another Ir")
+    if graph in (get_current_graph(), graph.main_graph):
+        raise ValueError(f"{kind}: a graph cannot call itself or the main graph, got {graph!r}")
+
+
 def _connect(
     kind: str, graph: Graph, inputs: tuple, inputs_dict: Mapping[Tensor, Any] | None
 ) -> list[Tensor]:
     """The caller's tensor for each input of `graph`, checked."""
     where = f"{kind} of graph {graph.name}"
-    if graph.ir is not get_current_graph().ir:
-        raise ValueError(f"{where}: it belongs to another Ir")
     positional = _flat(inputs)
     if len(positional) > len(graph._inputs):
         raise ValueError(f"{where}: {len(positional)} inputs given, it has {len(graph._inputs)}")

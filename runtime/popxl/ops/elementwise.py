@@ -12,10 +12,13 @@ from popxl.ops._build import (
     emit_inplace,
     emit_one,
     need_dtype,
+    need_float,
+    need_number,
     operands,
     scalar_or_tensor,
     tensor_operand,
 )
+from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec
 
 
@@ -24,16 +27,24 @@ def _unary(kind: str, t: Tensor, dtype: dtypes.dtype | None = None, **attributes
     return emit_one(kind, [t], TensorSpec(t.shape, dtype or t.dtype), **attributes)
 
 
+def _number_unary(kind: str, t: Tensor, **attributes: Any) -> Tensor:
+    need_number(kind, tensor_operand(kind, t))
+    return _unary(kind, t, **attributes)
+
+
 def _float_unary(kind: str, t: Tensor) -> Tensor:
-    t = tensor_operand(kind, t)
-    if not t.dtype.is_floating_point:
-        raise TypeError(f"{kind}: {t.name} must hold floats, got {t.dtype}; use ops.cast")
+    need_float(kind, tensor_operand(kind, t))
     return _unary(kind, t)
 
 
-def _binary(kind: str, lhs: Any, rhs: Any, dtype: dtypes.dtype | None = None) -> Tensor:
-    lhs, rhs = operands(kind, lhs, rhs)
-    return emit_one(kind, [lhs, rhs], TensorSpec(broadcast(kind, lhs, rhs), dtype or lhs.dtype))
+def _binary(
+    kind: str, lhs: Any, rhs: Any, dtype: dtypes.dtype | None = None, numbers: bool = True
+) -> Tensor:
+    left, right = operands(kind, lhs, rhs)
+    if numbers:
+        need_number(kind, left)
+    spec = TensorSpec(broadcast(kind, left, right), dtype or left.dtype)
+    return emit_one(kind, [left, right], spec)
 
 
 def _fits_inplace(kind: str, t: Tensor, shape: tuple[int, ...]) -> None:
@@ -43,27 +54,27 @@ def _fits_inplace(kind: str, t: Tensor, shape: tuple[int, ...]) -> None:
 
 def abs(t: Tensor) -> Tensor:
     """Absolute values."""
-    return _unary("abs", t)
+    return _number_unary("abs", t)
 
 
 def negate(t: Tensor) -> Tensor:
     """`-t`."""
-    return _unary("negate", t)
+    return _number_unary("negate", t)
 
 
 def sign(t: Tensor) -> Tensor:
     """-1, 0 or 1."""
-    return _unary("sign", t)
+    return _number_unary("sign", t)
 
 
 def ceil(t: Tensor) -> Tensor:
     """The next integer upwards, in the same dtype."""
-    return _unary("ceil", t)
+    return _number_unary("ceil", t)
 
 
 def floor(t: Tensor) -> Tensor:
     """The next integer downwards, in the same dtype."""
-    return _unary("floor", t)
+    return _number_unary("floor", t)
 
 
 def cos(t: Tensor) -> Tensor:
@@ -98,7 +109,7 @@ def tanh(t: Tensor) -> Tensor:
 
 def relu(t: Tensor) -> Tensor:
     """The larger of `t` and 0."""
-    return _unary("relu", t)
+    return _number_unary("relu", t)
 
 
 def gelu(t: Tensor) -> Tensor:
@@ -140,7 +151,7 @@ def clip(t: Tensor, min: float = float("-inf"), max: float = float("inf")) -> Te
     """`t` with values below `min` or above `max` replaced by these."""
     if min > max:
         raise ValueError(f"clip: min {min} is above max {max}")
-    return _unary("clip", t, min=min, max=max)
+    return _number_unary("clip", t, min=min, max=max)
 
 
 def add(lhs: Any, rhs: Any) -> Tensor:
@@ -152,6 +163,7 @@ def add_(lhs: Tensor, rhs: Any) -> Tensor:
     """`lhs += rhs`."""
     tensor_operand("add_", lhs)
     lhs, rhs = operands("add_", lhs, rhs)
+    need_number("add_", lhs)
     _fits_inplace("add_", lhs, broadcast("add_", lhs, rhs))
     return emit_inplace("add", [lhs, rhs])
 
@@ -183,7 +195,7 @@ def pow(t: Tensor, e: Any) -> Tensor:
 
 def equal(lhs: Any, rhs: Any) -> Tensor:
     """bool: `lhs == rhs`."""
-    return _binary("equal", lhs, rhs, dtypes.bool)
+    return _binary("equal", lhs, rhs, dtypes.bool, numbers=False)
 
 
 def greater(input: Any, other: Any) -> Tensor:
@@ -207,16 +219,17 @@ def logical_not(t: Tensor) -> Tensor:
 
 
 def _logical(kind: str, lhs: Any, rhs: Any) -> Tensor:
-    as_bool = [
+    left, right = (
         cast(v, dtypes.bool) if isinstance(v, Tensor) and v.dtype != dtypes.bool else v
         for v in (lhs, rhs)
-    ]
-    return _binary(kind, *as_bool)
+    )
+    return _binary(kind, left, right, numbers=False)
 
 
 def maximum(*ts: Tensor) -> Tensor:
     """The largest of the tensors, element by element."""
     tensors = operands("maximum", *ts)
+    need_number("maximum", tensors[0])
     return emit_one(
         "maximum", tensors, TensorSpec(broadcast("maximum", *tensors), tensors[0].dtype)
     )
@@ -233,30 +246,34 @@ def where(condition: Tensor, lhs: Any, rhs: Any) -> Tensor:
 def scaled_add(X: Tensor, Y: Tensor, a: Any = 1.0, b: Any = 1.0) -> Tensor:  # noqa: N803
     """`a X + b Y`; `a` and `b` are numbers or scalar tensors."""
     left, right = operands("scaled_add", X, Y)
-    factors = [scalar_or_tensor("scaled_add", left, f) for f in (a, b)]
-    for factor in factors:
-        if factor.nelms != 1:
-            raise ValueError(
-                f"scaled_add: factor {factor.name} must be a scalar, is {factor.shape}"
-            )
+    need_number("scaled_add", left)
+    factors = [_factor("scaled_add", left, f) for f in (a, b)]
     shape = broadcast("scaled_add", left, right)
     return emit_one("scaled_add", [left, right, *factors], TensorSpec(shape, left.dtype))
 
 
+def _factor(kind: str, like: Tensor, value: Any) -> Tensor:
+    factor = scalar_or_tensor(kind, like, value)
+    if factor.nelms != 1:
+        raise ValueError(f"{kind}: factor {factor.name} must be a scalar, is {factor.shape}")
+    return factor if factor.shape == () else reshape(factor, ())
+
+
 def increment_mod(t: Tensor, increment: float, modulus: float) -> Tensor:
     """`(t + increment) mod modulus`."""
-    return _unary("increment_mod", t, increment=increment, modulus=_modulus(modulus))
+    return _number_unary("increment_mod", t, **_steps("increment_mod", increment, modulus))
 
 
 def increment_mod_(t: Tensor, increment: float, modulus: float) -> Tensor:
     """`t = (t + increment) mod modulus`."""
-    t = tensor_operand("increment_mod_", t)
-    return emit_inplace("increment_mod", [t], increment=increment, modulus=_modulus(modulus))
+    need_number("increment_mod_", tensor_operand("increment_mod_", t))
+    return emit_inplace("increment_mod", [t], **_steps("increment_mod_", increment, modulus))
 
 
-def _modulus(modulus: float) -> float:
-    if not isinstance(modulus, int | float | np.number) or modulus == 0:
-        raise ValueError(
-            f"increment_mod: the modulus must be a number other than 0, got {modulus!r}"
-        )
-    return modulus
+def _steps(kind: str, increment: float, modulus: float) -> dict[str, float]:
+    for what, value in (("increment", increment), ("modulus", modulus)):
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{kind}: the {what} must be a number, got {value!r}")
+    if modulus == 0:
+        raise ValueError(f"{kind}: the modulus must not be 0")
+    return {"increment": increment, "modulus": modulus}

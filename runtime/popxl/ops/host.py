@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from popxl.ops._build import emit, emit_one, tensor_operand
+from popxl.ops._build import emit, emit_one, same_ir, tensor_operand
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Tensor
 
@@ -13,6 +13,7 @@ def host_load(h2d_stream: HostToDeviceStream, name: str | None = None) -> Tensor
     """The next tensor of the stream."""
     if not isinstance(h2d_stream, HostToDeviceStream):
         raise TypeError(f"host_load: expected a host-to-device stream, got {h2d_stream!r}")
+    same_ir("host_load", h2d_stream)
     label = name or h2d_stream.tensor_id
     return emit_one("host_load", [], h2d_stream.spec, name=label, stream=h2d_stream)
 
@@ -25,6 +26,7 @@ def host_store(d2h_stream: DeviceToHostStream, t: Tensor) -> None:
     """
     if not isinstance(d2h_stream, DeviceToHostStream):
         raise TypeError(f"host_store: expected a device-to-host stream, got {d2h_stream!r}")
+    same_ir("host_store", d2h_stream)
     tensor_operand("host_store", t)
     if t.shape != d2h_stream.shape:
         raise ValueError(
@@ -60,7 +62,8 @@ def print_tensor(
     """
     if float_format not in ("auto", "fixed", "scientific", "none"):
         raise ValueError(
-            f"print_tensor: float_format {float_format!r}: allowed are auto, fixed, scientific, none"
+            f"print_tensor: float_format {float_format!r}: "
+            "allowed are auto, fixed, scientific, none"
         )
     tensor_operand("print_tensor", t)
     style = {

@@ -17,7 +17,7 @@ from popxl.ops._build import (
     tensor_operand,
 )
 from popxl.ops.shape import reshape
-from popxl.tensor import Tensor, TensorSpec, constant
+from popxl.tensor import Constant, Tensor, TensorSpec, constant
 
 _slice = slice
 Bounds = int | Sequence[int | None] | None
@@ -33,23 +33,23 @@ def slice(
     """`t[start:stop:step]`, along one axis or, with lists, along several (from the first on).
 
     Raises:
-        ValueError: where the lists differ in length or a step is 0.
+        ValueError: where the lists differ in length, an axis is named twice or a step is 0.
     """
     tensor_operand("slice", t)
-    lists = [[v] if isinstance(v, int | np.integer) else v for v in (start, stop, step, axis)]
-    lengths = {len(v) for v in lists if v is not None}
+    bounds = (start, stop, step, axis)
+    given: list[Any] = [[v] if isinstance(v, int | np.integer) else v for v in bounds]
+    lengths = {len(v) for v in given if v is not None}
     if len(lengths) > 1:
         raise ValueError(f"slice: start, stop, step and axis have lengths {sorted(lengths)}")
-    if not lengths or lists[:3] == [None, None, None]:
+    if not lengths or given[:3] == [None, None, None]:
         return t
     count = lengths.pop()
-    starts, stops, steps = ([None] * count if v is None else list(v) for v in lists[:3])
-    axes = range(count) if lists[3] is None else lists[3]
-    picks = {
-        axis_of("slice", t, a): _slice(b, e, s)
-        for a, b, e, s in zip(axes, starts, stops, steps, strict=True)
-    }
-    return _pick(t, picks)
+    starts, stops, steps = ([None] * count if v is None else v for v in given[:3])
+    axes = [axis_of("slice", t, a) for a in given[3] or range(count)]
+    if len(set(axes)) < count:
+        raise ValueError(f"slice: axes {axes} of {t.name} name an axis twice")
+    picks = zip(axes, starts, stops, steps, strict=True)
+    return _pick(t, {a: _slice(*bounds) for a, *bounds in picks})
 
 
 def _pick(t: Tensor, picks: dict[int, _slice]) -> Tensor:
@@ -68,16 +68,12 @@ def getitem(t: Tensor, key: Any) -> Tensor:
     """What `t[key]` means; see `Tensor.__getitem__`."""
     if isinstance(key, Tensor | np.ndarray | list):
         return gather(t, key if isinstance(key, Tensor) else constant(key), axis=0)
-    keys = key if isinstance(key, tuple) else (key,)
-    if Ellipsis in keys:
-        at = keys.index(Ellipsis)
-        missing = t.rank - (len(keys) - 1)
-        keys = (*keys[:at], *[_slice(None)] * missing, *keys[at + 1 :])
+    keys = _without_ellipsis(t, key if isinstance(key, tuple) else (key,))
     if len(keys) > t.rank:
         raise IndexError(f"{t.name} of shape {t.shape} takes {t.rank} indices, got {len(keys)}")
     picks, dropped = {}, []
     for axis, item in enumerate(keys):
-        if isinstance(item, int | np.integer):
+        if isinstance(item, int | np.integer) and not isinstance(item, bool):
             if not -t.shape[axis] <= item < t.shape[axis]:
                 raise IndexError(f"index {item} is outside axis {axis} of {t.name} {t.shape}")
             at = int(item) % t.shape[axis]
@@ -91,6 +87,15 @@ def getitem(t: Tensor, key: Any) -> Tensor:
     if not dropped:
         return picked
     return reshape(picked, [s for a, s in enumerate(picked.shape) if a not in dropped])
+
+
+def _without_ellipsis(t: Tensor, keys: tuple) -> tuple:
+    """The keys with the first `...` replaced by the axes it stands for."""
+    at = next((i for i, item in enumerate(keys) if item is Ellipsis), None)
+    if at is None:
+        return keys
+    missing = t.rank - (len(keys) - 1)
+    return (*keys[:at], *[_slice(None)] * missing, *keys[at + 1 :])
 
 
 def gather(
@@ -109,6 +114,8 @@ def gather(
     axis = axis_of("gather", tensor_operand("gather", t), axis)
     indices = indices if isinstance(indices, Tensor) else constant(indices)
     need_int("gather", indices, "indices")
+    if not t.shape[axis] and indices.nelms:
+        raise ValueError(f"gather: axis {axis} of {t.name} {t.shape} has no elements")
     shape = (*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :])
     return emit_one(
         "gather", [t, indices], TensorSpec(shape, t.dtype), axis=axis, zero_out_of_range=zero_OOR
@@ -125,7 +132,8 @@ def scatter(
     """`t` with `values[i...]` put at `indices[i...]` along `axis` (ONNX ScatterElements).
 
     Raises:
-        ValueError: where indices and values differ in shape or from `t` in rank.
+        ValueError: where indices and values differ in shape or from `t` in rank, or are longer
+            than `t` along another axis.
     """
     axis = axis_of("scatter", tensor_operand("scatter", t), axis)
     need_int("scatter", tensor_operand("scatter", indices), "indices")
@@ -135,6 +143,12 @@ def scatter(
             f"scatter: indices {indices.shape} and values {values.shape} must be of one shape, "
             f"and of rank {t.rank} as {t.name} {t.shape}"
         )
+    for other, (size, limit) in enumerate(zip(indices.shape, t.shape, strict=True)):
+        if other != axis and size > limit:
+            raise ValueError(
+                f"scatter: indices {indices.shape} are longer than {t.name} {t.shape} along axis "
+                f"{other}"
+            )
     return emit_one("scatter", [t, indices, values], t.spec, axis=axis)
 
 
@@ -188,26 +202,36 @@ def dynamic_update_(
     return emit_inplace("dynamic_update", [t, index, t_update], axes=axes, sizes=sizes)
 
 
-def onehot(t: Tensor, num_classes: int, values: Tensor, axis: int) -> Tensor:
+def onehot(t: Tensor, num_classes: int | Tensor, values: Tensor, axis: int) -> Tensor:
     """`values[1]` where the new axis' index is the element of `t`, else `values[0]`.
 
     Args:
         t: integers of any shape; those outside 0 to `num_classes` - 1 match nowhere.
+        num_classes: a number or a constant: the shape of the result depends on it.
         values: of shape `(2,)`: the value elsewhere and the value at the index.
         axis: where the new axis, of size `num_classes`, goes.
 
     Raises:
+        TypeError: where `num_classes` is not known while the program is built.
         ValueError: where there are not two values or no class.
     """
     need_int("onehot", tensor_operand("onehot", t), "t")
     axis = axis_of("onehot", t, axis, extra=1)
     if tensor_operand("onehot", values).shape != (2,):
         raise ValueError(f"onehot: values must be of shape (2,), got {values.shape}")
-    if num_classes < 1:
-        raise ValueError(f"onehot: num_classes must be at least 1, got {num_classes}")
-    shape = (*t.shape[:axis], num_classes, *t.shape[axis:])
-    spec = TensorSpec(shape, values.dtype)
-    return emit_one("onehot", [t, values], spec, num_classes=int(num_classes), axis=axis)
+    count = _known_integer("onehot", "num_classes", num_classes)
+    if count < 1:
+        raise ValueError(f"onehot: num_classes must be at least 1, got {count}")
+    spec = TensorSpec((*t.shape[:axis], count, *t.shape[axis:]), values.dtype)
+    return emit_one("onehot", [t, values], spec, num_classes=count, axis=axis)
+
+
+def _known_integer(kind: str, what: str, value: Any) -> int:
+    if isinstance(value, Constant) and value.nelms == 1:
+        value = value._data.item()
+    if not isinstance(value, int | np.integer):
+        raise TypeError(f"{kind}: {what} must be an integer or a constant of one, got {value!r}")
+    return int(value)
 
 
 def _region(
@@ -216,10 +240,10 @@ def _region(
     tensor_operand(kind, t)
     need_int(kind, tensor_operand(kind, index), "index")
     found, lengths = tuple(axis_of(kind, t, a) for a in axes), tuple(int(s) for s in sizes)
-    if not len(found) == len(lengths) == index.nelms or len(set(found)) < len(found):
+    if not 0 < len(set(found)) == len(found) == len(lengths) == index.nelms:
         raise ValueError(
-            f"{kind}: axes {found}, sizes {lengths} and index {index.shape} must be of one length, "
-            "each axis named once"
+            f"{kind}: axes {found}, sizes {lengths} and index {index.name} {index.shape} must be "
+            "of one length from 1 on, each axis named once"
         )
     for axis, size in zip(found, lengths, strict=True):
         if not 0 < size <= t.shape[axis]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from popxl import dtypes
-from popxl.ops._build import emit_one, same_dtype, tensor_operand
+from popxl.ops._build import emit_one, need_number, same_dtype, tensor_operand
 from popxl.tensor import Tensor, TensorSpec
 
 
@@ -22,9 +22,11 @@ def matmul(
         output_type: dtype of the result; that of the operands where None.
 
     Raises:
-        ValueError: where the inner sizes differ, an operand is a scalar, or batches do not broadcast.
+        ValueError: where the inner sizes differ, an operand is a scalar, or batches do not
+            broadcast.
     """
     same_dtype("matmul", tensor_operand("matmul", lhs), tensor_operand("matmul", rhs))
+    need_number("matmul", lhs)
     output = lhs.dtype if output_type is None else dtypes.dtype.as_dtype(output_type)
     spec = TensorSpec(_shape(lhs, rhs), output)
     return emit_one("matmul", [lhs, rhs], spec, output_type=output)

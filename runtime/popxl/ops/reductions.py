@@ -5,17 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from popxl import dtypes
-from popxl.ops._build import axes_of, axis_of, emit, emit_one, same_dtype, tensor_operand
+from popxl.ops._build import (
+    axes_of,
+    axis_of,
+    emit,
+    emit_one,
+    need_float,
+    need_number,
+    same_dtype,
+    tensor_operand,
+)
 from popxl.tensor import Tensor, TensorSpec
 
 
 def _reduce(kind: str, t: Tensor, axis: int | Iterable[int] | None, keepdims: bool) -> Tensor:
-    t = tensor_operand(kind, t)
+    need_number(kind, tensor_operand(kind, t))
     axes = axes_of(kind, t, axis)
+    if kind in ("max", "min"):
+        _need_elements(kind, t, axes)
     shape = tuple(
         1 if i in axes else size for i, size in enumerate(t.shape) if keepdims or i not in axes
     )
     return emit_one(kind, [t], TensorSpec(shape, t.dtype), axes=axes, keepdims=bool(keepdims))
+
+
+def _need_elements(kind: str, t: Tensor, axes: Iterable[int]) -> None:
+    empty = [a for a in axes if t.shape[a] == 0]
+    if empty:
+        raise ValueError(f"{kind}: axis {empty[0]} of {t.name} {t.shape} has no elements")
 
 
 def sum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
@@ -50,6 +67,7 @@ def sumsquare(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool
 
 def logsumexp(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
     """Logarithm of the sum of the exponentials over the axes."""
+    need_float("logsumexp", tensor_operand("logsumexp", t))
     return _reduce("logsumexp", t, axis, keepdims)
 
 
@@ -64,7 +82,9 @@ def argmin(t: Tensor, dim: int = 0, keepdim: bool = False) -> Tensor:
 
 
 def _arg(kind: str, t: Tensor, dim: int, keepdim: bool) -> Tensor:
-    axis = axis_of(kind, tensor_operand(kind, t), dim)
+    need_number(kind, tensor_operand(kind, t))
+    axis = axis_of(kind, t, dim)
+    _need_elements(kind, t, [axis])
     shape = tuple(
         1 if i == axis else size for i, size in enumerate(t.shape) if keepdim or i != axis
     )
@@ -84,7 +104,8 @@ def topk(
     Raises:
         ValueError: where the axis has fewer than `k` elements.
     """
-    axis = axis_of("topk", tensor_operand("topk", t), axis)
+    need_number("topk", tensor_operand("topk", t))
+    axis = axis_of("topk", t, axis)
     if not 1 <= k <= t.shape[axis]:
         raise ValueError(f"topk: k must be from 1 to {t.shape[axis]} (axis {axis}), got {k}")
     shape = (*t.shape[:axis], k, *t.shape[axis + 1 :])
@@ -95,13 +116,15 @@ def topk(
 
 def cumsum(t: Tensor, dim: int = 0) -> Tensor:
     """Running sum along `dim`."""
-    axis = axis_of("cumsum", tensor_operand("cumsum", t), dim)
+    need_number("cumsum", tensor_operand("cumsum", t))
+    axis = axis_of("cumsum", t, dim)
     return emit_one("cumsum", [t], t.spec, axis=axis)
 
 
 def softmax(t: Tensor, axis: int) -> Tensor:
     """exp(t) over its sum along `axis`."""
-    axis = axis_of("softmax", tensor_operand("softmax", t), axis)
+    need_float("softmax", tensor_operand("softmax", t))
+    axis = axis_of("softmax", t, axis)
     return emit_one("softmax", [t], t.spec, axis=axis)
 
 
@@ -109,10 +132,13 @@ def layer_norm(t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-05) -> T
     """Layer norm (arXiv 1607.06450) over the last axis of `(..., hidden)`.
 
     Raises:
+        TypeError: where they do not hold floats of one dtype.
         ValueError: where weight or bias is not of shape `(hidden,)`.
     """
-    tensor_operand("layer_norm", t)
-    same_dtype("layer_norm", t, weight, bias)
+    same_dtype("layer_norm", *(tensor_operand("layer_norm", v) for v in (t, weight, bias)))
+    need_float("layer_norm", t)
+    if not t.rank:
+        raise ValueError(f"layer_norm: {t.name} is a scalar, there is no axis to normalise over")
     for what, parameter in (("weight", weight), ("bias", bias)):
         if parameter.shape != t.shape[-1:]:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from popxl.ops._build import emit, emit_inplace, emit_one, need_int, tensor_operand
+from popxl.ops._build import emit, emit_inplace, emit_one, need_int, same_ir, tensor_operand
 from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Tensor, TensorSpec
 
@@ -40,6 +40,7 @@ def _offset(
     """The offset as inputs of the op, or as a fixed number."""
     if not isinstance(buffer, RemoteBuffer):
         raise TypeError(f"{kind}: expected a remote buffer, got {type(buffer).__name__}")
+    same_ir(kind, buffer)
     if isinstance(offset, Tensor):
         need_int(kind, offset, "offset")
         if offset.nelms != 1:

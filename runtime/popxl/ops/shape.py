@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from popxl.ops._build import (
     axes_of,
     axis_of,
@@ -82,10 +84,10 @@ def split(t: Tensor, splits: int | Sequence[int], axis: int = 0) -> list[Tensor]
     """
     axis = axis_of("split", tensor_operand("split", t), axis)
     size = t.shape[axis]
-    if isinstance(splits, int):
+    if isinstance(splits, int | np.integer):
         if splits < 1 or size % splits:
             raise ValueError(f"split: axis {axis} of size {size} cannot be split in {splits}")
-        sizes = [size // splits] * splits
+        sizes = [size // int(splits)] * int(splits)
     else:
         sizes = [int(s) for s in splits]
         if sum(sizes) != size or any(s < 0 for s in sizes):

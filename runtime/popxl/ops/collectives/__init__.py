@@ -7,7 +7,7 @@ from typing import Any
 
 from popxl import dtypes
 from popxl.context import get_ir
-from popxl.ops._build import axis_of, emit_inplace, emit_one, tensor_operand
+from popxl.ops._build import axis_of, emit_inplace, emit_one, need_number, tensor_operand
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Tensor, TensorSpec
 
@@ -45,8 +45,8 @@ def replicated_all_gather(
 
     Args:
         output_shape: "concat": one after another along `axis`; "new_axis": along a new axis;
-            "meta_shape": the tensor's meta shape; "auto": the meta shape where the tensor has one,
-            else "concat" for tensors of rank 1 or more and "new_axis" for scalars.
+            "meta_shape": the tensor's meta shape; "auto": the meta shape where the tensor has
+            one, else "concat" for tensors of rank 1 or more and "new_axis" for scalars.
 
     Raises:
         ValueError: for another `output_shape`, or groups of different sizes.
@@ -55,7 +55,8 @@ def replicated_all_gather(
     allowed = ("auto", "concat", "new_axis", "meta_shape")
     if output_shape not in allowed:
         raise ValueError(
-            f"replicated_all_gather: output_shape {output_shape!r}: allowed are {', '.join(allowed)}"
+            f"replicated_all_gather: output_shape {output_shape!r}: "
+            f"allowed are {', '.join(allowed)}"
         )
     if output_shape == "auto":
         output_shape = "meta_shape" if t.meta_shape else "concat" if t.rank else "new_axis"
@@ -88,11 +89,16 @@ def replicated_reduce_scatter(
 ) -> Tensor:
     """Member i of a group gets the i-th of equal flat parts of the reduction.
 
+    Args:
+        configure_output_for_replicated_tensor_sharding: give the part the whole's shape as its
+            meta shape, so that `replicated_all_gather` restores it.
+
     Returns:
         One dimension of `ceil(elements / group size)`; the last part is filled up with zeros.
     """
     group = _checked("replicated_reduce_scatter", t, op, group)
-    spec = TensorSpec((math.ceil(t.nelms / group.group_size),), t.dtype)
+    whole = t.shape if configure_output_for_replicated_tensor_sharding else ()
+    spec = TensorSpec((math.ceil(t.nelms / group.group_size),), t.dtype, whole)
     return emit_one("reduce_scatter", [t], spec, reduction=op, group=group)
 
 
@@ -102,8 +108,12 @@ def _checked(kind: str, t: Tensor, op: str, group: ReplicaGrouping | None) -> Re
         raise ValueError(f"{kind}: op {op!r}: allowed are {', '.join(REDUCTIONS)}")
     if op in ("and", "or") and t.dtype != dtypes.bool:
         raise TypeError(f"{kind}: op {op!r} needs a bool tensor, {t.name} is {t.dtype}")
+    if op not in ("and", "or", "local"):
+        need_number(kind, t)
     ir = get_ir()
-    group = group or ir.replica_grouping()
+    group = ir.replica_grouping() if group is None else group
+    if not isinstance(group, ReplicaGrouping):
+        raise TypeError(f"{kind}: the group must be a ReplicaGrouping, got {group!r}")
     if len(group.assignment) != ir.replication_factor:
         raise ValueError(
             f"{kind}: the group is of {len(group.assignment)} replicas, the Ir has "
