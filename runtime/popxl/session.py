@@ -28,6 +28,7 @@ class Session:
     Raises:
         ValueError: for another device.
         RuntimeError: where the device is not there.
+        NotImplementedError: where the replicas are spread over several processes.
     """
 
     def __init__(
@@ -40,6 +41,12 @@ class Session:
     ):
         from popxl.backend.engine import Engine
 
+        if ir.instance_replication_factor < ir.replication_factor:
+            raise NotImplementedError(
+                f"the Ir has {ir.replication_factor} replicas, this process "
+                f"{ir.instance_replication_factor}: replicas in several processes are not "
+                "supported yet"
+            )
         self._ir = ir
         self._attached = 0
         self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import popxl
 import pytest
+from misuse import Things
 
 
 @pytest.fixture
@@ -15,3 +16,9 @@ def main_graph():
     """The main graph of a new program of one replica, made current."""
     with popxl.Ir().main_graph as graph:
         yield graph
+
+
+@pytest.fixture
+def things(main_graph) -> Things:
+    """What a test can misuse, in a new program of one replica."""
+    return Things(main_graph.ir)

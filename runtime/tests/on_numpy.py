@@ -119,9 +119,7 @@ class OnNumpy:
         self.told.append(a.value)
 
     def _enter(self, body: Body, operands: Sequence[Elements]) -> list[Elements]:
-        return [
-            t if ref else t.copy() for t, ref in zip(operands, body.by_ref, strict=True)
-        ]
+        return [t if ref else t.copy() for t, ref in zip(operands, body.by_ref, strict=True)]
 
     def call(self, *operands, graph):
         outputs = run_body(graph, self, self._enter(graph, operands))

@@ -1,4 +1,4 @@
-"""Matrix products: against numpy in float64, over ranks, dtypes and what replicas have in common."""
+"""Matrix products against numpy in float64, over ranks, dtypes and what replicas share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from programs import FLOATS, LAYOUTS, assert_rounded, by_replica, numbers, run_on_layout, run_program
+from programs import (
+    FLOATS,
+    LAYOUTS,
+    assert_rounded,
+    by_replica,
+    numbers,
+    run_on_layout,
+    run_program,
+)
 
 SHAPES = [
     ((4,), (4,)),

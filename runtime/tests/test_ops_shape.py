@@ -163,7 +163,15 @@ def test_slice(layout, rng):
 def test_indexing_with_integers_and_slices(layout, rng):
     check(
         layout,
-        lambda x: (x[1], x[-1, 2], x[:, 1:3], x[..., 0], x[0, ..., ::2], x[2, 3, 4], x[np.int64(1)]),
+        lambda x: (
+            x[1],
+            x[-1, 2],
+            x[:, 1:3],
+            x[..., 0],
+            x[0, ..., ::2],
+            x[2, 3, 4],
+            x[np.int64(1)],
+        ),
         lambda x: (x[1], x[-1, 2], x[:, 1:3], x[..., 0], x[0, ..., ::2], x[2, 3, 4], x[1]),
         numbers(rng, (3, 4, 5), popxl.float32),
     )

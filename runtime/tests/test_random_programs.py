@@ -100,8 +100,11 @@ def check(seed: int, steps: int) -> Body:
                 np.testing.assert_array_equal(before, after)
         slots = [s[:, i] for s in program.numpy.slots for i in range(s.shape[1])]
         for variable, value in zip(program.state, [*program.values, *slots], strict=True):
-            first = [variable.replica_grouping.assignment.index(g) for g in range(len(value))
-                     if g < variable.replica_grouping.num_groups]
+            first = [
+                variable.replica_grouping.assignment.index(g)
+                for g in range(len(value))
+                if g < variable.replica_grouping.num_groups
+            ]
             got = session.get_tensor_data(variable).reshape(len(first), *variable.shape)
             np.testing.assert_array_equal(got, value[first])
     for variable, data in zip(program.state, host, strict=True):

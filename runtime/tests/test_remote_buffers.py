@@ -1,4 +1,4 @@
-"""Remote buffers and the variables in them: offsets, replicas, and memory that is mapped, not read."""
+"""Remote buffers and the variables in them: offsets, replicas, memory that is mapped, not read."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def test_a_buffer_tells_what_it_is(main_graph):
     assert (first.remote_buffer_id, second.remote_buffer_id) == (0, 1)
     first.entries = 9
     assert "entries=9" in repr(first)
+
+
+def test_a_buffer_of_shards_takes_tensors_that_are_split_so(main_graph):
+    buffer = popxl.remote_buffer((3,), popxl.float32, 4)
+    whole = popxl.variable(np.zeros((2, 5), np.float32), name="whole")
+    buffer.validate_tensor_matches_buffer(whole, num_shards=4)
+    for shards, shape in [(1, r"\(2, 5\)"), (5, r"\(2,\)")]:
+        with pytest.raises(ValueError, match=rf"whole is float32 {shape}, .* holds float32 \(3,\)"):
+            buffer.validate_tensor_matches_buffer(whole, shards)
 
 
 def test_a_slot_never_written_holds_zeros():

@@ -112,10 +112,8 @@ class Engine:
         """What was stored, `(transfers, replicas, *shape)`; zeros for transfers not made."""
         transfers = [self.mesh.flat(t) for t in self._outputs[stream]]
         while len(transfers) < self.ir.num_host_transfers:
-            zeros = torch.zeros(1, dtype=stream.dtype.as_torch()).expand(
-                self.mesh.replicas, *stream.shape
-            )
-            transfers.append(zeros)
+            zero = torch.zeros(1, dtype=stream.dtype.as_torch(), device=self.device)
+            transfers.append(zero.expand(self.mesh.replicas, *stream.shape))
         return to_numpy(transfers[0][None] if len(transfers) == 1 else torch.stack(transfers))
 
     def _loader(self, stream: Stream) -> Callable[[], torch.Tensor]:

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from popxl.backend import cells, indexing, kernels
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
+from popxl.backend.callees import Callee, Lowered, reaches_outside, repeated
 from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
@@ -28,21 +29,6 @@ from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import Stream
 from popxl.tensor import Constant, Tensor, Variable
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A graph as a callable, and what it does to memory that is not its own.
-
-    Attributes:
-        module: takes an argument an input, a `Cell` where that is by reference; returns a tuple.
-        shares: for each output, the memory it may lie in.
-        writes: the memory that is written to.
-    """
-
-    module: torch.nn.Module
-    shares: tuple[frozenset[Key], ...]
-    writes: frozenset[Key]
 
 
 @dataclass(frozen=True)
@@ -76,22 +62,6 @@ class Lowering:
         variables = [v for v in graph.variables if v._remote is None]
         lowering = _GraphLowering(self, graph, list(variables), frozenset(range(len(variables))))
         return lowering.run(), variables
-
-
-@dataclass(frozen=True)
-class _Callee:
-    """A lowered graph at an op that calls it: its input j is the op's input `first + j`."""
-
-    lowered: Lowered
-    first: int
-
-    def written(self) -> set[int]:
-        """The op's inputs that are written to."""
-        return {self.first + j for kind, j in self.lowered.writes if kind == "in"}
-
-    def shared(self, output: int) -> set[int]:
-        """The op's inputs whose memory an output may lie in."""
-        return {self.first + j for kind, j in self.lowered.shares[output] if kind == "in"}
 
 
 class _GraphLowering:
@@ -262,12 +232,12 @@ class _GraphLowering:
         lowered = self.program.lower(op.graphs[0], frozenset(op.modifies))
         replaced = self.around.composites.find(op, self.around.mesh)
         module = lowered.module if replaced is None else replaced
-        self._run_graphs(op, module, [_Callee(lowered, 0)])
+        self._run_graphs(op, module, [Callee(lowered, 0)])
 
     def _lower_repeat(self, op: Op) -> None:
         body = self.program.lower(op.graphs[0], frozenset(op.modifies))
-        loop, copied = _repeated(body, frozenset(op.modifies))
-        self._run_graphs(op, Repeat(body.module, op.count, copied), [_Callee(loop, 0)])
+        loop, copied = repeated(body, frozenset(op.modifies))
+        self._run_graphs(op, Repeat(body.module, op.count, copied), [Callee(loop, 0)])
 
     def _lower_conditional(self, op: Op) -> None:
         starts = (1, 1 + len(op.graphs[0]._inputs))
@@ -280,14 +250,14 @@ class _GraphLowering:
             )
             for graph, start in zip(op.graphs, starts, strict=True)
         )
-        separable = not any(_reaches_outside(graph) for graph in op.graphs)
+        separable = not any(reaches_outside(graph) for graph in op.graphs)
         module = Conditional(
             then_branch.module, else_branch.module, starts[1] - 1, self.lead, separable
         )
-        callees = [_Callee(then_branch, starts[0]), _Callee(else_branch, starts[1])]
+        callees = [Callee(then_branch, starts[0]), Callee(else_branch, starts[1])]
         self._run_graphs(op, module, callees)
 
-    def _run_graphs(self, op: Op, module: torch.nn.Module, callees: list[_Callee]) -> None:
+    def _run_graphs(self, op: Op, module: torch.nn.Module, callees: list[Callee]) -> None:
         """Call `module`; pass cells for inputs by reference and keep the books on memory."""
         values, inputs = self.values, op.inputs
         touched = set[int]().union(*(callee.written() for callee in callees))
@@ -311,10 +281,10 @@ class _GraphLowering:
             memory = self._shared_by_output(op, callees, number)
             values.bind(tensor, self.call(_item, result, number), memory)
         for t in dict.fromkeys(inputs[i] for i in sorted(touched) if i not in own_cells):
-            # Its memory may still be that of before: a loop may run no round, a branch not be taken.
+            # It may lie where it did: a loop may run no round, a branch may not be taken.
             values.assign(t, self.call(cells.read, lent[t]), values.memory(t))
 
-    def _shared_by_output(self, op: Op, callees: list[_Callee], number: int) -> frozenset[Key]:
+    def _shared_by_output(self, op: Op, callees: list[Callee], number: int) -> frozenset[Key]:
         lasting = {
             key for callee in callees for key in callee.lowered.shares[number] if key[0] != "in"
         }
@@ -332,28 +302,6 @@ class _GraphLowering:
                     f"{op.kind} of graph {op.graphs[0].name}: {a.name} and {b.name} share their "
                     "elements and both go in by reference; pass one of them by value"
                 )
-
-
-def _repeated(body: Lowered, by_ref: frozenset[int]) -> tuple[Lowered, list[bool]]:
-    """A loop of `body` as one callable, and which outputs need a copy before they are fed."""
-    carried = range(len(body.shares))
-    writes = body.writes | {("in", i) for i in by_ref if i in carried}
-    copied = [bool(shared & writes) for shared in body.shares]
-    shares = [shared | {("in", i)} for i, shared in enumerate(body.shares)]
-    for _ in carried:
-        shares = [
-            shared.union(*(shares[i] for kind, i in shared if kind == "in" and i in carried))
-            for shared in shares
-        ]
-    return Lowered(body.module, tuple(shares), writes), copied
-
-
-def _reaches_outside(graph: Graph) -> bool:
-    """Whether it, or a graph it calls, uses a stream or stores to a remote buffer."""
-    outside = ("host_load", "host_store", "remote_store")
-    return any(op.kind in outside for op in graph._ops) or any(
-        _reaches_outside(called) for called in graph.called_graphs
-    )
 
 
 def _item(results: tuple, index: int) -> torch.Tensor:

@@ -104,7 +104,7 @@ class Mesh:
         bits = host.view(np.dtype(f"u{host.itemsize}"))  # -0.0 equals 0.0 but is another value
         grid = bits.reshape(*self.dims, *host.shape[1:])
         for axis in range(self.lead):
-            first = grid.take([0], axis=axis)
+            first = grid[(slice(None),) * axis + (slice(1),)]
             if grid.strides[axis] == 0 or (host.nbytes <= _SMALL and (grid == first).all()):
                 grid, value = first, value.narrow(axis, 0, 1)
         return value
