@@ -68,7 +68,7 @@ def export(model: BloomForCausalLM, tokenizer: Path, folder: Path) -> None:
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     )
-    copy.to(torch.bfloat16).save_pretrained(temporary)
+    copy.bfloat16().save_pretrained(temporary)
     folder.mkdir(parents=True, exist_ok=True)
     for path in temporary.iterdir():
         path.chmod(0o644)

@@ -71,4 +71,4 @@ def samples(folder: Path) -> Iterator[tuple[str, str, str]]:
         for manner, settings in (("greedy", {"do_sample": False}), ("temperature 0.7", drawn)):
             torch.manual_seed(0)
             out = model.generate(**ids, max_new_tokens=SAMPLE_TOKENS, **settings)
-            yield prompt, manner, tokenizer.decode(out[0])
+            yield prompt, manner, str(tokenizer.decode(out[0]))

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def steps(
     tokens: np.ndarray,
     progress: Progress,
     arguments: argparse.Namespace,
-):
+) -> Iterator[None]:
     """Takes one step after another, each yielded, until the time budget is spent."""
     loss_fn = torch.compile(loss_of) if arguments.compile else loss_of
     budget = arguments.minutes * 60
@@ -130,7 +131,8 @@ def make_optimizers(
     model: BloomForCausalLM, arguments: argparse.Namespace
 ) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices and AdamW for the rest, or AdamW for everything."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         for_muon = arguments.optimizer == "muon" and ".h." in name and parameter.ndim == 2
         (matrices if for_muon else others).append(parameter)
