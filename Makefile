@@ -16,7 +16,7 @@ help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed
-	$(BIN)/python run_inference.py --prompt "$(PROMPT)" --num_tokens 60
+	$(BIN)/python run_inference.py --prompt "$(PROMPT)" --num_tokens 60 --temperature 0.7 --seed 2
 
 chat: $(VENV)/.installed
 	$(BIN)/python run_inference.py
