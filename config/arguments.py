@@ -24,10 +24,12 @@ def parse_arguments(
     """The validated configuration and the `extra` dataclass (or None) of a command line.
 
     `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options.
+    `--memmap-dir` is `--memmap_dir`, and so for every option.
 
     Raises:
         ConfigError: for an unknown preset or option, or a value that is not possible.
     """
+    argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     chooser = _preset_parser(add_help=False)
     choice, _ = chooser.parse_known_args(argv)
     preset = read_preset(getattr(choice, "config", None), Path(choice.config_file))
@@ -58,6 +60,13 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (--help lists every option)")
+
+
+def _with_underscores(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if not name.startswith("--"):
+        return word
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _preset_parser(**settings: Any) -> _Parser:

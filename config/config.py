@@ -75,6 +75,9 @@ class ExecutionConfig:
     memmap_dir: str | None = field(
         default=None, help="folder of memory-mapped, sharded weights, used in place of hf_model's"
     )
+    verify_memmap: bool = field(
+        default=False, help="read memory maps once at the start and compare their checksums"
+    )
     device: str = field(default="cpu", help=f"what to run on: {', '.join(DEVICES)}")
     log_level: str = field(
         default="warning", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"

@@ -1,9 +1,11 @@
-"""From settings to a model that answers: checkpoint, session, tokenizer."""
+"""From settings to a model that answers: checkpoint or memory maps, session, tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer
 from config import BloomConfig
 from inference import InferenceSession, hf_mapping, inference
 from utils.checkpoint import Checkpoint, open_checkpoint
+from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.setup import UserError
 
@@ -27,18 +30,28 @@ class Loaded:
 
 
 def load(config: BloomConfig) -> Loaded:
-    """Build the program and load the checkpoint that the settings name.
+    """Build the program and load the memory maps or the checkpoint that the settings name.
 
     Raises:
-        UserError: where the checkpoint cannot be read, or is of another model than configured.
+        UserError: where these cannot be read, or are of another model than configured.
     """
+    if config.execution.memmap_dir is not None:
+        maps = MemoryMaps(config)
+        return _loaded(maps.config, maps.path, maps.write)
     checkpoint = open_checkpoint(config.model.hf_model)
     checkpoint.check_against(config)
     model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
     config = dataclasses.replace(config, model=model)
-    tokenizer = load_tokenizer(checkpoint)
+    return _loaded(
+        config, checkpoint.path, lambda session: write_weights(config, session, checkpoint)
+    )
+
+
+def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]) -> Loaded:
+    """With the tokenizer of `folder` and the weights that `write` gives the session."""
+    tokenizer = load_tokenizer(folder)
     session = build(config)
-    write_weights(config, session, checkpoint)
+    write(session)
     session.__enter__()
     return Loaded(config, session, Passes(config, session), tokenizer)
 
@@ -58,14 +71,14 @@ def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Ch
         session.write_variables_data(mapping())
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer.
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
 
     Raises:
-        UserError: where the folder has none.
+        UserError: where there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no tokenizer in {checkpoint.path}: {reason}") from None
+        raise UserError(f"no tokenizer in {folder}: {reason}") from None

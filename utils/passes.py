@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -44,19 +44,43 @@ class Passes:
         Raises:
             ValueError: for a row that does not exist, no token, or more than fit the context.
         """
+        for count, logits in self.prompt_chunks(row, tokens, start):
+            if progress:
+                progress(count)
+            if logits is not None:
+                return logits
+        raise AssertionError("the last chunk has logits")
+
+    def prompt_chunks(
+        self, row: int, tokens: Sequence[int], start: int = 0
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        """`prompt` a chunk at a time: other rows' passes may be run between two of them.
+
+        A token pass meanwhile writes to this row too: its position must be the number of tokens
+        done, where the next chunk overwrites it.
+
+        Yields:
+            After each chunk, the number of tokens it did, and None or, after the last one, the
+            float32 logits `(vocab_size,)`.
+
+        Raises:
+            ValueError: when called, as `prompt` does.
+        """
         self._check_prompt(row, len(tokens), start)
-        done = start
-        while True:
+        return self._chunks(row, tokens, start)
+
+    def _chunks(
+        self, row: int, tokens: Sequence[int], done: int
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        while done < len(tokens):
             number, size = self._chunk(len(tokens) - done)
             first = min(done, self.sequence_length - size)  # back, where it would stick out
             end = min(first + size, len(tokens))
-            last = end - first - 1 if end == len(tokens) else NO_LOGITS
+            complete = end == len(tokens)
+            last = end - first - 1 if complete else NO_LOGITS
             logits = self._run(tokens[first:end], [first], row, last, number)
-            if progress:
-                progress(end - done)
+            yield end - done, logits[0] if complete else None
             done = end
-            if done == len(tokens):
-                return logits[0]
 
     def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """One token for every row.
@@ -69,6 +93,12 @@ class Passes:
             float32 logits, `(batch_size, vocab_size)`.
         """
         return self._run(tokens, positions, 0, 0, TOKEN_PASS)
+
+    def warm_up(self) -> None:
+        """Run every pass once: what is made at first use is there then. Rows keep no tokens."""
+        for size in self.chunks:
+            self.prompt(0, [0] * size)
+        self.token(*np.zeros((2, self.batch_size), np.int32))
 
     def _chunk(self, tokens: int) -> tuple[int, int]:
         """The pass for what is left: the smallest chunk that holds it, else the largest."""

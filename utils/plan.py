@@ -6,12 +6,15 @@ import math
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from popxl import Variable
 
 from config import BloomConfig
 from inference import InferenceSession
 from utils.loading import build
+from utils.streaming import Streaming, estimate
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,28 @@ class Plan:
     operations_per_token: int
     collectives_per_token: int
     collective_bytes_per_token: int
+    weight_bytes_all_replicas: int
+    streaming: Streaming
 
 
-def make_plan(config: BloomConfig) -> Plan:
-    """Build the program and look at it."""
+def make_plan(
+    config: BloomConfig, memory_bytes: int | None = None, disk_rate: float | None = None
+) -> Plan:
+    """Build the program and look at it.
+
+    Args:
+        memory_bytes: of the machine; what is available now where None.
+        disk_rate: bytes a second from disk; measured, if weights are larger than memory, where
+            None.
+    """
     session, seconds = timed_build(config)
     cost = session.pass_graphs["token"].cost()
     weights, state = session.ir.memory()
     variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
+    replicas, folder = config.execution.replicas, config.execution.memmap_dir
+    all_bytes = sum(_bytes_on_host(v) for v in variables)
     return Plan(
-        replicas=config.execution.replicas,
+        replicas=replicas,
         build_seconds=seconds,
         peak_host_bytes=peak_bytes(),
         parameters=sum(v.nelms for v in variables),
@@ -55,6 +70,15 @@ def make_plan(config: BloomConfig) -> Plan:
         operations_per_token=cost.operations,
         collectives_per_token=cost.collective_calls,
         collective_bytes_per_token=cost.collective_bytes,
+        weight_bytes_all_replicas=all_bytes,
+        streaming=estimate(
+            all_bytes,
+            min(all_bytes, replicas * cost.weight_bytes),
+            replicas * state,
+            memory_bytes,
+            disk_rate,
+            Path(folder).expanduser() if folder else None,
+        ),
     )
 
 
@@ -74,7 +98,24 @@ def describe_plan(plan: Plan) -> str:
         ),
         ("program built in", f"{plan.build_seconds:.1f} s, {_size(plan.peak_host_bytes)} of host"),
     ]
-    return "For one replica:\n" + "\n".join(f"  {name:<30} {value}" for name, value in rows)
+    lines = [f"  {name:<30} {value}" for name, value in rows]
+    return "\n".join(["For one replica:", *lines, describe_streaming(plan)])
+
+
+def describe_streaming(plan: Plan) -> str:
+    """Whether all weights fit in memory, and what a token reads from disk if not; one line."""
+    streaming = plan.streaming
+    sizes = (
+        f"All weights are {_size(plan.weight_bytes_all_replicas)}, memory is "
+        f"{_size(streaming.memory_bytes)}: "
+    )
+    if not streaming.disk_bytes_per_token:
+        return f"{sizes}nothing is read from disk for a token."
+    read = f"{sizes}at least {_size(streaming.disk_bytes_per_token)} are read from disk for a token"
+    if streaming.disk_seconds_per_token is None:
+        return f"{read}; give its rate with --disk_gb_per_s to know how long that takes."
+    rate = _size(streaming.disk_bytes_per_second or 0)
+    return f"{read}, {streaming.disk_seconds_per_token:.2f} s at {rate}/s."
 
 
 def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
@@ -87,6 +128,10 @@ def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
 def peak_bytes() -> int:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _bytes_on_host(variable: Variable) -> int:
+    return math.prod(variable.shape_on_host) * np.dtype(variable.dtype.as_numpy()).itemsize
 
 
 def _size(size: float) -> str:

@@ -91,12 +91,7 @@ class Sampler:
         Raises:
             UserError: there is a logit that is not a number, or the largest is infinite.
         """
-        largest = np.max(logits)  # NaN if there is one
-        if not np.isfinite(largest):
-            raise UserError(
-                f"the largest logit must be a finite number, not {largest}: the weights are "
-                "damaged, or need a precision of wider range (bfloat16, float32)"
-            )
+        check_finite(logits)
         logits = processed_logits(self.config, logits, ids)
         best = int(np.argmax(logits))  # the first of equals
         if self.config.greedy:
@@ -105,6 +100,16 @@ class Sampler:
         cumulative = np.cumsum(np.exp(logits[kept] - logits[best], dtype=np.float64))
         drawn = self._random.random() * cumulative[-1]
         return int(kept[np.searchsorted(cumulative, drawn, side="right")])
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raises a `UserError` where a logit is not a number, or the largest is infinite."""
+    largest = np.max(logits)  # NaN if there is one
+    if not np.isfinite(largest):
+        raise UserError(
+            f"the largest logit must be a finite number, not {largest}: the weights are "
+            "damaged, or need a precision of wider range (bfloat16, float32)"
+        )
 
 
 def processed_logits(

@@ -16,11 +16,15 @@ from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
 from inference import InferenceSession
+from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.plan import describe_plan, make_plan, peak_bytes, timed_build
 from utils.setup import UserError, setup_logging
 
-DESCRIPTION = "Measure throughput with random weights and inputs, or plan a run (--dry_run)."
+DESCRIPTION = (
+    "Measure throughput with random inputs, and random weights or --memmap_dir's, or plan a run "
+    "(--dry_run)."
+)
 POOL = 1 << 20
 """Random numbers that weights are filled with, over and over: timing does not mind."""
 
@@ -33,6 +37,12 @@ class BenchmarkArguments:
         default=False,
         action="store_true",
         help="build the program without weights and print what it needs",
+    )
+    memory_gb: float = field(
+        default=0, help="with --dry_run: memory of the machine; 0: what is available now"
+    )
+    disk_gb_per_s: float = field(
+        default=0, help="with --dry_run: rate that weights can be read at from disk; 0: measured"
     )
     prompt_tokens: int = field(
         default=0,
@@ -70,7 +80,8 @@ def run_benchmark(argv: Sequence[str] | None = None) -> None:
     _fill_in(config, arguments)
     _check(config, arguments)
     if arguments.dry_run:
-        plan = make_plan(config)
+        memory, rate = arguments.memory_gb * 1e9, arguments.disk_gb_per_s * 1e9
+        plan = make_plan(config, int(memory) or None, rate or None)
         print(_as_json(plan) if arguments.json else describe_plan(plan))
     else:
         result = measure(config, arguments)
@@ -82,10 +93,18 @@ def _as_json(result: Any) -> str:
 
 
 def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
-    """Fill the weights with random numbers and time rounds of prompt and decoding."""
+    """Fill the weights with random numbers and time rounds of prompt and decoding.
+
+    Where the configuration has a folder of memory maps, these are the weights.
+    """
+    maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
+    config = maps.config if maps else config
     session, seconds = timed_build(config)
     generator = np.random.default_rng(arguments.seed)
-    fill_randomly(session, generator)
+    if maps:
+        maps.write(session)
+    else:
+        fill_randomly(session, generator)
     with session:
         passes = Passes(config, session)
         rounds = [
@@ -174,7 +193,8 @@ def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:
 
 
 def _check(config: BloomConfig, arguments: BenchmarkArguments) -> None:
-    for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("repeats", 1), ("seed", 0)):
+    least_values = {"prompt_tokens": 1, "new_tokens": 2, "repeats": 1, "seed": 0}
+    for name, least in (least_values | {"memory_gb": 0, "disk_gb_per_s": 0}).items():
         value = getattr(arguments, name)
         if value < least:
             raise UserError(f"{name} must be {least} or more, not {value}")

@@ -1,0 +1,148 @@
+"""Make memory maps of a checkpoint: its weights sharded as a run needs them, to be used in place.
+
+    python generate_memmap.py --config bloom_560M --memmap-dir maps --shard-root bloom-560m
+    python generate_memmap.py --verify maps
+    python run_inference.py --config bloom_560M --memmap_dir maps --prompt "A dog is"
+
+Interrupted, the same command goes on with what is missing. Several processes share the work with
+--workers, or each with a --rank of its own, on any number of machines that see the folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simple_parsing import field
+from tqdm import tqdm
+
+from config import BloomConfig, parse_arguments
+from utils.setup import UserError, run_script, setup_logging
+
+if TYPE_CHECKING:
+    from utils.memmap.folder import MapFolder
+    from utils.memmap.generator import Written
+
+DESCRIPTION = (
+    "Make memory maps of a checkpoint for a preset, or check those there are (--verify). "
+    "Options may be spelt with - or with _."
+)
+
+
+@dataclass
+class GenerationArguments:
+    """What to read, and how to share the work."""
+
+    shard_root: str | None = field(
+        default=None, nargs=None, metavar="DIR", help="the checkpoint; hf_model's when not given"
+    )
+    world_size: int = field(default=1, help="how many calls share the layers, 1 or more")
+    rank: int = field(default=0, help="which of them this is, from 0 on")
+    workers: int = field(default=1, help="processes of this call, 1 or more")
+    overwrite: bool = field(
+        default=False,
+        action="store_true",
+        help="discard maps in the folder that are of another checkpoint, model or sharding",
+    )
+    verify: str | None = field(
+        default=None,
+        nargs=None,
+        metavar="DIR",
+        help="only compare every file of a folder with its checksum",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        UserError, ConfigError: for arguments that are not possible, and what prevents the maps.
+    """
+    config, arguments = parse_arguments(
+        argv, extra=GenerationArguments, prog="generate_memmap.py", description=DESCRIPTION
+    )
+    setup_logging(config.execution.log_level)
+    if arguments.verify is not None:
+        print(verified(Path(arguments.verify).expanduser()))
+    else:
+        check(config, arguments)
+        print(generated(config, arguments))
+
+
+def check(config: BloomConfig, arguments: GenerationArguments) -> None:
+    """Raises a `UserError` for arguments that are not possible."""
+    if config.execution.memmap_dir is None:
+        raise UserError("where to? Give a folder with --memmap-dir")
+    for name in ("world_size", "workers"):
+        value = getattr(arguments, name)
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}")
+    if not 0 <= arguments.rank < arguments.world_size:
+        raise UserError(
+            f"rank must be from 0 to {arguments.world_size - 1}, one less than world_size, "
+            f"not {arguments.rank}"
+        )
+
+
+def verified(folder: Path) -> str:
+    """Check the maps of a folder against their checksums; a line that says so."""
+    from utils.memmap.verification import verify
+
+    files = verify(folder).files
+    return f"{folder}: {len(files)} files, {size(sum(f.size for f in files.values()))}, all whole"
+
+
+def generated(config: BloomConfig, arguments: GenerationArguments) -> str:
+    """Make the maps; the summary."""
+    from utils.memmap.generator import Generator, Share  # late: wrong arguments need not wait
+    from utils.memmap.workers import run_workers
+
+    started = time.perf_counter()
+    generator = Generator(config, arguments.shard_root)
+    generator.begin(arguments.overwrite)
+    share, workers = Share(arguments.rank, arguments.world_size), arguments.workers
+    with bytes_bar(generator.bytes_missing(share), arguments.rank) as bar:
+        if workers == 1:
+            results = [generator.run(share, bar.update, bar.set_description)]
+        else:
+            results = run_workers(
+                config, arguments.shard_root, share.split(workers), bar.update, bar.set_description
+            )
+    return summary(generator.folder, results, time.perf_counter() - started)
+
+
+def bytes_bar(total: int, position: int) -> tqdm:
+    """A bar in bytes on stderr, if that is a terminal; one below the other for several ranks."""
+    return tqdm(
+        total=total, unit="B", unit_scale=True, position=position, leave=False, disable=None
+    )
+
+
+def summary(folder: MapFolder, results: list[Written], seconds: float) -> str:
+    """What was done, and whether anything is left to do."""
+    files, written = sum(r.files for r in results), sum(r.size for r in results)
+    done = (
+        f"{folder.path}: {files} files written, {size(written)} in {seconds:.1f} s "
+        f"({size(int(written / seconds))}/s)"
+    )
+    missing = folder.finish()
+    if missing:
+        return f"{done}; {len(missing)} of {len(folder.names)} are still to come from other ranks"
+    settings = folder.wanted.settings
+    sharding = f"{settings['tensor_parallel_1']} x {settings['tensor_parallel_2']}"
+    return (
+        f"{done}\ncomplete: {len(folder.names)} files of {folder.wanted.hf_model}, "
+        f"{settings['precision']}, for {sharding} shards"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for a person."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,96 @@
+"""Settings of a generation as a page or a client sends them, to be checked in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from utils.sampling import SamplingConfig
+from utils.setup import UserError
+
+
+@dataclass(frozen=True)
+class CheckedSettings:
+    """Settings that are possible."""
+
+    sampling: SamplingConfig
+    num_tokens: int
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """Settings of any type and value; those of `run_inference.py` by name, with its defaults.
+
+    `seed` may be its digits, or None or '' for one that is drawn. `stop` is a list of texts.
+    """
+
+    num_tokens: Any = 64
+    temperature: Any = 0.0
+    top_k: Any = 0
+    top_p: Any = 1.0
+    repetition_penalty: Any = 1.0
+    seed: Any = None
+    stop: Any = ()
+
+    def checked(self, max_tokens: int) -> CheckedSettings:
+        """The settings, once they are known to be possible.
+
+        Raises:
+            UserError: naming the first that is not, its value and what is allowed.
+        """
+        sampling = SamplingConfig(
+            temperature=_number("temperature", self.temperature),
+            top_k=_whole("top_k", self.top_k),
+            top_p=_number("top_p", self.top_p),
+            repetition_penalty=_number("repetition_penalty", self.repetition_penalty),
+            seed=_seed(self.seed),
+        )
+        num_tokens = _whole("num_tokens", self.num_tokens)
+        if not 1 <= num_tokens <= max_tokens:
+            raise UserError(f"num_tokens must be from 1 to {max_tokens}, not {num_tokens}")
+        return CheckedSettings(sampling.seeded(), num_tokens, _texts("stop", self.stop))
+
+
+def setting_names() -> list[str]:
+    """In order."""
+    return [setting.name for setting in dataclasses.fields(GivenSettings)]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name} must be a number, not {_shown(value)}")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    number = _number(name, value)
+    if not math.isfinite(number) or number != int(number):
+        raise UserError(f"{name} must be a whole number, not {_shown(value)}")
+    return int(number)
+
+
+def _seed(value: Any) -> int | None:
+    """A whole number or its digits, or None for none."""
+    if isinstance(value, str):
+        digits = value.strip()
+        if digits and not digits.lstrip("-").isdecimal():
+            raise UserError(f"seed must be a whole number, 0 or more, not {_shown(value)}")
+        value = int(digits[:4000]) if digits else None
+    return None if value is None else _whole("seed", value)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise UserError(f"{name} must be a list of texts, not {_shown(value)}")
+    if "" in value:
+        raise UserError(f"{name} must be a list of texts that are not empty")
+    return tuple(value)
+
+
+def _shown(value: Any) -> str:
+    """The value as it may stand in a message: nobody reads a megabyte of it."""
+    text = "empty" if value in (None, "") else repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

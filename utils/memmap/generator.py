@@ -1,0 +1,190 @@
+"""Making memory maps of a checkpoint: all of them, or the share of one rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import BloomConfig
+from inference import hf_mapping, inference
+from utils.checkpoint import open_checkpoint
+from utils.hub import DESCRIPTION
+from utils.memmap.fingerprint import fingerprint
+from utils.memmap.folder import MapFolder
+from utils.memmap.manifest import Manifest, map_settings
+from utils.memmap.parts import part_files, variables_of
+from utils.memmap.source import Source
+from utils.memmap.tensor_file import PAGE, PartFile, part_file
+from utils.memmap.writer import FileWriter, interrupts_between
+from utils.setup import UserError
+
+Progress = Callable[[int], None]
+"""Is called with the bytes that were written."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that is `rank`'s, of `world_size` that share it; they count from 0."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, items: list[Any]) -> list[Any]:
+        """Every `world_size`th item: each is one rank's, whatever the numbers."""
+        return items[self.rank :: self.world_size]
+
+    def split(self, workers: int) -> list[Share]:
+        """This share in so many."""
+        ranks = [self.rank + worker * self.world_size for worker in range(workers)]
+        return [Share(rank, self.world_size * workers) for rank in ranks]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one call has done; sizes in bytes.
+
+    Attributes:
+        files, size: those it has written.
+        missing: names of files that are other ranks' and not there yet.
+    """
+
+    files: int
+    size: int
+    missing: list[str]
+
+
+class Generator:
+    """The maps of one checkpoint and configuration, in one folder.
+
+    Args:
+        config: its `execution.memmap_dir` is the folder.
+        shard_root: folder or model id of the checkpoint; the configuration's `hf_model` where None.
+
+    Raises:
+        UserError: where the checkpoint cannot be read or is not the configuration's, and where
+            the folder cannot be made.
+    """
+
+    def __init__(self, config: BloomConfig, shard_root: str | None = None):
+        self.checkpoint = open_checkpoint(shard_root or config.model.hf_model)
+        self.checkpoint.check_against(config)
+        self.config = _for_generation(config, self.checkpoint.tied)
+        self._session = inference(self.config)
+        self._parts = part_files(self._session)
+        self._copied = copied_files(self.checkpoint.path)
+        manifest = Manifest(
+            hf_model=_name(config.model.hf_model),
+            fingerprint=fingerprint(self.checkpoint),
+            settings=map_settings(self.config),
+        )
+        path = Path(str(config.execution.memmap_dir))
+        self.folder = MapFolder(path, [*self._parts, *self._copied], manifest)
+
+    def begin(self, overwrite: bool = False) -> None:
+        """Take the folder, once it is known that the disk has room.
+
+        Raises:
+            UserError: where it has not, or the folder has other maps that are not to be discarded.
+        """
+        self.folder.begin(overwrite)
+        self._check_room()
+
+    def bytes_missing(self, share: Share) -> int:
+        """How much a rank has to write."""
+        missing = [f for f in share.of(list(self._parts)) if self.folder.entry(f) is None]
+        return sum(self._bytes_of(file) for file in missing)
+
+    def run(self, share: Share, progress: Progress, describe: Callable[[str], None]) -> Written:
+        """Write the files of a rank that are not complete, and the manifest if all are then.
+
+        Args:
+            describe: is called with the name of each file before it is written.
+        """
+        sizes = []
+        for name in [*self._copied, *share.of(list(self._parts))]:
+            if self.folder.entry(name) is None:
+                describe(name)
+                size = self._write(name, progress)
+                sizes += [size] if size else []
+        return Written(len(sizes), sum(sizes), self.folder.finish())
+
+    def _bytes_of(self, file: str) -> int:
+        """Bytes of a file but for its header: of a part, those of its tensors in all replicas."""
+        if file in self._copied:
+            return self._copied[file].stat().st_size
+        return sum(
+            math.prod(v.shape_on_host) * np.dtype(v.dtype.as_numpy()).itemsize
+            for v in variables_of(self._session, self._parts[file]).values()
+        )
+
+    def _check_room(self) -> None:
+        missing = [file for file in self.folder.names if self.folder.entry(file) is None]
+        # A page for the header, and one for what the file system adds to a file.
+        needed = sum(self._bytes_of(file) + 2 * PAGE for file in missing)
+        free = shutil.disk_usage(self.folder.path).free + self.folder.bytes_begun(missing)
+        if needed > free:
+            raise UserError(
+                f"not enough disk for {self.folder.path}: {needed:,} bytes are needed, "
+                f"{free:,} are free"
+            )
+
+    def _write(self, name: str, progress: Progress) -> int:
+        if name in self._copied:
+            content = PartFile(b"", {name: np.fromfile(self._copied[name], np.uint8)})
+        else:
+            content = self._part(self._parts[name])
+        with interrupts_between() as check, FileWriter(self.folder.path / name) as writer:
+            if self.folder.entry(name) is not None:  # another process was about to finish it
+                return 0
+
+            def wrote(size: int) -> None:
+                progress(size)
+                check()
+
+            header = content.header or None
+            if header:
+                writer.write(header, lambda _: None)
+            while content.arrays:
+                writer.write(content.arrays.pop(next(iter(content.arrays))), wrote)
+            return writer.commit(header, partial(self.folder.record, name)).size
+
+    def _part(self, part: str) -> PartFile:
+        """A part's file from the checkpoint, of which no page stays in memory."""
+        variables = variables_of(self._session, part)
+        source = Source(self.checkpoint)
+        mappings = dict(hf_mapping(self.config, self._session.state, source.module))
+        values = mappings[part]()
+        source.release()
+        about = {
+            "part": part,
+            "checkpoint": self.folder.wanted.fingerprint,
+            **{name: str(value) for name, value in self.folder.wanted.settings.items()},
+        }
+        return part_file({name: values[v] for name, v in variables.items()}, about)
+
+
+def copied_files(folder: Path) -> dict[str, Path]:
+    """The files beside the weights, by name: settings and tokenizer."""
+    found = [path for pattern in DESCRIPTION for path in folder.glob(pattern) if path.is_file()]
+    return {path.name: path for path in sorted(found)}
+
+
+def _for_generation(config: BloomConfig, tied: bool) -> BloomConfig:
+    """The program's variables are what counts: one short pass, on this machine."""
+    model = dataclasses.replace(config.model, tie_word_embeddings=tied)
+    execution = dataclasses.replace(config.execution, device="cpu", prompt_chunks=(1,))
+    return BloomConfig(model, execution)
+
+
+def _name(hf_model: str) -> str:
+    """A model id, or the name of a folder: it must be the same from wherever it is said."""
+    path = Path(hf_model).expanduser()
+    return path.resolve().name if path.is_dir() else hf_model

@@ -1,0 +1,133 @@
+"""The safetensors file of one part: its header, and its tensors as views of the mapped file.
+
+The format: the header's length (8 bytes, little-endian), the header (JSON, filled up with spaces)
+and the tensors without gaps. Ours begin on a page, the tensors of whole pages first. A matrix whose
+bytes lie in the order of its swapped axes is stored so, and named in the metadata; reading swaps
+its axes back. Neither way is anything transposed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from utils.setup import UserError
+
+PAGE, LINE = 1 << 12, 1 << 6
+"""Bytes of a page of memory and of a line of a cache."""
+
+LARGEST_HEADER = 100_000_000
+SWAPPED = "swapped"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype(np.int32),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """The contents of a part's file: the header's bytes, then every array's, in order."""
+
+    header: bytes
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + sum(array.nbytes for array in self.arrays.values())
+
+
+def part_file(arrays: dict[str, np.ndarray], about: dict[str, str]) -> PartFile:
+    """The file of a part's arrays.
+
+    Args:
+        about: what the header says of the part.
+
+    Returns:
+        with C-contiguous arrays, which are views of those given unless these are neither
+        contiguous nor so with their last two axes swapped.
+    """
+    stored: dict[str, np.ndarray] = {}
+    swapped = []
+    for name in sorted(arrays, key=lambda name: _order(arrays[name])):
+        array = arrays[name]
+        if not array.flags.c_contiguous and array.ndim >= 2:
+            exchanged = array.swapaxes(-1, -2)
+            if exchanged.flags.c_contiguous:
+                array = exchanged
+                swapped.append(name)
+        stored[name] = array if array.flags.c_contiguous else array.copy(order="C")
+    return PartFile(_header(stored, about | {SWAPPED: ",".join(swapped)}), stored)
+
+
+def _order(array: np.ndarray) -> tuple[bool, bool, int]:
+    """Whole pages, then whole lines, then the rest by falling size of their elements: each tensor
+    begins where a processor likes it, with no gaps, which the format does not have."""
+    return array.nbytes % PAGE != 0, array.nbytes % LINE != 0, -array.dtype.itemsize
+
+
+def _header(arrays: dict[str, np.ndarray], about: dict[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": about}
+    offset = 0
+    for name, array in arrays.items():
+        end = offset + array.nbytes
+        entries[name] = {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    length = math.ceil((8 + len(text)) / PAGE) * PAGE - 8
+    return length.to_bytes(8, "little") + text.ljust(length)
+
+
+def read_header(path: Path) -> bytes:
+    """The first bytes of a file, up to its first tensor.
+
+    Raises:
+        UserError: where it cannot be read, or cannot be a safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > LARGEST_HEADER:
+                raise UserError(f"{path} is damaged: it does not begin as a safetensors file")
+            return start + file.read(length)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a part, views of the file, which is mapped for reading and not read.
+
+    Raises:
+        UserError: where it cannot be mapped, or is no file of `part_file`.
+    """
+    header = read_header(path)
+    try:
+        entries = json.loads(header[8:])
+        swapped = entries.pop("__metadata__")[SWAPPED].split(",")
+        data = np.asarray(np.memmap(path, np.uint8, "r"))[len(header) :]
+        arrays = {name: _view(data, entry) for name, entry in entries.items()}
+    except OSError as error:
+        raise UserError(f"cannot map {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return {
+        name: array.swapaxes(-1, -2) if name in swapped else array for name, array in arrays.items()
+    }
+
+
+def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    begin, end = entry["data_offsets"]
+    return data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -1,0 +1,59 @@
+"""Memory of this process: pages of mapped files that are let go again, and how much there is.
+
+The one place where the application knows that the runtime under it is ours; with another one,
+nothing is let go early.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+try:
+    from popxl.backend import memory
+except ImportError:
+    memory = None  # type: ignore[assignment]
+
+PAGEOUT, POPULATE_READ = 21, 22
+"""Advice of madvise(2): drop from memory; read now, and no more page by page."""
+
+
+class MappedPages:
+    """A range of memory, if it is that of a mapped file; otherwise there is nothing to let go.
+
+    Args:
+        address, size: of the range, in bytes.
+    """
+
+    def __init__(self, address: int, size: int):
+        self._address, self._size = address, size
+        self._mapped = memory is not None and memory.mapped_files().hold(
+            memory.Region(address, size)
+        )
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> MappedPages:
+        """Those of an array without gaps."""
+        return cls(array.__array_interface__["data"][0], array.nbytes)
+
+    def bring(self, begin: int, end: int) -> None:
+        """Read bytes `begin:end` at once, which is faster than page by page."""
+        self._advise(begin, end, POPULATE_READ)
+
+    def release(self, begin: int = 0, end: int | None = None) -> None:
+        """Let the pages of bytes `begin:end` go; they are read again where they are used again."""
+        self._advise(begin, self._size if end is None else end, PAGEOUT)
+
+    def _advise(self, begin: int, end: int, advice: int) -> None:
+        if self._mapped:
+            start = (self._address + begin) // memory.PAGE * memory.PAGE
+            stop = self._address + min(end, self._size)
+            memory.advise(memory.Region(start, stop - start), advice)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still use."""
+    if memory is not None:
+        return memory.available_memory()
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
