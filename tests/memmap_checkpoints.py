@@ -6,9 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from bloom_checkpoints import random_bloom
 from byte_level import byte_level_tokenizer
@@ -16,6 +18,7 @@ from transformers import BloomForCausalLM
 
 import generate_memmap
 from config import BloomConfig, parse_arguments
+from utils.setup import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 VOCAB_SIZE = 403  # more than the tokenizer has, and no multiple of 2 or 4
@@ -118,3 +121,11 @@ def run_script(script: str, *words: str, cwd: Path = REPOSITORY) -> subprocess.C
         timeout=300,
         check=False,
     )
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message of the user's error that an action ends in, which is one line."""
+    with pytest.raises(UserError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import generate_memmap
+from config import parse_arguments
 from utils.memmap import generator, writer  # before they are needed: such processes are forked
 from utils.setup import run_script
-
-__all__ = ["generate_in_small_steps", "generator", "killed"]
 
 
 def generate_in_small_steps(words: list[str]) -> None:
@@ -18,6 +18,23 @@ def generate_in_small_steps(words: list[str]) -> None:
     writer.CHUNK = 1 << 12
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run_script(lambda: generate_memmap.main(words))
+
+
+def print_growth(words: list[str]) -> None:
+    """Print the bytes of memory, mapped files among them, by which the making of maps grows."""
+    config, _ = parse_arguments(words)
+    maker = generator.Generator(config)
+    maker.begin()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = _memory("VmRSS")
+    maker.run(generator.Share(), lambda _: None, lambda _: None)
+    print(_memory("VmHWM") - before)
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    return int(status[name].split()[0]) * 1024
 
 
 def killed(*_: object) -> None:

@@ -1,27 +1,23 @@
-"""Making memory maps: shared between processes, interrupted at any moment, on a full disk."""
+"""Making memory maps: shared between processes, from any checkpoint, in little memory."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
-from memmap_checkpoints import REPOSITORY, Small, contents, environment, identities, run_script
-from memmap_processes import generate_in_small_steps
-from safetensors.torch import load_file
+import torch
+from memmap_checkpoints import REPOSITORY, Small, contents, environment, run_script
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig as TransformersConfig
+from transformers import BloomForCausalLM
 
-import generate_memmap
 from utils.memmap.generator import Generator, Share
-from utils.setup import UserError
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +99,6 @@ def test_the_checkpoints_format_and_shards_make_no_difference(small, tmp_path):
 
 
 def test_bin_shards_give_the_same_files(small, tmp_path):
-    import torch
-
     pickled = tmp_path / "pickled"
     shutil.copytree(small.folder, pickled)
     for file in pickled.glob("*.safetensors"):
@@ -130,201 +124,37 @@ def test_precision_is_that_of_the_command_line(small, tmp_path):
     assert str(stored.dtype) == "torch.bfloat16"
 
 
-# --- interrupted ---
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Callable[[list[str]], multiprocessing.process.BaseProcess]]:
-    """Starts generations as processes of their own, which need not import anything first."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["memmap_processes"])
-
-    def run(words: list[str]) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=generate_in_small_steps, args=(words,))
-        process.start()
-        return process
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
-            patch.setenv(name, environment()[name])
-        yield run
-
-
-def interrupted(start, words: list[str], number: int, seconds: float) -> int:
-    """Send a signal to a generation after some time; its exit status, 0 if it was faster."""
-    process = start(words)
-    process.join(seconds)
-    if process.is_alive():
-        os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
-
-
-def duration(start, words: list[str]) -> float:
-    """Seconds that an undisturbed generation takes."""
-    started = time.perf_counter()
-    process = start(words)
-    process.join()
-    assert process.exitcode == 0
-    return time.perf_counter() - started
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_generation_is_finished_by_the_same_command(
-    number, small, undisturbed, start, tmp_path
-):
-    expected = contents(undisturbed)
-    duration(start, small.words(tmp_path / "first", 2, 2))  # starts the server of processes too
-    whole = duration(start, small.words(tmp_path / "second", 2, 2))
-    assert contents(tmp_path / "second") == expected
-    moments = random.Random(int(number))
-    interruptions = 0
-    while interruptions < (20 if number == signal.SIGKILL else 8):
-        maps = tmp_path / "maps"
-        words = small.words(maps, 2, 2)
-        status = interrupted(start, words, number, moments.uniform(0, whole))
-        interruptions += status != 0
-        left = contents(maps) if maps.exists() else {}
-        for name in left.keys() & expected.keys():
-            assert left[name] == expected[name], f"{name} has its name and is not whole"
-        if number == signal.SIGINT:
-            assert status in (0, 130, -signal.SIGINT)  # the last before Python handles it
-            assert not [name for name in left if "partial" in name]
-        before = identities(maps) if maps.exists() else {}
-        assert duration(start, words) > 0
-        assert contents(maps) == expected
-        after = identities(maps)
-        assert before.items() <= after.items(), "a whole file was written again"
-        shutil.rmtree(maps)
-
-
-def test_ranks_go_on_where_other_ranks_died(small, undisturbed, start, tmp_path):
-    words = small.words(tmp_path / "maps", 2, 2)
-    moments = random.Random(0)
-    whole = duration(start, small.words(tmp_path / "first", 2, 2))
-    processes = [start([*words, "--world-size", "3", "--rank", str(rank)]) for rank in range(3)]
-    for process in processes:
-        process.join(moments.uniform(0, whole))
-        process.kill()
-    for process in processes:
-        process.join()
-    processes = [start([*words, "--world-size", "2", "--rank", str(rank)]) for rank in range(2)]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert_equal_folders(tmp_path / "maps", undisturbed)
-
-
-def test_a_finished_generation_is_left_as_it_is(small, tmp_path):
-    maps = small.generate(tmp_path / "maps")
-    before = identities(maps)
-    small.generate(maps)
-    small.generate(maps, "--overwrite")
-    assert identities(maps) == before
-
-
-def test_only_a_missing_file_is_made_again(small, tmp_path):
-    maps = small.generate(tmp_path / "maps")
-    before, whole = identities(maps), contents(maps)
-    (maps / "layer_0001.safetensors").unlink()
-    small.generate(maps)
-    assert contents(maps) == whole
-    changed = {name for name, identity in identities(maps).items() if identity != before[name]}
-    assert changed == {"layer_0001.safetensors"}
-
-
-def test_a_worker_that_is_killed_is_told_in_one_line(small, undisturbed, tmp_path):
-    words = small.words(tmp_path / "maps", 2, 2)
-    code = (
-        "import os, signal, sys, generate_memmap\n"
-        "from utils.memmap import workers\n"
-        "from utils.setup import run_script\n"
-        "import memmap_processes\n"
-        "workers._work = memmap_processes.killed\n"
-        "if __name__ == '__main__': run_script(lambda: generate_memmap.main(sys.argv[1:]))\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
+@pytest.mark.parametrize(("precision", "tp"), [("bfloat16", 1), ("float16", 4)])
+def test_memory_grows_by_about_one_layer_whatever_the_model(precision, tp, tmp_path):
+    shape = {"hidden_size": 1024, "n_layer": 8, "n_head": 16, "vocab_size": 1000}
+    config = TransformersConfig(**shape)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        tensors = BloomForCausalLM(config).transformer.state_dict()
+    zeros = {name: torch.zeros(t.shape, dtype=torch.bfloat16) for name, t in tensors.items()}
+    save_file(zeros, tmp_path / "model.safetensors")
+    words = f"--hf_model {tmp_path} --memmap_dir {tmp_path / 'maps'} --precision {precision}"
+    words += " --layers 8 --hidden_size 1024 --heads 16 --vocab_size 1000"
+    words += f" --tensor_parallel_1 {tp} --tensor_parallel_2 {tp}"
+    code = "import sys, memmap_processes; memmap_processes.print_growth(sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, str(script), *words, "--workers", "2"],
+        [sys.executable, "-c", code, *words.split()],
         capture_output=True,
         text=True,
         env=environment(),
         timeout=300,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: process ")
-    assert "was ended by SIGKILL" in done.stderr
-    assert done.stderr.count("\n") == 1
-    small.generate(tmp_path / "maps", tp1=2, tp2=2)
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert done.returncode == 0, done.stderr
+    layer = sum(t.nbytes for name, t in zeros.items() if name.startswith("h.0."))
+    assert 8 * layer > 200_000_000
+    assert int(done.stdout) < 3 * layer  # its copy, a tensor of the checkpoint, what is written
 
 
-# --- the disk ---
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """Gives a disk of a size, or makes it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = []
-
-    def of_size(size: str) -> Path:
-        options = f"size={size}" + (",remount" if mounted else "")
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
-        mounted.append(size)
-        return folder
-
-    yield of_size
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(small, disk):
-    maps = disk("100k") / "maps"
-    with pytest.raises(UserError) as error:
-        small.generate(maps)
-    sizes = sum(p.numel() * 4 for p in small.model.parameters())
-    needed = int(str(error.value).partition("disk for ")[2].split()[1].replace(",", ""))
-    assert sizes < needed < 3 * sizes
-    assert "are needed" in str(error.value)
-    assert not identities(maps)
-    disk("8m")
-    small.generate(maps)
-    assert generate_memmap.main(["--verify", str(maps)]) is None
-
-
-def test_a_disk_that_is_full_on_the_way_leaves_whole_files_and_no_other(small, disk, tmp_path):
-    expected = contents(small.generate(tmp_path / "expected"))
-    maps = disk("2m") / "maps"
-    generator = Generator(small.config(maps))
-    generator.begin()
-    free = shutil.disk_usage(maps).free
-    (maps.parent / "others").write_bytes(b"x" * (free - 250_000))
-    with pytest.raises(UserError) as error:
-        generator.run(Share(), lambda _: None, lambda _: None)
-    assert "No space left on device" in str(error.value)
-    assert "\n" not in str(error.value)
-    left = identities(maps)
-    assert "embeddings.safetensors" in left and "head.safetensors" not in left
-    assert not [path for path in contents(maps) if "partial" in path]
-    assert {name: contents(maps)[name] for name in left}.items() <= expected.items()
-    disk("8m")
-    small.generate(maps)
-    assert contents(maps) == expected
-    assert left.items() <= identities(maps).items()
-
-
-def test_a_full_disk_is_one_line_and_status_2(small, disk):
-    maps = disk("2m") / "maps"
-    (maps.parent / "others").write_bytes(b"x" * 1_950_000)
-    done = run_script("generate_memmap.py", *small.words(maps))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: not enough disk for ")
-    assert done.stderr.count("\n") == 1
+def test_a_terminal_shows_files_and_bytes_a_second(small, tmp_path):
+    words = [str(REPOSITORY / "generate_memmap.py"), *small.words(tmp_path / "maps")]
+    with pexpect.spawn(sys.executable, words, env=environment(), encoding="utf-8") as terminal:
+        output = terminal.read()
+    assert "B/s]" in output
+    assert "layer_0003.safetensors: " in output
+    assert "complete: " in output

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from utils.memmap.manifest import MANIFEST, FileEntry, Manifest, read_manifest
-from utils.memmap.writer import locked, partial_path, write_file
+from utils.memmap.writer import interrupts_between, locked, partial_path, write_file
 from utils.setup import UserError
 
 
@@ -48,7 +48,7 @@ class MapFolder:
             UserError: where the folder has such maps, or files of the same names that no
                 generation made: these are never touched.
         """
-        with locked(self.path):
+        with interrupts_between(), locked(self.path):
             found = self._found()
             if found is not None:
                 differences = self.wanted.differences(found)
@@ -77,7 +77,7 @@ class MapFolder:
 
     def finish(self) -> list[str]:
         """Write the manifest if every file is complete; the names of those that are not."""
-        with locked(self.path):
+        with interrupts_between(), locked(self.path):
             entries = {name: self.entry(name) for name in self.names}
             files = {name: entry for name, entry in entries.items() if entry is not None}
             if len(files) == len(self.names):

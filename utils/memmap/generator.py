@@ -26,7 +26,7 @@ from utils.memmap.tensor_file import PAGE, PartFile, part_file
 from utils.memmap.writer import FileWriter, interrupts_between
 from utils.setup import UserError
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Is called with the bytes that were written."""
 
 
@@ -85,7 +85,7 @@ class Generator:
             fingerprint=fingerprint(self.checkpoint),
             settings=map_settings(self.config),
         )
-        path = Path(str(config.execution.memmap_dir))
+        path = Path(str(config.execution.memmap_dir)).expanduser()
         self.folder = MapFolder(path, [*self._parts, *self._copied], manifest)
 
     def begin(self, overwrite: bool = False) -> None:
@@ -99,22 +99,25 @@ class Generator:
 
     def bytes_missing(self, share: Share) -> int:
         """How much a rank has to write."""
-        missing = [f for f in share.of(list(self._parts)) if self.folder.entry(f) is None]
-        return sum(self._bytes_of(file) for file in missing)
+        return sum(self._bytes_of(name) for name in self._missing(share))
 
-    def run(self, share: Share, progress: Progress, describe: Callable[[str], None]) -> Written:
+    def run(self, share: Share, progress: Progress, describe: Callable[[str], object]) -> Written:
         """Write the files of a rank that are not complete, and the manifest if all are then.
 
         Args:
             describe: is called with the name of each file before it is written.
         """
         sizes = []
-        for name in [*self._copied, *share.of(list(self._parts))]:
-            if self.folder.entry(name) is None:
-                describe(name)
-                size = self._write(name, progress)
-                sizes += [size] if size else []
+        for name in self._missing(share):
+            describe(name)
+            size = self._write(name, progress)
+            sizes += [size] if size else []
         return Written(len(sizes), sum(sizes), self.folder.finish())
+
+    def _missing(self, share: Share) -> list[str]:
+        """Files that are not complete: the small ones, and a rank's share of the parts."""
+        names = [*self._copied, *share.of(list(self._parts))]
+        return [name for name in names if self.folder.entry(name) is None]
 
     def _bytes_of(self, file: str) -> int:
         """Bytes of a file but for its header: of a part, those of its tensors in all replicas."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,7 +22,7 @@ def run_workers(
     shard_root: str | None,
     shares: list[Share],
     progress: Progress,
-    describe: Callable[[str], None],
+    describe: Callable[[str], object],
 ) -> list[Written]:
     """What each share's process has written, once all have ended.
 
@@ -57,6 +58,7 @@ def run_workers(
 @contextlib.contextmanager
 def _interrupts_later() -> Iterator[None]:
     """Keep Ctrl-C from a process that is started here until it is ready for it."""
+    resource_tracker.ensure_running()  # which would lift this when the first process starts it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -65,7 +67,7 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def _collect(
-    workers: dict[Connection, BaseProcess], progress: Progress, describe: Callable[[str], None]
+    workers: dict[Connection, BaseProcess], progress: Progress, describe: Callable[[str], object]
 ) -> list[Written]:
     results: list[Written] = []
     running = dict(workers)

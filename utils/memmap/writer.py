@@ -59,7 +59,7 @@ class FileWriter:
             self._partial.unlink()
         os.close(self._file)
 
-    def write(self, data: np.ndarray | bytes, progress: Callable[[int], None]) -> None:
+    def write(self, data: np.ndarray | bytes, progress: Callable[[int], object]) -> None:
         """Add the bytes of `data`, in chunks; `progress` is called with the size of each.
 
         The pages of a mapped array leave memory once they are written.
