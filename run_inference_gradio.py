@@ -1,0 +1,156 @@
+"""Serve BLOOM as a web page, for several people at once.
+
+    python run_inference_gradio.py --config bloom_tiny
+    BLOOM_AUTH=user:password python run_inference_gradio.py --host 0.0.0.0
+
+It listens on this computer alone unless told otherwise, and calls no other host but for --share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simple_parsing import field
+
+from config import BloomConfig, parse_arguments
+from utils.listening import bind, is_public, url
+from utils.setup import UserError, run_script, setup_logging
+
+ROWS = 8
+"""Rows of the cache where neither command line nor preset say how many."""
+
+DESCRIPTION = (
+    "Serve BLOOM as a web page, with endpoints for gradio_client and /health. Requests share the "
+    f"rows of the cache: --batch_size is {ROWS} here where it is not given, and --log_level info, "
+    "which logs each request."
+)
+
+
+@dataclass
+class ServerArguments:
+    """Where to serve, whom, and how much."""
+
+    host: str = field(default="127.0.0.1", help="address to listen on; 0.0.0.0 is all there are")
+    port: int = field(default=7860, help="port to listen on; 0 takes any that is free")
+    share: bool = field(
+        default=False, action="store_true", help="have gradio.live forward a public link to it"
+    )
+    auth: str | None = field(
+        default=None,
+        nargs=None,
+        metavar="USER:PASSWORD",
+        help="what the page asks for; better in the environment's BLOOM_AUTH, which no `ps` shows",
+    )
+    max_queue: int = field(
+        default=32, help="requests that may wait for a row, 0 or more; further ones are refused"
+    )
+    max_tokens: int = field(
+        default=0, help="tokens that a request may ask for; 0 is as many as the context has"
+    )
+    time_limit: float = field(default=300.0, help="seconds a request may have its row, over 0")
+    log_prompts: bool = field(
+        default=False,
+        action="store_true",
+        help="log the prompts of requests, not their length only",
+    )
+
+    def account(self) -> tuple[str, str] | None:
+        """User and password. Raises a `UserError` where one of them is missing."""
+        given = self.auth if self.auth is not None else os.environ.get("BLOOM_AUTH")
+        if given is None:
+            return None
+        user, _, password = given.partition(":")
+        if not user.strip() or not password:
+            raise UserError("--auth and BLOOM_AUTH must be user:password, with both of them")
+        return user.strip(), password
+
+
+def main(
+    argv: Sequence[str] | None = None, load: Callable[[BloomConfig], Any] | None = None
+) -> int:
+    """Run the command line until SIGINT or SIGTERM; the exit status.
+
+    Args:
+        load: gives an object with `passes` and `tokenizer`; `utils.loading.load` when None.
+
+    Raises:
+        UserError, ConfigError: for arguments that are not possible, or an address that is taken.
+    """
+    config, arguments = parse_arguments(
+        argv, extra=ServerArguments, prog="run_inference_gradio.py", description=DESCRIPTION
+    )
+    config = for_many(config, sys.argv[1:] if argv is None else argv)
+    setup_logging(config.execution.log_level)
+    account = arguments.account()
+    return serve(config, arguments, account, load)
+
+
+def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
+    """The settings with this script's defaults, where nothing else was asked for."""
+
+    def given(option: str) -> bool:
+        return any(w.partition("=")[0].replace("-", "_") == f"__{option}" for w in argv)
+
+    execution = config.execution
+    changed: dict[str, Any] = {}
+    if execution.batch_size == 1 and not given("batch_size"):
+        changed["batch_size"] = ROWS
+    if execution.log_level == "warning" and not given("log_level"):
+        changed["log_level"] = "info"
+    return dataclasses.replace(config, execution=dataclasses.replace(execution, **changed))
+
+
+def serve(
+    config: BloomConfig,
+    arguments: ServerArguments,
+    account: tuple[str, str] | None,
+    load: Callable[[BloomConfig], Any] | None,
+) -> int:
+    """Load the model and serve it; the exit status."""
+    listener = bind(arguments.host, arguments.port)
+    if account is None and (arguments.share or is_public(arguments.host)):
+        logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
+    loaded = (load or load_model)(config)
+    from utils.engine import Engine
+    from utils.service import Service
+    from utils.web_server import WebServer, build_app, share
+
+    with Engine(
+        loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit
+    ) as engine:
+        service = Service(
+            engine,
+            loaded.tokenizer,
+            max_tokens=arguments.max_tokens or None,
+            log_prompts=arguments.log_prompts,
+        )
+
+        def ready() -> None:
+            print(f"the page is at {url(listener)}", flush=True)
+            if arguments.share:
+                share(listener)
+
+        WebServer(build_app(service, account), service, ready).run([listener])
+    gc.freeze()  # or leaving would first search the whole program for cycles, for seconds
+    return 0
+
+
+def load_model(config: BloomConfig) -> Any:
+    """The model's session and tokenizer, warm so that the first user does not wait for that."""
+    from utils.loading import load  # late: it takes seconds, which errors should not wait for
+
+    loaded = load(config)
+    if config.execution.memmap_dir is None:  # mapped weights may be slow to read
+        loaded.passes.warm_up()
+    return loaded
+
+
+if __name__ == "__main__":
+    run_script(main)

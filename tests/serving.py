@@ -1,0 +1,213 @@
+"""For tests of the engine and the page: passes that can be held up, a server in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from reference import TransformersPasses
+from transformers import BloomForCausalLM
+
+from utils.engine import Engine
+from utils.generation import Request, encode_prompt
+from utils.sampling import SamplingConfig
+from utils.service import Service
+from utils.web_server import serving
+
+CHUNK = 4
+TIMEOUT = 20
+"""Seconds after which a test that waits has failed; none waits for time to pass."""
+
+
+class ReferencePasses(TransformersPasses):
+    """transformers' BLOOM in chunks of 4, noting each pass in `log`.
+
+    The log has `("prompt", row)` and `("token", positions)`.
+    """
+
+    def __init__(self, model: BloomForCausalLM, batch_size: int = 1, sequence_length: int = 64):
+        super().__init__(model, batch_size, sequence_length)
+        self.log: list[tuple[str, Any]] = []
+
+    def prompt_chunks(
+        self, row: int, tokens: Sequence[int], start: int = 0
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        for begin in range(start, len(tokens), CHUNK):
+            end = min(begin + CHUNK, len(tokens))
+            self.log.append(("prompt", row))
+            self._rows[row, begin:end] = tokens[begin:end]
+            yield end - begin, self._logits(row, end) if end == len(tokens) else None
+
+    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        self.log.append(("token", positions.tolist()))
+        return super().token(tokens, positions)
+
+
+class ScriptedPasses(ReferencePasses):
+    """Continues any prompt with the tokens of a text and then with the end of text, or for ever.
+
+    The end of text is everywhere the second likeliest.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text: str,
+        batch_size: int = 1,
+        sequence_length: int = 512,
+        endless: bool = False,
+    ):
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.vocab_size = len(tokenizer)
+        self.log = []
+        self._rows = np.zeros((batch_size, sequence_length), np.int64)
+        self._text, self._end = tokenizer(text).input_ids, tokenizer.eos_token_id
+        self._endless = endless
+        self._begin = [0] * batch_size
+
+    def prompt_chunks(
+        self, row: int, tokens: Sequence[int], start: int = 0
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        self._begin[row] = len(tokens)
+        return super().prompt_chunks(row, tokens, start)
+
+    def _logits(self, row: int, length: int) -> np.ndarray:
+        logits = np.full(self.vocab_size, -20, np.float32)
+        logits[self._end] = -5
+        logits[self._token(max(length - self._begin[row], 0))] = 0
+        return logits
+
+    def _token(self, number: int) -> int:
+        if self._endless:
+            return self._text[number % len(self._text)]
+        return self._text[number] if number < len(self._text) else self._end
+
+
+class HeldPasses:
+    """Passes that wait for leave: `let(n)` lets the next n pass, `let_all` those that follow.
+
+    At first all pass; `hold` has the next ones wait.
+    """
+
+    def __init__(self, passes: ReferencePasses):
+        self.passes = passes
+        self.batch_size, self.sequence_length = passes.batch_size, passes.sequence_length
+        self.vocab_size = passes.vocab_size
+        self._leave = threading.Semaphore(0)
+        self._held = False
+
+    def prompt(self, *arguments: Any, **settings: Any) -> np.ndarray:
+        return self.passes.prompt(*arguments, **settings)
+
+    def prompt_chunks(
+        self, row: int, tokens: Sequence[int], start: int = 0
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        chunks = self.passes.prompt_chunks(row, tokens, start)
+        while True:
+            self._wait()
+            try:
+                yield next(chunks)
+            except StopIteration:
+                return
+
+    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        self._wait()
+        return self.passes.token(tokens, positions)
+
+    def hold(self) -> None:
+        self._leave = threading.Semaphore(0)
+        self._held = True
+
+    def let(self, count: int) -> None:
+        self._leave.release(count)
+
+    def let_all(self) -> None:
+        self._held = False
+        self._leave.release(1)
+
+    def _wait(self) -> None:
+        leave = self._leave
+        while self._held and not leave.acquire(timeout=0.05):
+            pass
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page that is served from this process."""
+
+    url: str
+    service: Service
+    engine: Engine
+    passes: Any
+    tokenizer: Any
+
+    def running(self) -> int:
+        return self.engine.statistics().running
+
+    def request(self, prompt: str, num_tokens: int = 16, **sampling: Any) -> Request:
+        """A request for the engine itself."""
+        return request(self.passes, self.tokenizer, prompt, num_tokens, **sampling)
+
+
+@contextmanager
+def served(passes: Any, tokenizer: Any, *, auth: Any = None, **options: Any) -> Iterator[Served]:
+    """A page on `passes`, at a port that was free. `options` are the engine's and the service's."""
+    ours = {name: options.pop(name) for name in ("max_tokens", "log_prompts") if name in options}
+    with Engine(passes, **options) as engine:
+        service = Service(engine, tokenizer, **ours)
+        with serving(service, auth) as address:
+            yield Served(address, service, engine, passes, tokenizer)
+
+
+def request(
+    passes: Any, tokenizer: Any, prompt: str, num_tokens: int = 16, **sampling: Any
+) -> Request:
+    """A request for an engine on these passes."""
+    return Request(
+        encode_prompt(tokenizer, prompt, passes),
+        tokenizer,
+        SamplingConfig(**sampling),
+        num_tokens,
+        sequence_length=passes.sequence_length,
+    )
+
+
+def generated_text(
+    model: BloomForCausalLM, tokenizer: Any, prompt: str, num_tokens: int = 16
+) -> str:
+    """What transformers' own `generate` continues a prompt with, greedily."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    with torch.no_grad():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=3,
+        )
+    return tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def advance_until(site: Served, holds: Callable[[], bool]) -> None:
+    """Let passes that are held up go one at a time until it does."""
+
+    def holds_now() -> bool:
+        site.passes.let(1)
+        return holds()
+
+    wait_until(holds_now)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Returns once it does; an error if it never does."""
+    pause = threading.Event()
+    for _ in range(TIMEOUT * 100):
+        if holds():
+            return
+        pause.wait(0.01)
+    raise AssertionError("what was waited for never came")

@@ -1,0 +1,109 @@
+"""What the page's buttons do: from the values of its fields to new ones."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from utils.given_settings import GivenSettings
+from utils.next_tokens import LikelyToken
+from utils.page.words import NO_TEXT, status
+from utils.service import ServerError, Service
+from utils.setup import UserError
+
+
+class Handlers:
+    """The page's functions. A status is an update of the status field."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    async def generate(
+        self,
+        prompt: Any,
+        num_tokens: Any,
+        temperature: Any,
+        top_k: Any,
+        top_p: Any,
+        repetition_penalty: Any,
+        seed: Any,
+        stop: Any,
+        request: gr.Request,
+    ) -> AsyncGenerator[tuple[Any, Any], None]:
+        """Text and status again and again."""
+        settings = GivenSettings(
+            num_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop_strings(stop)
+        )
+        try:
+            async with aclosing(
+                self.service.generate(prompt, settings, _owner(request))
+            ) as progresses:
+                async for progress in progresses:
+                    yield told_apart(prompt, progress.text), said(status(progress))
+        except (UserError, ServerError) as error:
+            yield gr.skip(), failed(error)
+
+    async def stop(self, request: gr.Request) -> None:
+        """End what this tab has running."""
+        self.service.stop(_owner(request))
+
+    async def look(self, prompt: Any, request: gr.Request) -> tuple[Any, Any, Any]:
+        """The chart of the next tokens, what each of its names appends, and a remark."""
+        try:
+            tokens = await self.service.next_tokens(prompt, _owner(request))
+        except (UserError, ServerError) as error:
+            return gr.skip(), gr.skip(), remark(f"Error: {error}")
+        chart = {name(token): token.probability for token in tokens}
+        return chart, {name(token): token.text for token in tokens}, remark("")
+
+    def append(self, prompt: str | None, texts: Any, event: gr.SelectData) -> str:
+        """The prompt with the token that was clicked.
+
+        Raises:
+            gr.Error: the token has no text; nothing that waits for this is done.
+        """
+        text = texts.get(event.value) if isinstance(texts, dict) else None
+        if not isinstance(text, str) or not text:
+            raise gr.Error(NO_TEXT.format(shown=event.value), print_exception=False)
+        return (prompt or "") + text
+
+
+def told_apart(prompt: str, continuation: str) -> str:
+    """A value for the output: both as text, whatever they have in them."""
+    parts = {"prompt": prompt, "continuation": continuation}
+    spans = [f'<span class="{kind}">{escape(text)}</span>' for kind, text in parts.items()]
+    return f'<div class="text">{"".join(spans)}</div>'
+
+
+def stop_strings(lines: Any) -> Any:
+    """One a line, in which `\\n` is a line end; lines that are empty are none."""
+    if not isinstance(lines, str):
+        return lines or []
+    return [line.replace("\\n", "\n") for line in lines.splitlines() if line]
+
+
+def name(token: LikelyToken) -> str:
+    """A bar's name, with the chance in it to a tenth of a per cent."""
+    return f"{token.shown}   {token.probability:.1%}"
+
+
+def said(text: str) -> Any:
+    return gr.update(value=text, elem_classes=[])
+
+
+def failed(error: Exception) -> Any:
+    return gr.update(value=f"Error: {error}", elem_classes=["error"])
+
+
+def remark(text: str) -> Any:
+    """Under the chart, where there is something to say."""
+    return gr.update(value=text, visible=bool(text))
+
+
+def _owner(request: gr.Request) -> str:
+    """The tab: a random number of the browser's, which no other tab knows."""
+    return request.session_hash or ""

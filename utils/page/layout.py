@@ -1,0 +1,160 @@
+"""The page's fields and buttons, and what each is bound to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from utils.given_settings import GivenSettings
+from utils.page import words
+from utils.page.api import add_endpoints
+from utils.page.handlers import Handlers, remark, said, told_apart
+from utils.service import Service
+
+SPARE_SLOTS = 64
+"""Calls besides those that the engine runs and has in its queue: refusals, stops, clears."""
+
+
+def build_page(service: Service) -> gr.Blocks:
+    """The page, and its named endpoints for clients."""
+    handlers = Handlers(service)
+    with gr.Blocks(title=words.TITLE, analytics_enabled=False) as page:
+        gr.Markdown(words.INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                writing = _Writing.make()
+            with gr.Column(scale=2, min_width=280):
+                settings = _settings(service)
+        _examples(service, writing, settings)
+        gr.Markdown(words.EXPLANATION)
+        add_endpoints(service)  # first: the names are theirs
+        _bind(handlers, writing, settings)
+    served = service.engine.passes.batch_size + service.engine.max_queue
+    # Gradio keeps 60 kB of a tab until so many others have come. The page needs none of it.
+    page.state_session_capacity = served
+    page.max_threads = served + SPARE_SLOTS
+    # Without `api_open`, what is queued cannot be run past the queue.
+    return page.queue(max_size=page.max_threads, default_concurrency_limit=None, api_open=False)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """The column of the text."""
+
+    prompt: gr.Textbox
+    generate: gr.Button
+    stop: gr.Button
+    clear: gr.Button
+    output: gr.HTML
+    status: gr.Textbox
+    look: gr.Button
+    chart: gr.Label
+    remark: gr.Textbox
+    texts: gr.JSON
+
+    @classmethod
+    def make(cls) -> _Writing:
+        prompt = gr.Textbox(
+            label="Prompt",
+            lines=6,
+            max_lines=20,
+            placeholder=words.PROMPT_PLACEHOLDER,
+            elem_id="prompt",
+        )
+        with gr.Row():
+            generate = gr.Button("Generate", variant="primary", min_width=80, elem_id="generate")
+            stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
+            clear = gr.Button("Clear", min_width=80, elem_id="clear")
+        output = gr.HTML(
+            told_apart("", ""), label="Text", show_label=True, container=True, padding=True,
+            apply_default_css=False, elem_id="output",
+        )  # fmt: skip
+        status = gr.Textbox(label="Status", interactive=False, max_lines=4, elem_id="status")
+        look = gr.Button("Show the likeliest next tokens", elem_id="look")
+        chart = gr.Label(label=words.NEXT_TOKEN_HINT, show_heading=False, elem_id="next_tokens")
+        remark = gr.Textbox(
+            show_label=False, container=False, visible=False, max_lines=4, elem_id="remark"
+        )
+        texts = gr.JSON({}, visible=False)  # what each bar of the chart appends
+        return cls(prompt, generate, stop, clear, output, status, look, chart, remark, texts)
+
+
+def _settings(service: Service) -> list[Any]:
+    """The fields of `GivenSettings`, in order; what the sliders end at follows the model."""
+    default, passes = GivenSettings(), service.engine.passes
+    most = service.max_tokens
+    return [
+        gr.Slider(
+            1, most, min(default.num_tokens, most), step=1,
+            label="Number of tokens", info="The most that are generated.", elem_id="num_tokens",
+        ),
+        gr.Slider(
+            0, 2, default.temperature, step=0.05,
+            label="Temperature", info="0: always the likeliest token.", elem_id="temperature",
+        ),
+        gr.Slider(
+            0, min(200, passes.vocab_size), default.top_k, step=1,
+            label="Top-k", info="Choose among so many; 0 is off.", elem_id="top_k",
+        ),
+        gr.Slider(
+            0.05, 1, default.top_p, step=0.05,
+            label="Top-p", info="Choose among those of this probability; 1 is off.",
+            elem_id="top_p",
+        ),
+        gr.Slider(
+            1, 2, default.repetition_penalty, step=0.05,
+            label="Repetition penalty", info="1 is off.", elem_id="repetition_penalty",
+        ),
+        gr.Textbox(
+            label="Seed", info="Repeats what chance drew; empty: a new one.", max_lines=1,
+            elem_id="seed",
+        ),
+        gr.Textbox(label="Stop strings", info=words.STOP_HINT, max_lines=4, elem_id="stop_strings"),
+    ]  # fmt: skip
+
+
+def _examples(service: Service, writing: _Writing, settings: list[Any]) -> None:
+    num_tokens, temperature, *_, stop = settings
+    gr.Examples(
+        [
+            [e.prompt, min(e.num_tokens, service.max_tokens), e.temperature, e.stop]
+            for e in words.EXAMPLES
+        ],
+        inputs=[writing.prompt, num_tokens, temperature, stop],
+        example_labels=[example.name for example in words.EXAMPLES],
+        cache_examples=False,
+        preload=False,
+        api_visibility="private",
+        elem_id="examples",
+    )
+
+
+def _bind(handlers: Handlers, writing: _Writing, settings: list[Any]) -> None:
+    """Values are not preprocessed where they are checked in words."""
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    shown = [writing.output, writing.status]
+    generating = gr.on(
+        [writing.generate.click, writing.prompt.submit],
+        handlers.generate,
+        [writing.prompt, *settings],
+        shown,
+        preprocess=False,
+        **hidden,
+    )
+    writing.stop.click(handlers.stop, queue=False, **hidden)
+    charted = [writing.chart, writing.texts, writing.remark]
+    looking = writing.look.click(handlers.look, writing.prompt, charted, preprocess=False, **hidden)
+    looking_again = writing.chart.select(
+        handlers.append, [writing.prompt, writing.texts], writing.prompt,
+        **hidden,
+    ).success(handlers.look, writing.prompt, charted, preprocess=False, **hidden)  # fmt: skip
+    writing.clear.click(
+        lambda: (None, told_apart("", ""), said(""), None, {}, remark("")),
+        None,
+        [writing.prompt, *shown, *charted],
+        cancels=[generating, looking, looking_again],
+        queue=False,
+        **hidden,
+    )

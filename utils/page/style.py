@@ -1,0 +1,30 @@
+"""How the page looks: the system's fonts, and colours that hold in light and dark."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+
+def theme() -> gr.Theme:
+    """Gradio's own, without fonts to be fetched, and its small print dark enough to be read."""
+    base = gr.themes.Default(
+        primary_hue="teal",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return base.set(block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400")
+
+
+CSS = """
+#output .text {
+    white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
+    font-size: var(--text-lg); min-height: 1.6em; line-height: 1.6;
+}
+#output .prompt { color: var(--neutral-500); }
+#output .continuation { color: var(--neutral-900); background: var(--primary-50); }
+.dark #output .prompt { color: var(--neutral-400); }
+.dark #output .continuation { color: var(--neutral-50); background: var(--primary-950); }
+#status.error textarea { color: var(--error-text-color) !important; font-weight: 600; }
+#next_tokens dd.confidence { display: none; }  /* whole per cent; the name has it to a tenth */
+#next_tokens dt.text { overflow-wrap: anywhere; white-space: pre-wrap; }
+"""
