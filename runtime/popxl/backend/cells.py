@@ -72,12 +72,12 @@ class RemoteStore:
         entries: int,
         lead: int,
         zeros: Callable[[], torch.Tensor],
-        loads: Callable[[torch.Tensor], None],
+        loads: Callable[[torch.Tensor, str], None],
     ):
         """
         Args:
             zeros: makes what a slot holds before it is written to.
-            loads: told of each slot that is about to be used.
+            loads: told of each slot that is about to be used, and of the store's name.
         """
         self._name, self._entries, self._lead = name, entries, lead
         self._zeros, self._loads = zeros, loads
@@ -88,7 +88,7 @@ class RemoteStore:
         """What a slot holds: its own memory, not a copy, unless replicas load different slots."""
         first, *others = self._distinct(offset)
         value = self._slot(first).tensor
-        self._loads(value)
+        self._loads(value, self._name)
         for at in others:
             value = torch.where(self._replicas_at(offset, at), self._slot(at).tensor, value)
         return value
