@@ -249,9 +249,10 @@ def decode(arguments: argparse.Namespace) -> None:
         logits.append(loaded.passes.token(tokens, np.array([4 + number], np.int32))[0])
         seconds.append(time.perf_counter() - begin)
         rates.append(direct_rate(files[number % len(files)]))
+    token_pass = loaded.session.pass_graphs["token"]
     streams = loaded.session._engine.pager.streams
     result = {
-        "weight_bytes": loaded.session.pass_graphs["token"].cost().weight_bytes,
+        "weight_bytes": config.execution.replicas * token_pass.cost().weight_bytes,
         "start_seconds": started,
         "first_token_seconds": first,
         "token_seconds": seconds,
