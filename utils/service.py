@@ -22,7 +22,7 @@ from utils.ticket import EndReason, Ticket, Work
 
 logger = logging.getLogger(__name__)
 
-UPDATE_INTERVAL = 0.25
+UPDATE_INTERVAL = 0.1
 """Seconds between two updates at least: a reader sees no difference, and eight cost less."""
 
 PATIENCE = 1.0

@@ -18,10 +18,10 @@ def theme() -> gr.Theme:
 CSS = """
 #output .text {
     white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
-    font-size: var(--text-lg); min-height: 1.6em; line-height: 1.6;
+    font-size: var(--text-lg); min-height: 1.6em; line-height: 1.6; margin-top: 0.5em;
 }
 #output .prompt { color: var(--neutral-500); }
-#output .continuation { color: var(--neutral-900); background: var(--primary-50); }
+#output .continuation { color: var(--neutral-900); background: var(--primary-100); }
 .dark #output .prompt { color: var(--neutral-400); }
 .dark #output .continuation { color: var(--neutral-50); background: var(--primary-950); }
 #status.error textarea { color: var(--error-text-color) !important; font-weight: 600; }
