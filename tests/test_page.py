@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import chromium
 import httpx
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from reference import random_model
 from serving import (
     HeldPasses,
@@ -28,16 +28,6 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from utils.page import words
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-MISSING = "these tests need a browser: apt-get install -y chromium"
 PROMPT = "A dog is"
 STORY = 9 * "a friend, and a cat\n  is a cat. Où est le garçon ? 犬は動物です。\n\n"
 EVIL = (
@@ -48,13 +38,14 @@ EVIL = (
 expect.set_options(timeout=20_000)
 
 
+if chromium.path() is None:
+    pytest.fail(chromium.MISSING, pytrace=False)  # once, and not for each test
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.fail(MISSING)
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium.launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
