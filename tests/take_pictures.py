@@ -17,14 +17,14 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import chromium
-from playwright.sync_api import Browser, expect
+import chromium  # noqa: E402 - found just above
+from playwright.sync_api import Browser, expect  # noqa: E402
 
-from config import load_config
-from utils.engine import Engine
-from utils.loading import load
-from utils.service import Service
-from utils.web_server import serving
+from config import load_config  # noqa: E402
+from utils.engine import Engine  # noqa: E402
+from utils.loading import load  # noqa: E402
+from utils.service import Service  # noqa: E402
+from utils.web_server import serving  # noqa: E402
 
 PROMPT = "The king said to his daughter:"
 VIEWS: dict[str, dict[str, Any]] = {

@@ -318,6 +318,41 @@ def test_a_file_named_in_a_prompt_is_not_opened(site: Served) -> None:
     assert "root:" not in answer
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["my secret", 5], "generate takes 8 values, not 2"),
+        (["my secret"] * 9, "generate takes 8 values, not 9"),
+    ],
+)
+def test_a_call_that_fails_leaves_nothing_of_the_prompt_in_the_log(
+    site: Served, data: list, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = f"{site.url}/gradio_api/call/generate"
+    posted = httpx.post(call, json={"data": data})
+    answer = httpx.get(f"{call}/{posted.json()['event_id']}").text
+    assert answer.startswith("event: error")
+    assert message in answer
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+def test_a_fault_is_logged_by_its_kind_and_place_alone(
+    site: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(prompt: str) -> None:
+        raise ZeroDivisionError(prompt)
+
+    monkeypatch.setattr(site.service, "next_tokens", fail)
+    with client(site) as one, pytest.raises(AppError, match="something went wrong on the server"):
+        one.predict("my secret", api_name="/next_tokens")
+    logged = caplog.text + "".join(capfd.readouterr())
+    assert "a call of next_tokens failed by ZeroDivisionError" in logged
+    assert "secret" not in logged
+
+
 def test_queued_functions_cannot_be_run_past_the_queue(site: Served) -> None:
     before = site.engine.statistics().submitted
     functions = httpx.get(f"{site.url}/config").json()["dependencies"]

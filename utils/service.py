@@ -30,6 +30,9 @@ PATIENCE = 1.0
 and to find out whether anybody still listens."""
 
 
+FAULT = "something went wrong on the server; its log says what"
+
+
 class ServerError(Exception):
     """Something went wrong that the user can do nothing about; the log has it."""
 
@@ -198,7 +201,7 @@ def _raise(error: Exception | None) -> None:
     if isinstance(error, UserError):
         raise error
     if error is not None:
-        raise ServerError("something went wrong on the server; its log says what") from error
+        raise ServerError(FAULT) from error
 
 
 def _seconds(value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,9 @@ from utils.given_settings import GivenSettings
 from utils.page import words
 from utils.page.api import add_endpoints
 from utils.page.handlers import Handlers, remark, said, told_apart
-from utils.service import Service
+from utils.service import FAULT, Service
+
+logger = logging.getLogger(__name__)
 
 SPARE_SLOTS = 64
 """Calls besides those that the engine runs and has in its queue: refusals, stops, clears."""
@@ -20,7 +24,7 @@ SPARE_SLOTS = 64
 def build_page(service: Service) -> gr.Blocks:
     """The page, and its named endpoints for clients."""
     handlers = Handlers(service)
-    with gr.Blocks(title=words.TITLE, analytics_enabled=False) as page:
+    with _Page(title=words.TITLE, analytics_enabled=False) as page:
         gr.Markdown(words.INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
@@ -37,6 +41,34 @@ def build_page(service: Service) -> gr.Blocks:
     page.max_threads = served + SPARE_SLOTS
     # Without `api_open`, what is queued cannot be run past the queue.
     return page.queue(max_size=page.max_threads, default_concurrency_limit=None, api_open=False)
+
+
+class _Page(gr.Blocks):
+    """Keeps what was sent in a call that fails out of the log, where Gradio writes it."""
+
+    async def process_api(
+        self, block_fn: Any, inputs: list[Any], *arguments: Any, **named: Any
+    ) -> Any:
+        """Run a function of the page or an endpoint; `inputs` are as they were sent.
+
+        Raises:
+            gr.Error: with what the one who called may know.
+        """
+        needed = len(block_fn.inputs)
+        if len(inputs) != needed:
+            raise gr.Error(
+                f"{block_fn.api_name} takes {needed} values, not {len(inputs)}",
+                print_exception=False,
+            )
+        try:
+            return await super().process_api(block_fn, inputs, *arguments, **named)
+        except gr.Error:
+            raise
+        except Exception as error:
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__  # its text may be about the prompt
+            logger.error("a call of %s failed by %s\n%s", block_fn.api_name, kind, where)
+            raise gr.Error(FAULT, print_exception=False) from None
 
 
 @dataclass(frozen=True)
