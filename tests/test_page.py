@@ -367,7 +367,9 @@ def test_a_next_token_without_text_is_explained(browser: Browser, story: Served)
         page.locator("#prompt textarea").fill(PROMPT)
         page.locator("#look").click()
         bars(page).filter(has_text="</s>").click()
-        expect(page.get_by_text("has no text of its own to append")).to_be_visible()
+        expect(page.locator("#remark textarea")).to_have_value(
+            re.compile("^</s> has no text of its own to append")
+        )
         expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
 
 

@@ -125,6 +125,12 @@ class Service:
         for ticket in list(self._owned.get(owner, ())):
             ticket.cancel()
 
+    async def settled(self, owner: str) -> None:
+        """Wait until nobody takes anything more of what this owner has just now."""
+        begun = set(self._owned.get(owner, ()))
+        while begun & self._owned.get(owner, set()):
+            await asyncio.sleep(0.01)
+
     async def _ids(self, prompt: Any) -> list[int]:
         """In a thread: the tokens of a long text take a while, in which others are served."""
         if prompt is None or prompt == "":

@@ -60,16 +60,25 @@ class Handlers:
         chart = {name(token): token.probability for token in tokens}
         return chart, {name(token): token.text for token in tokens}, remark("")
 
-    def append(self, prompt: str | None, texts: Any, event: gr.SelectData) -> str:
-        """The prompt with the token that was clicked.
-
-        Raises:
-            gr.Error: the token has no text; nothing that waits for this is done.
-        """
+    async def append(
+        self, prompt: Any, texts: Any, event: gr.SelectData, request: gr.Request
+    ) -> AsyncGenerator[tuple[Any, Any, Any, Any], None]:
+        """The prompt with the token that was clicked, and then as `look` has it."""
         text = texts.get(event.value) if isinstance(texts, dict) else None
         if not isinstance(text, str) or not text:
-            raise gr.Error(NO_TEXT.format(shown=event.value), print_exception=False)
-        return (prompt or "") + text
+            yield gr.skip(), gr.skip(), gr.skip(), remark(NO_TEXT.format(shown=event.value))
+            return
+        longer = (prompt or "") + text
+        yield longer, gr.skip(), gr.skip(), gr.skip()
+        yield gr.skip(), *await self.look(longer, request)
+
+    def clear(self) -> tuple[Any, ...]:
+        """The output, status, chart, its texts and remark of a page as it was at first."""
+        return told_apart("", ""), said(""), None, {}, remark("")
+
+    async def settle(self, request: gr.Request) -> None:
+        """Wait for the end of what was cancelled."""
+        await self.service.settled(_owner(request))
 
 
 def told_apart(prompt: str, continuation: str) -> str:

@@ -12,7 +12,7 @@ import gradio as gr
 from utils.given_settings import GivenSettings
 from utils.page import words
 from utils.page.api import add_endpoints
-from utils.page.handlers import Handlers, remark, said, told_apart
+from utils.page.handlers import Handlers, told_apart
 from utils.service import FAULT, Service
 
 logger = logging.getLogger(__name__)
@@ -178,15 +178,21 @@ def _bind(handlers: Handlers, writing: _Writing, settings: list[Any]) -> None:
     writing.stop.click(handlers.stop, queue=False, **hidden)
     charted = [writing.chart, writing.texts, writing.remark]
     looking = writing.look.click(handlers.look, writing.prompt, charted, preprocess=False, **hidden)
-    looking_again = writing.chart.select(
-        handlers.append, [writing.prompt, writing.texts], writing.prompt,
-        **hidden,
-    ).success(handlers.look, writing.prompt, charted, preprocess=False, **hidden)  # fmt: skip
+    appending = writing.chart.select(
+        handlers.append, [writing.prompt, writing.texts], [writing.prompt, *charted], **hidden
+    )
+    cleared = [*shown, *charted]
     writing.clear.click(
-        lambda: (None, told_apart("", ""), said(""), None, {}, remark("")),
+        lambda: (None, *handlers.clear()),
         None,
-        [writing.prompt, *shown, *charted],
-        cancels=[generating, looking, looking_again],
+        [writing.prompt, *cleared],
+        cancels=[generating, looking, appending],
         queue=False,
+        **hidden,
+    ).then(handlers.settle, **hidden).then(
+        # Again: a last text may have come in between. What is queued comes after it.
+        handlers.clear,
+        None,
+        cleared,
         **hidden,
     )
