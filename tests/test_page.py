@@ -224,44 +224,37 @@ def test_clear_empties_the_page_and_frees_the_row(browser: Browser, story: Serve
         expect(bars(page)).to_have_count(0)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "fields", "message"),
-    [
-        ("", {}, "the prompt is empty: write something for the model to continue"),
-        ("ЖЖ" * 90, {}, r"the prompt has \d\d\d tokens, but the context .* holds 64: shorten .*"),
-        (PROMPT, {"seed": "-1"}, "seed must be a whole number, 0 or more, .* not -1"),
-        (PROMPT, {"seed": "<b>x</b>"}, "seed must be a whole number, 0 or more, not '<b>x</b>'"),
-    ],
-)
-def test_bad_input_is_answered_on_the_page_in_words(
-    browser: Browser, site: Served, prompt: str, fields: dict, message: str
-) -> None:
+def test_bad_input_is_answered_on_the_page_in_words(browser: Browser, site: Served) -> None:
+    bad: dict[str, tuple[str, dict[str, str]]] = {
+        "the prompt is empty: write something for the model to continue": ("", {}),
+        r"the prompt has \d\d\d tokens, but the context .* holds 64: shorten .*": ("ЖЖ" * 90, {}),
+        "seed must be a whole number, 0 or more, .* not -1": (PROMPT, {"seed": "-1"}),
+        "seed must be a whole number, .* not '<b>x</b>'": (PROMPT, {"seed": "<b>x</b>"}),
+    }
     with tab(browser, site) as page:
-        generate(page, prompt, **fields)
-        expect(status(page)).to_have_value(re.compile(f"^Error: {message}$"))
-        expect(page.locator("#status")).to_have_class(re.compile(r"\berror\b"))
-        assert looks(status(page))[0] != looks(page.locator("#prompt textarea"))[0]
-        generate(page, PROMPT, num_tokens="3", seed="")  # and can be put right
-        ended_by(page, "budget")
-        expect(page.locator("#status")).not_to_have_class(re.compile(r"\berror\b"))
+        for message, (prompt, fields) in bad.items():
+            generate(page, prompt, **fields)
+            expect(status(page)).to_have_value(re.compile(f"^Error: {message}$"))
+            expect(page.locator("#status")).to_have_class(re.compile(r"\berror\b"))
+            assert looks(status(page))[0] != looks(page.locator("#prompt textarea"))[0]
+            generate(page, PROMPT, num_tokens="3", seed="")  # and can be put right
+            ended_by(page, "budget")
+            expect(page.locator("#status")).not_to_have_class(re.compile(r"\berror\b"))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
+def test_values_out_of_range_that_a_slider_cannot_have_are_answered_in_words_too(
+    browser: Browser, site: Served
+) -> None:
+    """A page that was tampered with: the value is changed on its way to the server."""
+    order = ["prompt", "num_tokens", "temperature", "top_k", "top_p", "repetition_penalty"]
+    wrong: list[tuple[str, Any, str]] = [
         ("num_tokens", 65, "num_tokens must be from 1 to 64, not 65"),
         ("temperature", -1, "temperature must be 0 .* not -1"),
         ("top_k", -3, "top_k must be .* not -3"),
         ("top_p", 1.5, "top_p must be .* at most 1 .* not 1.5"),
         ("repetition_penalty", 0, "repetition_penalty must be .* not 0"),
         ("num_tokens", None, "num_tokens must be a number, not empty"),
-    ],
-)
-def test_values_out_of_range_that_a_slider_cannot_have_are_answered_in_words_too(
-    browser: Browser, site: Served, name: str, value: Any, message: str
-) -> None:
-    """A page that was tampered with: the value is changed on its way to the server."""
-    order = ["prompt", "num_tokens", "temperature", "top_k", "top_p", "repetition_penalty"]
+    ]
 
     def tamper(route: Any) -> None:
         body = route.request.post_data_json
@@ -270,8 +263,9 @@ def test_values_out_of_range_that_a_slider_cannot_have_are_answered_in_words_too
 
     with tab(browser, site) as page:
         page.route("**/queue/join*", tamper)
-        generate(page, PROMPT)
-        expect(status(page)).to_have_value(re.compile(f"^Error: {message}$"))
+        for name, value, message in wrong:  # noqa: B007 - `tamper` reads them
+            generate(page, PROMPT)
+            expect(status(page)).to_have_value(re.compile(f"^Error: {message}$"))
         page.unroute_all()
 
 

@@ -15,6 +15,9 @@ from utils.page.words import NO_TEXT, status
 from utils.service import ServerError, Service
 from utils.setup import UserError
 
+GAP = "   "
+"""Between a token and its probability in the name of a bar."""
+
 
 class Handlers:
     """The page's functions. A status is an update of the status field."""
@@ -66,7 +69,8 @@ class Handlers:
         """The prompt with the token that was clicked, and then as `look` has it."""
         text = texts.get(event.value) if isinstance(texts, dict) else None
         if not isinstance(text, str) or not text:
-            yield gr.skip(), gr.skip(), gr.skip(), remark(NO_TEXT.format(shown=event.value))
+            shown, _, _ = str(event.value).rpartition(GAP)
+            yield gr.skip(), gr.skip(), gr.skip(), remark(NO_TEXT.format(shown=shown))
             return
         longer = (prompt or "") + text
         yield longer, gr.skip(), gr.skip(), gr.skip()
@@ -97,7 +101,7 @@ def stop_strings(lines: Any) -> Any:
 
 def name(token: LikelyToken) -> str:
     """A bar's name, with the chance in it to a tenth of a per cent."""
-    return f"{token.shown}   {token.probability:.1%}"
+    return f"{token.shown}{GAP}{token.probability:.1%}"
 
 
 def said(text: str) -> Any:
