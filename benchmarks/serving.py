@@ -110,8 +110,8 @@ class _Folded:
         self.backend_tokenizer = tokenizer.backend_tokenizer
         self.all_special_ids: list[int] = []
 
-    def __call__(self, text: str) -> Any:
-        return self._tokenizer(text)
+    def __call__(self, text: str, **options: Any) -> Any:
+        return self._tokenizer(text, **options)
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return self._tokenizer.convert_ids_to_tokens(token % len(self._tokenizer))
