@@ -1,7 +1,8 @@
 """Kernels for attention over a KV cache: they attend over what is filled and no more.
 
-They stand in for graphs made from functions called `prompt_attention` and `token_attention`, with
-inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, for a prompt, `row`:
+They stand in for graphs made from functions called `prompt_attention`, `token_attention` and
+`verify_attention`, with inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, but for
+`token_attention`, `row`:
 
 * q, k, v `(tokens, heads, head_dim)`, result likewise;
 * caches `(batch_size, heads, sequence_length, head_dim)`, by reference;
@@ -34,6 +35,16 @@ def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
 def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
     return TokenAttention(mesh.lead) if fits else None
+
+
+@composite("verify_attention")
+def _verify(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+    fits = (
+        _fits(graph, inputs=8)
+        and graph.inputs[6].shape == graph.inputs[0].shape[:1]
+        and graph.inputs[7].shape == ()
+    )
+    return VerifyAttention(mesh.lead) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -101,13 +112,36 @@ class TokenAttention(torch.nn.Module):
             one = [t.narrow(lead, number, 1) for t in (q, k, v)]
             keys = _write(key_cell, one[1], number, at, lead)
             values = _write(value_cell, one[2], number, at, lead)
-            filled = at + 1
-            bias = _bias(slopes, at, 1, filled, q.dtype, lead)
-            context = _attend(
-                _by_head(one[0], lead), keys[..., :filled, :], values[..., :filled, :], bias, lead
-            )
-            rows.append(context.transpose(-2, -3))
+            rows.append(_attend_token(one[0], keys, values, slopes, at, lead))
         return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=lead),)
+
+
+class VerifyAttention(torch.nn.Module):
+    """The next tokens of one row, each computed as `TokenAttention` would: to the bit."""
+
+    def __init__(self, lead: int):
+        super().__init__()
+        self.lead = lead
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_cell: Cell,
+        value_cell: Cell,
+        slopes: torch.Tensor,
+        positions: torch.Tensor,
+        row: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        at, number, lead = _numbers(positions)[0], _scalar(row), self.lead
+        keys = _write(key_cell, k, number, at, lead)
+        values = _write(value_cell, v, number, at, lead)
+        tokens = [
+            _attend_token(q.narrow(lead, i, 1), keys, values, slopes, at + i, lead)
+            for i in range(q.shape[lead])
+        ]
+        return (torch.cat(tokens, dim=lead),)
 
 
 def _numbers(value: torch.Tensor) -> list[int]:
@@ -145,6 +179,21 @@ def _bias(
     if tokens > 1:
         distance = distance.masked_fill(distance > 0, -torch.inf)
     return slopes.reshape(*slopes.shape, 1, 1) * distance
+
+
+def _attend_token(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slopes: torch.Tensor,
+    at: int,
+    lead: int,
+) -> torch.Tensor:
+    """One token, `(*mesh, 1, heads, head_dim)`, over what its row's cache has up to itself."""
+    filled = at + 1
+    bias = _bias(slopes, at, 1, filled, q.dtype, lead)
+    past = (keys[..., :filled, :], values[..., :filled, :])
+    return _by_head(_attend(_by_head(q, lead), *past, bias, lead), lead)
 
 
 def _attend(
