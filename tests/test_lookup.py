@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bloom_checkpoints import config_of, logits_of, passes_of, random_bloom
 from byte_level import byte_level_tokenizer
-from reference import random_model
 from serving import HeldPasses, ReferencePasses, request, wait_until
-from transformers import AutoModelForCausalLM, AutoTokenizer, BloomForCausalLM
+from transformers import BloomForCausalLM
 
 from config import BloomConfig, load_config
 from inference import inference, verify_sizes
 from utils.engine import Engine
 from utils.generation import GenerationStep, stream_generate
+from utils.loading import Loaded, load
 from utils.lookup import PromptLookup
 from utils.passes import Passes
 from utils.sampling import SamplingConfig
 
 GREEDY = SamplingConfig()
+PROMPT = "A dog is"
 SIZES = (4, 8, 16)
 LENGTH = 40
 
@@ -114,13 +115,7 @@ def test_verify_passes_are_the_tokens_and_halves_of_them(tokens, sizes):
 
 def lookup_config(model: BloomForCausalLM, tp1: int = 1, tp2: int = 1, **settings) -> BloomConfig:
     config = config_of(model, tp1, tp2, sequence_length=LENGTH, **settings)
-    return with_lookup(config, 7)
-
-
-def with_lookup(config: BloomConfig, tokens: int) -> BloomConfig:
-    from dataclasses import replace
-
-    return replace(config, execution=replace(config.execution, lookup_tokens=tokens)).validate()
+    return replace(config, execution=replace(config.execution, lookup_tokens=7)).validate()
 
 
 @pytest.mark.parametrize("tp1, tp2", [(1, 1), (4, 4)])
@@ -204,30 +199,225 @@ def test_without_look_up_the_program_has_no_pass_and_no_stream_for_it():
 # --- the text ---
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return byte_level_tokenizer()
+class Chain(ReferencePasses):
+    """A Markov chain: the logits depend on the last token alone, so that text soon repeats."""
+
+    def __init__(self, verify: Sequence[int] = (), batch_size: int = 1, sequence_length: int = 400):
+        self.tokenizer = byte_level_tokenizer()
+        self.vocab_size = len(self.tokenizer)
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.verify_sizes = tuple(verify)
+        self.log: list[tuple[str, Any]] = []
+        self._rows = np.zeros((batch_size, sequence_length), np.int64)
+        random = np.random.default_rng(4)
+        self.table = random.normal(size=(self.vocab_size,) * 2).astype(np.float32) * 2
+        self.table[:, :3] -= 30  # special tokens
+
+    def _logits(self, row: int, length: int) -> np.ndarray:
+        return self.table[self._rows[row, length - 1]]
+
+    def steps(
+        self, sampling: SamplingConfig = GREEDY, prompt: str = PROMPT, **settings: Any
+    ) -> list[GenerationStep]:
+        settings = {"num_tokens": 120, "row": self.batch_size - 1, **settings}
+        return list(stream_generate(self, self.tokenizer, prompt, sampling, **settings))
+
+    def count(self, kind: str) -> int:
+        return sum(made == kind for made, _ in self.log)
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
+def said(steps: Sequence[GenerationStep]) -> list[tuple]:
+    """All of the steps but times and counts."""
+    return [(s.text, s.token, s.finish_reason, s.prompt_tokens, s.generated_tokens) for s in steps]
 
 
-@contextmanager
-def tiny(tp: int, lookup_tokens: int) -> Iterator[Passes]:
-    config = load_config(
-        "bloom_tiny",
-        {"tensor_parallel_1": tp, "tensor_parallel_2": tp, "lookup_tokens": lookup_tokens},
-    )
-    from utils.loading import load
-
-    loaded = load(config)
-    try:
-        yield loaded.passes
-    finally:
-        loaded.session.__exit__(None, None, None)
+@pytest.fixture(scope="module", params=[1, 4], ids=["1x1", "4x4"])
+def tiny(request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    """The checkpoint that ships, in float32."""
+    sharding = dict.fromkeys(("tensor_parallel_1", "tensor_parallel_2"), request.param)
+    loaded = load(load_config("bloom_tiny", {"lookup_tokens": 15, **sharding}))
+    yield loaded
+    loaded.session.__exit__(None, None, None)
 
 
-def ids_of(steps: list[GenerationStep]) -> list[int]:
-    return [step.token for step in steps]
+@pytest.mark.parametrize("prompt", ["1. red\n2. green\n3. blue\n1. red\n", "The king of the north"])
+def test_greedy_tokens_of_the_program_are_those_of_plain_decoding(
+    tiny: Loaded, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps() -> list[GenerationStep]:
+        return list(stream_generate(tiny.passes, tiny.tokenizer, prompt, GREEDY, num_tokens=220))
+
+    lookup = steps()
+    monkeypatch.setattr(tiny.passes, "verify_sizes", ())
+    assert said(lookup) == said(steps())
+    assert lookup[-1].accepted_tokens > lookup[-1].generated_tokens / 4
+
+
+SAMPLING = [
+    SamplingConfig(temperature=1.0, top_k=3),
+    SamplingConfig(temperature=0.5),
+    SamplingConfig(temperature=0.7, top_p=0.8),
+    SamplingConfig(temperature=0.5, top_k=9, top_p=0.9, repetition_penalty=1.02),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=repr)
+def test_every_seed_gives_the_text_that_it_gives_without_look_up(sampling: SamplingConfig) -> None:
+    """So the distribution of texts is the same too."""
+    plain, lookup = Chain(), Chain(SIZES)
+    right = wrong = 0
+    for seed in range(20):
+        steps = lookup.steps(replace(sampling, seed=seed))
+        assert said(steps) == said(plain.steps(replace(sampling, seed=seed)))
+        right += steps[-1].accepted_tokens
+        wrong += steps[-1].proposed_tokens - steps[-1].accepted_tokens
+    assert right > 20 and wrong > 20
+
+
+def test_a_repetition_penalty_counts_the_tokens_before_each_place() -> None:
+    sampling = SamplingConfig(repetition_penalty=1.03)
+    plain, lookup = Chain().steps(sampling), Chain(SIZES).steps(sampling)
+    assert said(lookup) == said(plain)
+    assert said(plain) != said(Chain().steps())
+    assert lookup[-1].accepted_tokens > 5
+
+
+def test_repeating_text_takes_few_passes_and_the_steps_count_them() -> None:
+    passes = Chain(SIZES)
+    steps = passes.steps()
+    last = steps[-1]
+    assert last.verify_passes == passes.count("verify") > 0
+    assert last.accepted_tokens > 60
+    assert 1 + passes.count("token") + last.verify_passes + last.accepted_tokens >= 120
+    assert passes.count("token") + last.verify_passes < 40
+    counts = [(s.verify_passes, s.proposed_tokens, s.accepted_tokens) for s in steps]
+    assert counts == sorted(counts) and counts[0] == (0, 0, 0)
+
+
+def inside_of_a_run(steps: Sequence[GenerationStep]) -> list[int]:
+    """Places of steps that were accepted and after which the same pass has more."""
+    return [
+        place
+        for place in range(1, len(steps) - 1)
+        if steps[place - 1].accepted_tokens
+        < steps[place].accepted_tokens
+        < steps[place + 1].accepted_tokens
+        and steps[place].verify_passes == steps[place + 1].verify_passes
+    ]
+
+
+def test_a_stop_string_within_an_accepted_run_ends_the_text_there() -> None:
+    free = Chain(SIZES).steps()
+    place = inside_of_a_run(free)[20]
+    stop = "".join(step.text for step in free[2 : place + 1])
+    steps = Chain(SIZES).steps(stop=[stop])
+    assert said(steps) == said(Chain().steps(stop=[stop]))
+    assert (steps[-1].finish_reason, len(steps)) == ("stop_string", place + 1)
+
+
+@pytest.mark.parametrize("at", range(0, 60, 7))
+def test_a_budget_spent_within_an_accepted_run_ends_the_text_there(at: int) -> None:
+    free = Chain(SIZES).steps()
+    place = inside_of_a_run(free)[at]
+    steps = Chain(SIZES).steps(num_tokens=place + 1)
+    assert said(steps) == said(Chain().steps(num_tokens=place + 1))
+    assert [s.finish_reason for s in steps] == [None] * place + ["budget"]
+
+
+def test_end_of_text_within_an_accepted_run_ends_the_text_there() -> None:
+    prompt = "0123456789" * 3
+    ways = []
+    for sizes in ((), SIZES):
+        passes = Chain(sizes)
+        ids = passes.tokenizer(prompt).input_ids
+        passes.table[ids[:-1], ids[1:]] = 50  # goes on as the prompt does
+        passes.tokenizer.eos_token = "2"
+        ways.append(passes.steps(prompt=prompt))
+    assert said(ways[0]) == said(ways[1])
+    assert [step.finish_reason for step in ways[1]] == [None, None, "end_of_text"]
+    assert (ways[1][-1].verify_passes, ways[1][-1].accepted_tokens) == (1, 2)
+
+
+@pytest.mark.parametrize("length", range(60, 80))
+def test_a_full_context_ends_the_text_as_without(length: int) -> None:
+    lookup = Chain(SIZES, sequence_length=length)
+    steps = lookup.steps()
+    assert said(steps) == said(Chain(sequence_length=length).steps())
+    assert steps[-1].finish_reason == "context_full"
+    assert lookup.count("verify") > 3
+
+
+def test_text_comes_a_step_a_token_and_may_be_left_in_the_middle_of_a_run() -> None:
+    passes = Chain(SIZES)
+    free = passes.steps()
+    place = inside_of_a_run(free)[10]
+    steps = stream_generate(passes, passes.tokenizer, PROMPT, GREEDY, num_tokens=120)
+    assert said(list(itertools.islice(steps, place + 1))) == said(free[: place + 1])
+    steps.close()  # type: ignore[attr-defined]
+    assert said(passes.steps()) == said(free)
+
+
+def test_any_row_of_a_batch_can_look_up() -> None:
+    assert said(Chain(SIZES, batch_size=3).steps()) == said(Chain().steps())
+
+
+# --- the engine ---
+
+
+def test_one_request_alone_in_the_engine_looks_up_and_gives_the_same_text() -> None:
+    passes = Chain(SIZES, batch_size=3)
+    with Engine(passes) as engine:
+        steps = list(engine.run(request(passes, passes.tokenizer, PROMPT, 120)))
+        counted = engine.statistics()
+    plain = Chain().steps()
+    assert said(steps) == said(plain)
+    assert counted.verify_passes == passes.count("verify") > 0
+    assert counted.proposed_tokens >= counted.accepted_tokens > 60
+    assert passes.count("token") + counted.verify_passes + counted.accepted_tokens >= 119
+
+
+def test_requests_that_come_and_go_all_have_the_text_that_they_have_alone() -> None:
+    passes = Chain(SIZES, batch_size=2)
+    lengths = (90, 20, 120, 7, 60)
+    with Engine(passes) as engine:
+        running = [engine.run(request(passes, passes.tokenizer, PROMPT, n)) for n in lengths]
+        texts = [said(list(events)) for events in running]
+    assert texts == [said(Chain().steps(num_tokens=n)) for n in lengths]
+    kinds = [kind for kind, _ in passes.log]
+    assert "verify" in kinds and "token" in kinds
+
+
+def test_two_requests_at_once_share_token_passes() -> None:
+    chain = Chain(SIZES, batch_size=2)
+    passes = HeldPasses(chain)
+    passes.hold()
+    with Engine(passes) as engine:
+        tickets = [engine.submit(request(passes, chain.tokenizer, PROMPT, 50)) for _ in range(2)]
+        passes.let_all()
+        wait_until(lambda: all(ticket.end for ticket in tickets))
+    kinds = [kind for kind, _ in chain.log]
+    both_read = len(kinds) - kinds[::-1].index("prompt")
+    assert kinds[both_read : both_read + 35] == ["token"] * 35
+
+
+def test_one_who_leaves_in_the_middle_of_a_run_frees_the_row() -> None:
+    passes = Chain(SIZES)
+    with Engine(passes) as engine:
+        events = engine.run(request(passes, passes.tokenizer, PROMPT, 120))
+        assert len(list(itertools.islice(events, 50))) == 50
+        events.close()  # type: ignore[attr-defined]
+        wait_until(lambda: engine.statistics().running == 0)
+        again = list(engine.run(request(passes, passes.tokenizer, PROMPT, 120)))
+    assert said(again) == said(Chain().steps())
+
+
+def test_a_verify_pass_that_fails_ends_its_request_alone() -> None:
+    class Failing(Chain):
+        def verify(self, *_: object) -> np.ndarray:
+            raise RuntimeError("no verify pass today")
+
+    passes = Failing(SIZES)
+    with Engine(passes) as engine:
+        with pytest.raises(RuntimeError, match="today"):
+            list(engine.run(request(passes, passes.tokenizer, PROMPT, 120)))
+        assert len(list(engine.run(request(passes, passes.tokenizer, PROMPT, 2)))) == 2
