@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import BloomForCausalLM
 
 from config import BloomConfig, load_config
 from inference import inference, verify_sizes
+from run_inference import main
 from utils.engine import Engine
 from utils.generation import GenerationStep, stream_generate
 from utils.loading import Loaded, load
@@ -206,7 +208,7 @@ class Chain(ReferencePasses):
     """A Markov chain: the logits depend on the last token alone, so that text soon repeats."""
 
     def __init__(self, verify: Sequence[int] = (), batch_size: int = 1, sequence_length: int = 400):
-        self.tokenizer = byte_level_tokenizer()
+        self.passes, self.tokenizer = self, byte_level_tokenizer()
         self.vocab_size = len(self.tokenizer)
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.verify_sizes = tuple(verify)
@@ -364,6 +366,25 @@ def test_text_comes_a_step_a_token_and_may_be_left_in_the_middle_of_a_run() -> N
 
 def test_any_row_of_a_batch_can_look_up() -> None:
     assert said(Chain(SIZES, batch_size=3).steps()) == said(Chain().steps())
+
+
+def test_the_command_line_says_how_many_proposals_were_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--prompt", PROMPT, "--num_tokens", "120", "--json"]
+    for passes in (Chain(SIZES), Chain()):
+        last = passes.steps()[-1]
+        assert main(arguments, load=lambda _, passes=passes: passes) == 0
+        output, errors = capsys.readouterr()
+        counts = {
+            "verify_passes": last.verify_passes,
+            "proposed_tokens": last.proposed_tokens,
+            "accepted_tokens": last.accepted_tokens,
+        }
+        found = json.loads(output).get("lookup")
+        assert found == (counts if passes.verify_sizes else None)
+        words = f"{last.accepted_tokens} of {last.proposed_tokens} proposed tokens right"
+        assert (words in errors) == bool(passes.verify_sizes)
 
 
 # --- the engine ---
