@@ -32,6 +32,9 @@ TOKEN_PASS = 0
 NO_LOGITS = -1
 """What `last` is for a prompt pass that another one follows: its head is not computed."""
 
+LEAST_VERIFIED = 4
+"""Tokens of the narrowest verify pass, unless the widest one has fewer."""
+
 
 def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
     """The sizes of the prompt passes in tokens, ascending: those that fit the context."""
@@ -39,13 +42,12 @@ def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
     return tuple(c for c in config.execution.prompt_chunks if c <= length) or (length,)
 
 
-LEAST_VERIFIED = 4
-"""Tokens of the narrowest verify pass, unless the widest one has fewer."""
-
-
 def verify_sizes(config: BloomConfig) -> tuple[int, ...]:
-    """The sizes of the verify passes in tokens, ascending: all look-up tokens with the one before
-    them, and half of that, and so on. None where look-up is off or the context too short."""
+    """The sizes of the verify passes in tokens, ascending.
+
+    The widest has all look-up tokens and the one before them, the others half of the next: few
+    rows cost less. There are none where look-up is off, or the widest does not fit the context.
+    """
     size = config.execution.lookup_tokens + 1
     if size == 1 or size > config.model.sequence_length:
         return ()

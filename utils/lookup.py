@@ -56,13 +56,10 @@ class PromptLookup:
             return []
         self._learn()
         self._index(ids)
-        count = (
-            max((size for size in self._sizes[: self._level + 1] if size <= room), default=1) - 1
-        )
         if self._wait:
             self._wait -= 1
-            count = 0
-        self._open = self._continuation(ids, count) if count else []
+            return []
+        self._open = self._continuation(ids, self._count(room))
         if self._open:
             self.passes += 1
             self.proposed += len(self._open)
@@ -75,6 +72,11 @@ class PromptLookup:
         self._confirmed += 1
         self.accepted += 1
         return True
+
+    def _count(self, room: int) -> int:
+        """How many tokens to propose: what fills the widest pass in use that there is room for."""
+        fitting = [size for size in self._sizes[: self._level + 1] if size <= room]
+        return fitting[-1] - 1 if fitting else 0
 
     def _learn(self) -> None:
         """From how the last proposal went."""
