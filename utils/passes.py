@@ -118,7 +118,7 @@ class Passes:
             )
         number = 1 + len(self.chunks) + self.verify_sizes.index(sizes[0])
         output = self.session.outputs[f"verified_{sizes[0]}"]
-        return self._run(tokens, [position], row, NO_LOGITS, number, output)[: len(tokens)]
+        return self._run(tokens, [position], row, 0, number, output)[: len(tokens)]
 
     def warm_up(self) -> None:
         """Run every pass once: what is made at first use is there then. Rows keep no tokens."""

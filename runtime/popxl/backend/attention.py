@@ -44,7 +44,7 @@ def _verify(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
         and graph.inputs[6].shape == graph.inputs[0].shape[:1]
         and graph.inputs[7].shape == ()
     )
-    return VerifyAttention(mesh.lead) if fits else None
+    return VerifyAttention(TokenAttention(mesh.lead)) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -112,16 +112,21 @@ class TokenAttention(torch.nn.Module):
             one = [t.narrow(lead, number, 1) for t in (q, k, v)]
             keys = _write(key_cell, one[1], number, at, lead)
             values = _write(value_cell, one[2], number, at, lead)
-            rows.append(_attend_token(one[0], keys, values, slopes, at, lead))
+            filled = at + 1
+            bias = _bias(slopes, at, 1, filled, q.dtype, lead)
+            context = _attend(
+                _by_head(one[0], lead), keys[..., :filled, :], values[..., :filled, :], bias, lead
+            )
+            rows.append(context.transpose(-2, -3))
         return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=lead),)
 
 
 class VerifyAttention(torch.nn.Module):
-    """The next tokens of one row, each computed as `TokenAttention` would: to the bit."""
+    """The next tokens of one row, one after the other as `TokenAttention` has them: to the bit."""
 
-    def __init__(self, lead: int):
+    def __init__(self, token: TokenAttention):
         super().__init__()
-        self.lead = lead
+        self.token, self.lead = token, token.lead
 
     def forward(
         self,
@@ -134,13 +139,15 @@ class VerifyAttention(torch.nn.Module):
         positions: torch.Tensor,
         row: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        at, number, lead = _numbers(positions)[0], _scalar(row), self.lead
-        keys = _write(key_cell, k, number, at, lead)
-        values = _write(value_cell, v, number, at, lead)
-        tokens = [
-            _attend_token(q.narrow(lead, i, 1), keys, values, slopes, at + i, lead)
-            for i in range(q.shape[lead])
+        number, lead = _scalar(row), self.lead
+        caches = [
+            Cell(cell.writable(new.shape[:lead]).narrow(lead, number, 1), shared=False)
+            for cell, new in ((key_cell, k), (value_cell, v))
         ]
+        tokens = []
+        for i in range(q.shape[lead]):
+            one = [t.narrow(lead, i, 1) for t in (q, k, v)]
+            tokens += self.token(*one, *caches, slopes, positions.narrow(-1, i, 1))
         return (torch.cat(tokens, dim=lead),)
 
 
@@ -179,21 +186,6 @@ def _bias(
     if tokens > 1:
         distance = distance.masked_fill(distance > 0, -torch.inf)
     return slopes.reshape(*slopes.shape, 1, 1) * distance
-
-
-def _attend_token(
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slopes: torch.Tensor,
-    at: int,
-    lead: int,
-) -> torch.Tensor:
-    """One token, `(*mesh, 1, heads, head_dim)`, over what its row's cache has up to itself."""
-    filled = at + 1
-    bias = _bias(slopes, at, 1, filled, q.dtype, lead)
-    past = (keys[..., :filled, :], values[..., :filled, :])
-    return _by_head(_attend(_by_head(q, lead), *past, bias, lead), lead)
 
 
 def _attend(
