@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from popxl import Variable
 from simple_parsing import field
@@ -54,7 +53,7 @@ class LookupArguments:
     """What to measure."""
 
     new_tokens: int = field(default=192, help="tokens to generate, 2 or more")
-    rounds: int = field(default=5, help="times each text is made both ways, 1 or more")
+    rounds: int = field(default=6, help="times each text is made both ways, 1 or more")
     random_weights: bool = field(
         default=False,
         action="store_true",
@@ -121,14 +120,17 @@ def compare(
         "lookup": loaded.passes,
     }
     rates: dict[str, list[float]] = {way: [] for way in ways}
-    texts: dict[str, list[int]] = {}
-    last: Any = None
-    for _ in range(arguments.rounds):
-        for way, passes in ways.items():
-            steps = generate(passes, loaded.tokenizer, prompt, sampling, arguments.new_tokens)
-            texts[way] = [step.token for step in steps]
-            last = steps[-1]
-            rates[way].append(last.tokens_per_second or 0)
+    found: dict[str, list[GenerationStep]] = {}
+    for number in range(arguments.rounds):
+        for way in sorted(ways, reverse=bool(number % 2)):  # neither is always the first
+            found[way] = list(
+                stream_generate(
+                    ways[way], loaded.tokenizer, prompt, sampling, num_tokens=arguments.new_tokens
+                )
+            )
+            rates[way].append(found[way][-1].tokens_per_second or 0)
+    last = found["lookup"][-1]
+    texts = [[step.token for step in steps] for steps in found.values()]
     pairs = zip(rates["lookup"], rates["plain"], strict=True)
     return Compared(
         tokens=last.generated_tokens,
@@ -138,14 +140,8 @@ def compare(
         verify_passes=last.verify_passes,
         proposed_tokens=last.proposed_tokens,
         accepted_tokens=last.accepted_tokens,
-        same=texts["plain"] == texts["lookup"],
+        same=texts[0] == texts[1],
     )
-
-
-def generate(
-    passes: Passes, tokenizer: Any, prompt: str, sampling: SamplingConfig, new_tokens: int
-) -> list[GenerationStep]:
-    return list(stream_generate(passes, tokenizer, prompt, sampling, num_tokens=new_tokens))
 
 
 def describe(config: BloomConfig, results: dict[str, Compared]) -> str:
