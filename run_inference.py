@@ -229,6 +229,9 @@ def as_json(
         "prompt_tokens_per_second": last.prompt_tokens_per_second,
         "settings": settings,
     }
+    if last.verify_passes:
+        names = ("verify_passes", "proposed_tokens", "accepted_tokens")
+        result["lookup"] = {name: getattr(last, name) for name in names}
     return json.dumps(result, ensure_ascii=sys.stdout.isatty()).replace("\x7f", "\\u007f")
 
 

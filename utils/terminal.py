@@ -189,6 +189,8 @@ def summary(step: GenerationStep | None, ended_by: str, seed: int | None = None)
     ]
     if step.tokens_per_second is not None:
         parts.append(f"{step.tokens_per_second:.1f} tokens/s")
+    if step.proposed_tokens:
+        parts.append(f"{step.accepted_tokens} of {step.proposed_tokens} proposed tokens right")
     if seed is not None:
         parts.append(f"seed {seed}")
     return ", ".join([*parts, f"ended by: {ended_by}"])

@@ -1,7 +1,8 @@
 """Kernels for attention over a KV cache: they attend over what is filled and no more.
 
-They stand in for graphs made from functions called `prompt_attention` and `token_attention`, with
-inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, for a prompt, `row`:
+They stand in for graphs made from functions called `prompt_attention`, `token_attention` and
+`verify_attention`, with inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, but for
+`token_attention`, `row`:
 
 * q, k, v `(tokens, heads, head_dim)`, result likewise;
 * caches `(batch_size, heads, sequence_length, head_dim)`, by reference;
@@ -34,6 +35,16 @@ def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
 def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
     return TokenAttention(mesh.lead) if fits else None
+
+
+@composite("verify_attention")
+def _verify(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+    fits = (
+        _fits(graph, inputs=8)
+        and graph.inputs[6].shape == graph.inputs[0].shape[:1]
+        and graph.inputs[7].shape == ()
+    )
+    return VerifyAttention(TokenAttention(mesh.lead)) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -108,6 +119,36 @@ class TokenAttention(torch.nn.Module):
             )
             rows.append(context.transpose(-2, -3))
         return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=lead),)
+
+
+class VerifyAttention(torch.nn.Module):
+    """The next tokens of one row, one after the other as `TokenAttention` has them: to the bit."""
+
+    def __init__(self, token: TokenAttention):
+        super().__init__()
+        self.token, self.lead = token, token.lead
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_cell: Cell,
+        value_cell: Cell,
+        slopes: torch.Tensor,
+        positions: torch.Tensor,
+        row: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        number, lead = _scalar(row), self.lead
+        caches = [
+            Cell(cell.writable(new.shape[:lead]).narrow(lead, number, 1), shared=False)
+            for cell, new in ((key_cell, k), (value_cell, v))
+        ]
+        tokens = []
+        for i in range(q.shape[lead]):
+            one = [t.narrow(lead, i, 1) for t in (q, k, v)]
+            tokens += self.token(*one, *caches, slopes, positions.narrow(-1, i, 1))
+        return (torch.cat(tokens, dim=lead),)
 
 
 def _numbers(value: torch.Tensor) -> list[int]:
