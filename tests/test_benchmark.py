@@ -43,7 +43,7 @@ def measured(capsys, *words: str) -> dict:
 
 
 def expected_weight_bytes(rows: int, itemsize: int) -> int:
-    """Of everything that a token pass reads, with the embedding tied: only rows of it are picked."""
+    """Of what a token pass reads; the embedding is tied, and once more only rows of it are."""
     block = [
         *((HIDDEN, 3 * HIDDEN), (3 * HIDDEN,), (HIDDEN, HIDDEN), (HIDDEN,)),
         *((HIDDEN, 4 * HIDDEN), (4 * HIDDEN,), (4 * HIDDEN, HIDDEN), (HIDDEN,)),
@@ -217,14 +217,13 @@ def test_the_comparison_is_reported(capsys):
 def test_the_picture_shows_measured_rates_under_their_limits():
     results = [result_by_hand(batch_size=b, prompt_tokens=p) for b in (1, 2) for p in (10, 20)]
     figure = picture(config_of(), results)
-    batch, context, prompt = figure.axes
     assert [a.get_xlabel() for a in figure.axes] == [
         "batch size",
         "context, tokens",
         "prompt, tokens",
     ]
     assert [len(a.lines) for a in figure.axes] == [4, 4, 4]  # two values, each with its limit
-    measured, limit = batch.lines[:2]
+    measured, limit = figure.axes[0].lines[:2]
     assert list(measured.get_xdata()) == [1, 2]
     first = results[0]
     assert measured.get_ydata()[0] == first.decode_tokens_per_second.median
@@ -259,7 +258,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_nothing(tmp_path, monkeypatch):
     [
         (["--prompt_tokens", "4", "0"], "prompt_tokens must be 1 or more, not 0"),
         (["--new_tokens", "1"], "new_tokens must be 2 or more, not 1"),
-        (["--prompt_tokens", "4", "30"], "at most sequence_length = 32, not 32|not 34"),
+        (["--prompt_tokens", "4", "30"], "at most sequence_length = 32, not 34"),
         (["--repeats", "0"], "repeats must be 1 or more, not 0"),
         (["--batch_size", "1", "0"], "batch_size must be 1 or more, not 0"),
         (["--batch_size", "two"], "invalid int value: 'two'"),

@@ -41,18 +41,16 @@ def read_bandwidth(device_desc: str = "cpu", bytes_count: int | None = None) -> 
     """
     kind = _device(device_desc).type
     bytes_count = bytes_count or READ_BYTES[kind]
-    native = _native() if kind == "cpu" else None
-    return native.read_bandwidth(bytes_count) if native else _summing_rate(bytes_count, kind)
+    return _reader(bytes_count, kind)[1](bytes_count)
 
 
 def reading_method(device_desc: str = "cpu") -> str:
     """What `read_bandwidth` reads with, in words."""
     import torch
 
-    if _device(device_desc).type == "cuda":
-        return "torch.sum of int64 on the device"
-    how = "a native loop" if _native() else "torch.sum of int64"
-    return f"{how}, {torch.get_num_threads()} threads"
+    kind = _device(device_desc).type
+    name, _ = _reader(READ_BYTES[kind], kind)
+    return name if kind == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def matmul_rate(
@@ -91,23 +89,43 @@ def fastest_matmul_type(
 
 
 def held_bytes() -> int:
-    """Memory that is kept for samples."""
+    """Memory that is kept here for samples."""
     return sum(tensor.nbytes for tensors in _kept.values() for tensor in tensors)
 
 
 def release() -> None:
     """Let that memory go."""
     _kept.clear()
+    _reader.cache_clear()
 
 
 @cache
-def _native() -> Any:
-    """The back end's compiled kernels, where they could be made and can read memory."""
+def _reader(bytes_count: int, kind: str) -> tuple[str, Callable[[int], float]]:
+    """What reads fastest, its name and a function from bytes to bytes a second."""
+    summing = ("torch.sum of int64", lambda count: _summing_rate(count, kind))
+    native = _native() if kind == "cpu" else None
+    if native is None:
+        return summing
+    candidates = (("a native loop", lambda count: _native_rate(native, count)), summing)
+    rates = [max(read(bytes_count) for _ in range(RATE_TRIES)) for _, read in candidates]
+    return candidates[rates.index(max(rates))]
+
+
+def _native() -> Callable[[int, int, int], float] | None:
+    """The back end's compiled loop, if any: from address, bytes and threads to seconds."""
     try:
-        native = importlib.import_module("popxl.backend.native")
+        library = importlib.import_module("popxl.backend.native").library()
     except ImportError:
         return None
-    return native if hasattr(native, "read_bandwidth") else None
+    return library and library.read
+
+
+def _native_rate(read: Callable[[int, int, int], float], bytes_count: int) -> float:
+    import torch
+
+    buffer = _buffer(bytes_count, "cpu")
+    seconds = read(buffer.data_ptr(), buffer.nbytes, torch.get_num_threads())
+    return buffer.nbytes / seconds
 
 
 def _device(device_desc: str) -> Any:

@@ -30,18 +30,15 @@ def test_bandwidth_without_native_kernels_is_bytes_by_seconds(two_seconds_each, 
     monkeypatch.setattr(machine, "_native", lambda: None)
     assert machine.read_bandwidth(bytes_count=4096) == 2048
     assert machine.held_bytes() == 4096
-    assert machine.reading_method() == f"torch.sum of int64, {torch.get_num_threads()} threads"
 
 
-def test_native_kernels_read_where_there_are_some(monkeypatch):
-    class Native:
-        @staticmethod
-        def read_bandwidth(bytes_count: int) -> float:
-            return 3.0 * bytes_count
-
-    monkeypatch.setattr(machine, "_native", lambda: Native)
-    assert machine.read_bandwidth(bytes_count=8) == 24
-    assert "native" in machine.reading_method()
+@pytest.mark.parametrize("seconds, name", [(1e-9, "a native loop"), (1e9, "torch.sum of int64")])
+def test_memory_is_read_by_what_reads_fastest(seconds, name, monkeypatch):
+    monkeypatch.setattr(machine, "_native", lambda: lambda address, size, threads: seconds)
+    monkeypatch.setattr(machine, "READ_BYTES", {"cpu": 4096})
+    assert machine.reading_method() == f"{name}, {torch.get_num_threads()} threads"
+    assert (machine.read_bandwidth() == 4096 / seconds) == (name == "a native loop")
+    assert machine.held_bytes() == 4096
 
 
 @pytest.mark.parametrize("dtype", [popxl.float32, popxl.bfloat16, popxl.float16])
@@ -50,11 +47,9 @@ def test_matmul_rate_is_operations_by_seconds(dtype, two_seconds_each):
 
 
 def test_what_is_read_is_larger_than_a_cache_and_kept():
-    assert machine.read_bandwidth() > 0
-    held = machine.held_bytes()
-    assert held in (0, machine.READ_BYTES["cpu"])  # a native kernel keeps its own
-    assert machine.read_bandwidth() > 0
-    assert machine.held_bytes() == held
+    for _ in range(2):
+        assert machine.read_bandwidth() > 0
+        assert machine.held_bytes() == machine.READ_BYTES["cpu"] >= 1 << 27
     machine.release()
     assert machine.held_bytes() == 0
 

@@ -58,7 +58,8 @@ def _panel(
         color = f"C{number}"
         axes.plot(x, measured, "o-", color=color, label=f"{name} {line}")
         axes.plot(x, limit, "_--", color=color, label=f"{name} {line}, the limit")
-    axes.set(xlabel=x_name, ylabel=y_name, xscale="log", yscale="log")
+    axes.set(xlabel=x_name, ylabel=y_name, xscale="log")
+    axes.set_ylim(bottom=0)
     ticks = sorted({x_of(r) for r in results})
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
