@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from config import BloomConfig
 from inference import InferenceSession, hf_mapping, inference
@@ -17,6 +16,7 @@ from utils.checkpoint import Checkpoint, open_checkpoint
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.setup import UserError
+from utils.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,3 @@ def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Ch
     parts = hf_mapping(config, session.state, checkpoint.module())
     for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
         session.write_variables_data(mapping())
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder.
-
-    Raises:
-        UserError: where there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no tokenizer in {folder}: {reason}") from None
