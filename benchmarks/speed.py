@@ -45,6 +45,7 @@ WARM_UP = 2
 CONTEXTS = 1000, 100
 ROWS_AT_ONCE = 8
 PROMPT = 512
+HALF = "bfloat16", "float16"
 
 
 class NotMeasuredError(Exception):
@@ -133,11 +134,15 @@ def main() -> None:
 
 def decode(bench: Bench, *words: str) -> Value:
     """The share of the read bandwidth that decoding reaches, after a prompt of 128."""
-    result = bench.result("--prompt_tokens", "128", "--new_tokens", "32", *words)
+    given = bench.config().model.precision
+    precision = given if given in HALF else HALF[0]
+    words = ("--precision", precision, "--prompt_tokens", "128", "--new_tokens", "32", *words)
+    result = bench.result(*words)
     rate, limit = result.decode_tokens_per_second.median, result.read_bandwidth.median
     return Value(
         result.decode_share,
-        f"{rate:.1f} tokens/s; {limit / 1e9:.1f} GB/s over {result.step_bytes / 1e9:.2f} GB a step",
+        f"{rate:.1f} tokens/s in {precision}; {limit / 1e9:.1f} GB/s over "
+        f"{result.step_bytes / 1e9:.2f} GB a step",
     )
 
 

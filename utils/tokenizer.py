@@ -37,12 +37,32 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         UserError: where there is none.
     """
+    return open_tokenizer(folder) or open_with_transformers(folder)
+
+
+def open_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a folder, or None where there is none or transformers must open it."""
     settings = _settings(folder)
-    if settings is not None and (backend := _backend(folder)) is not None:
-        tokenizer = Tokenizer(backend, settings)
-        if tokenizer.is_complete:
-            return tokenizer
-    return _by_transformers(folder)
+    backend = _backend(folder) if settings is not None else None
+    if settings is None or backend is None:
+        return None
+    tokenizer = Tokenizer(backend, settings)
+    return tokenizer if tokenizer.is_complete else None
+
+
+def open_with_transformers(folder: Path) -> Any:
+    """The tokenizer in a folder, whatever its settings.
+
+    Raises:
+        UserError: where there is none.
+    """
+    from transformers import AutoTokenizer  # late: it takes seconds
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever it trips over in files that are no tokenizer's
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"no tokenizer in {folder}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,9 @@ class Tokenizer:
 
     def __call__(self, text: str) -> Encoding:
         return Encoding(self.backend_tokenizer.encode(text).ids)
+
+    def __bool__(self) -> bool:
+        return True  # also of no tokens
 
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size()
@@ -133,13 +156,3 @@ def _backend(folder: Path) -> BackendTokenizer | None:
 def _content(token: Any) -> str | None:
     """A special token as the settings write it: its text, or a mapping that has it."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _by_transformers(folder: Path) -> Any:
-    from transformers import AutoTokenizer  # late: it takes seconds
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever it trips over in files that are no tokenizer's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"no tokenizer in {folder}: {reason}") from None
