@@ -47,9 +47,8 @@ def _write_weights(config: BloomConfig, precision: str, folder: Path) -> None:
         part = ".".join(name.split(".")[:3]) if ".h." in name else "rest"
         shards.setdefault(part, {})[name] = shape
     index = {}
-    for number, tensors in enumerate(
-        tqdm(shards.values(), desc="checkpoint", leave=False, disable=None)
-    ):
+    parts = tqdm(shards.values(), desc="checkpoint", leave=False, disable=None)
+    for number, tensors in enumerate(parts):
         file = f"model-{number:05d}.safetensors"
         save_file({n: _random_tensor(pool, s, n) for n, s in tensors.items()}, folder / file)
         index |= dict.fromkeys(tensors, file)

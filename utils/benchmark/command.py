@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from config import BloomConfig
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
-from utils.benchmark.measuring import Rounds, Samples, passes_of_a_round
+from utils.benchmark.measuring import Rounds, Samples, progress_of
 from utils.benchmark.report import Result, Start, as_json, as_text, result_of
 from utils.benchmark.weights import fill_randomly
 from utils.benchmark.work import work_of
@@ -67,6 +68,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
 
     Where the configuration has a folder of memory maps, these are the weights.
     """
+    gc.collect()  # the session before may be in cycles
     restart_peak_memory()
     maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
     config = maps.config if maps else config
@@ -80,7 +82,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     else:
         fill_randomly(session, generator)
     work, wanted = work_of(config, session), combinations(config, arguments)
-    total = arguments.repeats * sum(passes_of_a_round(c) for c in wanted)
+    total = sum(progress_of(c, arguments.repeats) for c in wanted)
     with session, _bar(config, total) as bar:
         passes = Passes(config, session)
         start = Start(compile_seconds, _seconds(passes.warm_up))

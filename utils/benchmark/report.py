@@ -86,7 +86,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Start:
-    """What a session took before it could be measured, and what it holds."""
+    """What a session took before it could be measured."""
 
     compile_seconds: float
     first_pass_seconds: float
