@@ -95,7 +95,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
             finally:
                 if samples.steps:
                     peak = peak_memory() - machine.held_bytes()
-                    result = result_of(samples, start, work, peak, arguments.compare)
+                    result = result_of(samples, start, work, limits, peak, arguments.compare)
                     measured.results.append(result)
 
 
