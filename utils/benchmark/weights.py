@@ -1,4 +1,4 @@
-"""Weights for measurements: random ones take no download, and their values make no difference."""
+"""Random weights for measurements: no download, and activations of a usual size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from inference import InferenceSession
 
 POOL = 1 << 20
-"""Random numbers that weights are filled with, over and over: timing does not mind."""
+"""Random numbers that weights are filled with, over and over."""
 
 DEVIATION = 0.02
 """The standard deviation that BLOOM's weights are initialised with."""
@@ -18,7 +18,7 @@ DEVIATION = 0.02
 def fill_randomly(
     session: InferenceSession, generator: np.random.Generator, *alike: InferenceSession
 ) -> None:
-    """Give every float variable normal values.
+    """Give every float variable normal values, the scales of norms such around 1.
 
     Matrices lie in memory as a checkpoint's do: rows of outputs.
 
@@ -36,6 +36,8 @@ def fill_randomly(
         stored = (*shape[:-2], shape[-1], shape[-2]) if is_matrix else shape
         values = np.resize(pool.astype(dtype), stored)
         values = values.swapaxes(-1, -2) if is_matrix else values
+        if variable.name.endswith("norm.weight"):
+            values = values + dtype.type(1)
         session.write_variable_data(variable, values)
         for other, theirs in zip(alike, others, strict=True):
             other.write_variable_data(theirs[number], values)
