@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
+from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
 from popxl.backend.composites import composite
 from popxl.backend.mesh import Mesh
@@ -192,7 +193,7 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, lead: int
 ) -> torch.Tensor:
     """Scaled dot-product attention with the mesh as batch: `(*mesh, heads, tokens, head_dim)`."""
-    mesh = torch.broadcast_shapes(*(t.shape[:lead] for t in (q, k, v, bias)))
+    mesh = broadcast_shapes(*(t.shape[:lead] for t in (q, k, v, bias)))
     flat = [t.expand(*mesh, *t.shape[lead:]).reshape(-1, *t.shape[lead:]) for t in (q, k, v, bias)]
     if q.dtype != torch.float32 and q.shape[-2] == 1:
         context = _one_query(*flat)
