@@ -1,0 +1,199 @@
+"""Quantising a checkpoint's matrices on the host, in blocks of rows, straight into their shards.
+
+A whole row is quantised before anything is cut, so that the numbers are the same for every
+sharding. They come from the checkpoint's own values, whatever the precision of the arithmetic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from popxl.utils import to_numpy
+
+from config import BloomConfig
+from modelling.sharding import Axis, axis_size
+
+REVISION = 1
+"""Goes up when the same matrix gives other numbers: what was kept of it is then made anew."""
+
+BLOCK = 1 << 20
+"""Elements, about, that a thread quantises at once."""
+
+LARGEST = 127
+"""The largest number of 8 bits in use; -128 has no counterpart."""
+
+MOST = 15
+"""The largest number of 4 bits."""
+
+ROUNDS = 4
+"""Of fitting groups' scale and bias: another one lessens the error by less than a hundredth."""
+
+Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""From float32 `(rows, columns)` to arrays whose first axis is the rows.
+
+Those with a second one have it in proportion to the columns.
+"""
+
+
+def channel_quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 `(rows, columns)` and the float32 scale of each row: its largest magnitude / 127.
+
+    Raises:
+        ValueError: where values are not finite.
+    """
+    largest = np.maximum(rows.max(-1), -rows.min(-1))
+    if not np.isfinite(largest).all():
+        raise ValueError("weights are not finite")
+    scale = largest / np.float32(LARGEST)
+    inverse = np.divide(LARGEST, largest, out=np.zeros_like(largest), where=largest > 0)
+    numbers = rows * inverse[:, np.newaxis]
+    return np.rint(numbers, out=numbers).astype(np.int8), scale
+
+
+def group_quantized(rows: np.ndarray, group_size: int) -> tuple[np.ndarray, ...]:
+    """What `group_quantize_decompress` takes, with less error than from the groups' extremes.
+
+    From scale and bias of the extremes on, numbers are rounded and a line is laid through the
+    elements over their numbers by least squares, `ROUNDS` times: the error falls with each.
+
+    Args:
+        rows: `(rows, columns)`.
+
+    Returns:
+        uint16 words `(rows, groups, group_size / 4)`; float16 scale and bias `(rows, groups, 1)`.
+
+    Raises:
+        ValueError: where values are not finite, or too large for float16.
+    """
+    groups = rows.reshape(len(rows), -1, group_size)
+    low = groups.min(-1, keepdims=True)
+    scale, bias = _halves((groups.max(-1, keepdims=True) - low) / MOST, low)
+    numbers = _numbers(groups, scale, bias)
+    for _ in range(ROUNDS):
+        scale, bias = _halves(*_line(groups, numbers, low))
+        numbers = _numbers(groups, scale, bias)
+    return _packed(numbers), scale, bias
+
+
+def _halves(scale: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        halves = scale.astype(np.float16), bias.astype(np.float16)
+    if not all(np.isfinite(half).all() for half in halves):
+        raise ValueError("weights are not finite, or too large for float16")
+    return halves
+
+
+def _numbers(groups: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """The nearest numbers 0 to 15, as floats."""
+    wide = scale.astype(np.float32)
+    inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
+    numbers = groups - bias.astype(np.float32)
+    numbers *= inverse
+    np.rint(numbers, out=numbers)
+    return np.clip(numbers, 0, MOST, out=numbers)
+
+
+def _line(
+    groups: np.ndarray, numbers: np.ndarray, low: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and offset of the line through elements over numbers, by least squares."""
+    elements, size = groups - low, groups.shape[-1]  # from 0 on: the sums below lose no digits
+    number, element = (t.mean(-1, keepdims=True) for t in (numbers, elements))
+    spread = _dot(numbers, numbers) - size * number * number
+    slope = _dot(numbers, elements) - size * number * element
+    slope = np.divide(slope, spread, out=np.zeros_like(slope), where=spread > 0)
+    return slope, element - slope * number + low
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("rgi,rgi->rg", a, b)[..., np.newaxis]
+
+
+def _packed(numbers: np.ndarray) -> np.ndarray:
+    """Four numbers a word, the first in its highest bits."""
+    four = numbers.astype(np.uint8).view("<u4")
+    words = (four & 0xF) << 12
+    words |= four & 0xF00
+    words |= (four >> 12) & 0xF0
+    words |= four >> 24
+    return words.astype(np.uint16)
+
+
+def quantize_matrix(
+    config: BloomConfig, weight: Any, rows: Axis, height: int, quantize: Quantize
+) -> list[np.ndarray]:
+    """The arrays of a checkpoint's `(n, m)`, rows over one axis and columns over the other.
+
+    Args:
+        height: of the whole; zeros are added up to it.
+
+    Returns:
+        Each as a variable's host data: with two axes or more `(replicas, *shard)`, those of rows
+        alone `(parts, height / parts)`; without the first axis where that is 1.
+    """
+    count, width = weight.shape
+    shards = _Shards(config, rows, height, quantize(np.zeros((1, width), np.float32)))
+    step = max(1, BLOCK // width)
+
+    def convert(top: int) -> None:
+        end = min(top + step, top - top % shards.height + shards.height, count)
+        block = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
+        shards.put(top, quantize(block))
+
+    tops = (
+        top
+        for first in range(0, count, shards.height)
+        for top in range(first, min(first + shards.height, count), step)
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(convert, tops):
+            pass
+    return shards.arrays
+
+
+class _Shards:
+    """The arrays of a quantised matrix, cut for the replicas; zeros where nothing is put.
+
+    Attributes:
+        height: rows of a shard.
+    """
+
+    def __init__(self, config: BloomConfig, rows: Axis, height: int, row: tuple[np.ndarray, ...]):
+        """
+        Args:
+            row: the arrays of one row.
+        """
+        columns: Axis = "tp2" if rows == "tp1" else "tp1"
+        self._sizes = {axis: axis_size(config, axis) for axis in (rows, columns)}
+        self._columns = self._sizes[columns]
+        self._row_axis = rows
+        self.height = height // self._sizes[rows]
+        self._whole = [np.zeros(self._shape(one), one.dtype) for one in row]
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        return [whole[0] if len(whole) == 1 else whole for whole in self._whole]
+
+    def put(self, top: int, arrays: tuple[np.ndarray, ...]) -> None:
+        """What rows from `top` on are, none of them beyond the shard that it is in."""
+        part, top = divmod(top, self.height)
+        for whole, array in zip(self._whole, arrays, strict=True):
+            if array.ndim == 1:
+                whole[part, top : top + len(array)] = array
+                continue
+            for column, piece in enumerate(np.split(array, self._columns, axis=1)):
+                whole[self._replica(part, column), top : top + len(array)] = piece
+
+    def _shape(self, one: np.ndarray) -> tuple[int, ...]:
+        if one.ndim == 1:
+            return self._sizes[self._row_axis], self.height
+        replicas = self._sizes["tp1"] * self._sizes["tp2"]
+        return replicas, self.height, one.shape[1] // self._columns, *one.shape[2:]
+
+    def _replica(self, row: int, column: int) -> int:
+        first, second = (row, column) if self._row_axis == "tp1" else (column, row)
+        return first * self._sizes["tp2"] + second
