@@ -17,9 +17,6 @@ from popxl.utils import to_numpy
 from config import BloomConfig
 from modelling.sharding import Axis, axis_size
 
-REVISION = 1
-"""Goes up when the same matrix gives other numbers: what was kept of it is then made anew."""
-
 BLOCK = 1 << 20
 """Elements, about, that a thread quantises at once."""
 
@@ -32,6 +29,11 @@ MOST = 15
 ROUNDS = 4
 """Of fitting groups' scale and bias: another one lessens the error by less than a hundredth."""
 
+
+class QuantizationError(ValueError):
+    """A matrix that cannot be quantised."""
+
+
 Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 """From float32 `(rows, columns)` to arrays whose first axis is the rows.
 
@@ -43,11 +45,11 @@ def channel_quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 `(rows, columns)` and the float32 scale of each row: its largest magnitude / 127.
 
     Raises:
-        ValueError: where values are not finite.
+        QuantizationError: where values are not finite.
     """
     largest = np.maximum(rows.max(-1), -rows.min(-1))
     if not np.isfinite(largest).all():
-        raise ValueError("weights are not finite")
+        raise QuantizationError("weights are not finite")
     scale = largest / np.float32(LARGEST)
     inverse = np.divide(LARGEST, largest, out=np.zeros_like(largest), where=largest > 0)
     numbers = rows * inverse[:, np.newaxis]
@@ -67,7 +69,7 @@ def group_quantized(rows: np.ndarray, group_size: int) -> tuple[np.ndarray, ...]
         uint16 words `(rows, groups, group_size / 4)`; float16 scale and bias `(rows, groups, 1)`.
 
     Raises:
-        ValueError: where values are not finite, or too large for float16.
+        QuantizationError: where values are not finite, or too large for float16.
     """
     groups = rows.reshape(len(rows), -1, group_size)
     low = groups.min(-1, keepdims=True)
@@ -83,7 +85,7 @@ def _halves(scale: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
         halves = scale.astype(np.float16), bias.astype(np.float16)
     if not all(np.isfinite(half).all() for half in halves):
-        raise ValueError("weights are not finite, or too large for float16")
+        raise QuantizationError("weights are not finite, or too large for float16")
     return halves
 
 

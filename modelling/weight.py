@@ -80,7 +80,7 @@ class Weight:
             height: of the whole; rows of zeros are added up to it.
 
         Raises:
-            ValueError: where it cannot be quantised, as it is not finite.
+            QuantizationError: where it is not finite, and so cannot be quantised.
         """
         return {"weight": self._swapped(shard_matrix(self.config, weight, self.rows, height))}
 
