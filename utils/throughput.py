@@ -14,19 +14,18 @@ from popxl import Variable
 from simple_parsing import field
 from tqdm import tqdm
 
-from config import BloomConfig, parse_arguments
+from config import BloomConfig, ModelConfig, parse_arguments
 from inference import InferenceSession
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.plan import describe_plan, make_plan, peak_bytes, timed_build
+from utils.random_weights import normal_pool, random_values
 from utils.setup import UserError, setup_logging
 
 DESCRIPTION = (
     "Measure throughput with random inputs, and random weights or --memmap_dir's, or plan a run "
     "(--dry_run)."
 )
-POOL = 1 << 20
-"""Random numbers that weights are filled with, over and over: timing does not mind."""
 
 
 @dataclass
@@ -129,20 +128,14 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
 
 
 def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
-    """Give every float variable normal values, the standard deviation that of BLOOM's, 0.02.
-
-    Matrices lie in memory as a checkpoint's do: rows of outputs.
-    """
-    pool = generator.standard_normal(POOL, dtype=np.float32) * 0.02
-    variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
-    for variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
-        shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
-        if not variable.dtype.is_floating_point:
-            continue
-        is_matrix = variable.rank == 2
-        stored = (*shape[:-2], shape[-1], shape[-2]) if is_matrix else shape
-        values = np.resize(pool.astype(dtype), stored)
-        session.write_variable_data(variable, values.swapaxes(-1, -2) if is_matrix else values)
+    """Give every variable of the weights random values."""
+    pool = normal_pool(generator)
+    variables = session.state.to_dict().items()
+    for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
+        assert isinstance(variable, Variable)
+        values = random_values(name, variable, pool)
+        if values is not None:
+            session.write_variable_data(variable, values)
 
 
 def _round(
@@ -169,7 +162,7 @@ def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Through
     return "\n".join(
         [
             f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, "
-            f"vocabulary {model.vocab_size}, {model.precision}, "
+            f"vocabulary {model.vocab_size}, {precisions(model)}, "
             f"{execution.tensor_parallel_1} x {execution.tensor_parallel_2} shards, batch {rows}",
             f"compile     {result.compile_seconds:8.2f} s",
             f"prompt      {result.prompt_seconds:8.3f} s   "
@@ -182,6 +175,14 @@ def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Through
             f"peak memory {result.peak_host_bytes / 1e9:8.2f} GB",
         ]
     )
+
+
+def precisions(model: ModelConfig) -> str:
+    """Of the arithmetic and, where it is another, of the weights."""
+    if not model.quantized:
+        return model.precision
+    groups = f" in groups of {model.group_size}" if model.weight_precision == "int4" else ""
+    return f"{model.precision} with {model.weight_precision} weights{groups}"
 
 
 def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:

@@ -1,0 +1,55 @@
+"""Random values for variables, where only their sizes and layout matter: timing does not mind."""
+
+from __future__ import annotations
+
+import numpy as np
+from popxl import Variable
+
+POOL = 1 << 20
+"""Random numbers that weights are filled with, over and over."""
+
+DEVIATION = 0.02
+"""The standard deviation of BLOOM's weights before training."""
+
+INT8, INT4 = 40.0, 4.6
+"""Standard deviations of the numbers of 8 and of 4 bits; those of 4 bits are evenly spread."""
+
+CONSTANTS = {
+    "weight_scale": DEVIATION / INT8,
+    "weight_decompression_scale": DEVIATION / INT4,
+    "weight_decompression_bias": -7.5 * DEVIATION / INT4,
+}
+"""By the last part of the variable's name."""
+
+TABLES = ("embeddings.weight", "head.weight")
+"""Matrices whose rows are outputs; other matrices have their bytes as if they were."""
+
+
+def normal_pool(generator: np.random.Generator) -> np.ndarray:
+    """float32 `(POOL,)`."""
+    return generator.standard_normal(POOL, dtype=np.float32) * np.float32(DEVIATION)
+
+
+def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray | None:
+    """Host data for the variable called `name`, laid out as a checkpoint's; None for integers.
+
+    Floats are normal. Quantised weights stand for values of the same mean and deviation.
+    """
+    shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
+    constant = CONSTANTS.get(name.rpartition(".")[2])
+    if constant is not None:
+        return np.full(shape, constant, dtype)
+    numbers = _numbers(pool, dtype)
+    if numbers is None:
+        return None
+    if variable.rank != 2 or name in TABLES:
+        return np.resize(numbers, shape)
+    return np.resize(numbers, (*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
+
+
+def _numbers(pool: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    if dtype == np.int8:
+        return np.rint(pool * (INT8 / DEVIATION)).clip(-127, 127).astype(dtype)
+    if dtype == np.uint16:  # far wider than 16 bits: what is left of it is evenly spread
+        return (pool * (1e6 / DEVIATION)).astype(np.int32).astype(dtype)
+    return None if dtype.kind == "i" else pool.astype(dtype)
