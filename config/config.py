@@ -72,6 +72,14 @@ class ModelConfig:
         return self.weight_precision != "full"
 
     @property
+    def precisions(self) -> str:
+        """Those of arithmetic and, where they are others, weights, for a person."""
+        if not self.quantized:
+            return self.precision
+        groups = f" in groups of {self.group_size}" if self.weight_precision == "int4" else ""
+        return f"{self.precision} with {self.weight_precision} weights{groups}"
+
+    @property
     def head_dim(self) -> int:
         return self.hidden_size // self.heads
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -138,64 +139,59 @@ def quantize_matrix(
         alone `(parts, height / parts)`; without the first axis where that is 1.
     """
     count, width = weight.shape
-    shards = _Shards(config, rows, height, quantize(np.zeros((1, width), np.float32)))
-    step = max(1, BLOCK // width)
+    height //= axis_size(config, rows)
+    like = quantize(np.zeros((1, width), np.float32))
+    shards = [_Shards(config, rows, height, one) for one in like]
+    step, reading = max(1, BLOCK // width), Lock()
 
     def convert(top: int) -> None:
-        end = min(top + step, top - top % shards.height + shards.height, count)
-        block = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
-        shards.put(top, quantize(block))
+        part, begin = divmod(top, height)
+        end = min(top - begin + min(begin + step, height), count)
+        with reading:  # in order: what was read leaves memory
+            block = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
+        for of_array, array in zip(shards, quantize(block), strict=True):
+            of_array.put(part, begin, array)
 
-    tops = (
+    tops = [
         top
-        for first in range(0, count, shards.height)
-        for top in range(first, min(first + shards.height, count), step)
-    )
+        for first in range(0, count, height)
+        for top in range(first, min(first + height, count), step)
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(convert, tops):
-            pass
-    return shards.arrays
+        list(pool.map(convert, tops))
+    return [of_array.host_data() for of_array in shards]
 
 
 class _Shards:
-    """The arrays of a quantised matrix, cut for the replicas; zeros where nothing is put.
+    """An array of a quantised matrix, cut for the replicas; zeros where nothing is put."""
 
-    Attributes:
-        height: rows of a shard.
-    """
-
-    def __init__(self, config: BloomConfig, rows: Axis, height: int, row: tuple[np.ndarray, ...]):
+    def __init__(self, config: BloomConfig, rows: Axis, height: int, one: np.ndarray):
         """
         Args:
-            row: the arrays of one row.
+            height: rows of a shard.
+            one: the array of one row.
         """
-        columns: Axis = "tp2" if rows == "tp1" else "tp1"
-        self._sizes = {axis: axis_size(config, axis) for axis in (rows, columns)}
-        self._columns = self._sizes[columns]
-        self._row_axis = rows
-        self.height = height // self._sizes[rows]
-        self._whole = [np.zeros(self._shape(one), one.dtype) for one in row]
-
-    @property
-    def arrays(self) -> list[np.ndarray]:
-        return [whole[0] if len(whole) == 1 else whole for whole in self._whole]
-
-    def put(self, top: int, arrays: tuple[np.ndarray, ...]) -> None:
-        """What rows from `top` on are, none of them beyond the shard that it is in."""
-        part, top = divmod(top, self.height)
-        for whole, array in zip(self._whole, arrays, strict=True):
-            if array.ndim == 1:
-                whole[part, top : top + len(array)] = array
-                continue
-            for column, piece in enumerate(np.split(array, self._columns, axis=1)):
-                whole[self._replica(part, column), top : top + len(array)] = piece
-
-    def _shape(self, one: np.ndarray) -> tuple[int, ...]:
+        tp1, tp2 = axis_size(config, "tp1"), axis_size(config, "tp2")
+        down, self._across = (tp1, tp2) if rows == "tp1" else (tp2, tp1)
         if one.ndim == 1:
-            return self._sizes[self._row_axis], self.height
-        replicas = self._sizes["tp1"] * self._sizes["tp2"]
-        return replicas, self.height, one.shape[1] // self._columns, *one.shape[2:]
+            self._array = np.zeros((down, height), one.dtype)
+            return
+        shard = (height, one.shape[1] // self._across, *one.shape[2:])
+        self._array = np.zeros((tp1, tp2, *shard), one.dtype)
+        self._by_row = self._array if rows == "tp1" else self._array.swapaxes(0, 1)
 
-    def _replica(self, row: int, column: int) -> int:
-        first, second = (row, column) if self._row_axis == "tp1" else (column, row)
-        return first * self._sizes["tp2"] + second
+    def put(self, part: int, begin: int, values: np.ndarray) -> None:
+        """What rows of a part are from its `begin`th on."""
+        count = len(values)
+        if values.ndim == 1:
+            self._array[part, begin : begin + count] = values
+            return
+        pieces = values.reshape(count, self._across, -1, *values.shape[2:]).swapaxes(0, 1)
+        self._by_row[part, :, begin : begin + count] = pieces
+
+    def host_data(self) -> np.ndarray:
+        """All shards behind each other, without an axis for one alone."""
+        array = self._array
+        if array.ndim > 2:
+            array = array.reshape(-1, *array.shape[2:])
+        return array if len(array) > 1 else array[0]

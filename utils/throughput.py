@@ -14,7 +14,7 @@ from popxl import Variable
 from simple_parsing import field
 from tqdm import tqdm
 
-from config import BloomConfig, ModelConfig, parse_arguments
+from config import BloomConfig, parse_arguments
 from inference import InferenceSession
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
@@ -162,7 +162,7 @@ def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Through
     return "\n".join(
         [
             f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, "
-            f"vocabulary {model.vocab_size}, {precisions(model)}, "
+            f"vocabulary {model.vocab_size}, {model.precisions}, "
             f"{execution.tensor_parallel_1} x {execution.tensor_parallel_2} shards, batch {rows}",
             f"compile     {result.compile_seconds:8.2f} s",
             f"prompt      {result.prompt_seconds:8.3f} s   "
@@ -175,14 +175,6 @@ def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Through
             f"peak memory {result.peak_host_bytes / 1e9:8.2f} GB",
         ]
     )
-
-
-def precisions(model: ModelConfig) -> str:
-    """Of the arithmetic and, where it is another, of the weights."""
-    if not model.quantized:
-        return model.precision
-    groups = f" in groups of {model.group_size}" if model.weight_precision == "int4" else ""
-    return f"{model.precision} with {model.weight_precision} weights{groups}"
 
 
 def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:
