@@ -75,7 +75,8 @@ def test_a_precision_that_does_not_exist_is_refused(name, small):
 
 
 def test_a_text_that_is_not_there_is_refused(small):
-    assert "no/text" in refusal(lambda: perplexity.main([*small.words(None), "--text", "no/text"]))
+    words = [*small.words(None), "--precisions", "int8", "--text", "no/text"]
+    assert "cannot read no/text" in refusal(lambda: perplexity.main(words))
 
 
 @pytest.mark.parametrize("weight_precision", ["int8", "int4"])

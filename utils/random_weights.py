@@ -42,6 +42,8 @@ def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray
     numbers = _numbers(pool, dtype)
     if numbers is None:
         return None
+    if name.endswith("alibi_slopes"):  # of another sign they would turn masked scores into NaN
+        return np.resize(np.abs(numbers), shape)
     if variable.rank != 2 or name in TABLES:
         return np.resize(numbers, shape)
     return np.resize(numbers, (*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
