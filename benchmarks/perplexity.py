@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = open_checkpoint(config.model.hf_model)
     checkpoint.check_against(config)
     pieces = pieces_of(arguments.text, checkpoint, config.model.sequence_length)
-    results: list[Result] = []
-    for name, settings in configs.items():
-        result = measure(name, settings, checkpoint, pieces)
-        first = results[0].perplexity if results else result.perplexity
-        results.append(dataclasses.replace(result, change=result.perplexity / first - 1))
+    results = compared(configs, checkpoint, pieces)
     tokens = sum(len(piece) - 1 for piece in pieces)
-    print(as_json(tokens, results) if arguments.json else table(tokens, results))
+    if arguments.json:
+        print(as_json(tokens, list(results)))
+    else:
+        for line in table(tokens, arguments.precisions[0], results):
+            print(line, flush=True)
+
+
+def compared(
+    configs: dict[str, BloomConfig], checkpoint: Checkpoint, pieces: list[list[int]]
+) -> Iterator[Result]:
+    """The result of each precision, beside the first."""
+    first = None
+    for name, config in configs.items():
+        result = measure(name, config, checkpoint, pieces)
+        first = first or result.perplexity
+        yield dataclasses.replace(result, change=result.perplexity / first - 1)
 
 
 def with_precision(config: BloomConfig, name: str) -> BloomConfig:
@@ -195,19 +206,15 @@ class Program:
         return np.concatenate(list(parts), -1)[:, : self.config.model.vocab_size]
 
 
-def table(tokens: int, results: list[Result]) -> str:
-    """The results in Markdown."""
-    first = results[0].precision
-    lines = [
-        f"| precision | weights | perplexity a token ({tokens:,}) | against {first} |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.precision} | {r.weight_bytes / 1e6:,.1f} MB | {r.perplexity:.3f} "
-        f"| {100 * r.change:+.2f} % |"
-        for r in results
-    ]
-    return "\n".join(lines)
+def table(tokens: int, first: str, results: Iterable[Result]) -> Iterator[str]:
+    """The lines of the results in Markdown, each as it comes."""
+    yield f"| precision | weights | perplexity a token ({tokens:,}) | against {first} |"
+    yield "|---|---|---|---|"
+    for r in results:
+        yield (
+            f"| {r.precision} | {r.weight_bytes / 1e6:,.1f} MB | {r.perplexity:.3f} "
+            f"| {100 * r.change:+.2f} % |"
+        )
 
 
 def as_json(tokens: int, results: list[Result]) -> str:
