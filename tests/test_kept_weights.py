@@ -82,9 +82,15 @@ def test_every_setting_that_weights_depend_on_has_an_entry_of_its_own(small, cac
 
 
 @pytest.mark.parametrize(
-    "file", ["layer_0001.safetensors", "manifest.json", "embeddings.safetensors"]
+    ("file", "damage"),
+    [
+        ("layer_0001.safetensors", "cut"),
+        ("layer_0001.safetensors", "missing"),
+        ("embeddings.safetensors", "header"),
+        ("manifest.json", "cut"),
+        ("manifest.json", "missing"),
+    ],
 )
-@pytest.mark.parametrize("damage", ["cut", "missing", "header"])
 def test_a_damaged_entry_is_made_again(file, damage, small, cache, caplog):
     expected = logits(settings(small))
     path = entries(cache)[0] / file
@@ -130,10 +136,10 @@ def test_processes_at_once_make_one_entry(small, cache):
             env=environment(),
             text=True,
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     results = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], results
+    assert [process.returncode for process in running] == [0, 0], results
     assert len({tuple(json.loads(out)["ids"]) for out, _ in results}) == 1
     assert len(entries(cache)) == 1
     assert not list(entries(cache)[0].glob(".*"))  # nothing half-written
