@@ -22,7 +22,7 @@ from config import ConfigError, load_config  # noqa: E402
 from inference import inference  # noqa: E402
 from utils.passes import Passes  # noqa: E402
 from utils.plan import make_plan  # noqa: E402
-from utils.throughput import fill_randomly  # noqa: E402
+from utils.random_weights import fill_randomly  # noqa: E402
 
 TEXT = "A dog is a dog.</s>\n" + "The sea is wide. " * 8 + "</s>\n"
 

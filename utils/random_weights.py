@@ -1,9 +1,12 @@
-"""Random values for variables, where only their sizes and layout matter: timing does not mind."""
+"""Random values for variables, where only sizes and layout matter: timing does not mind."""
 
 from __future__ import annotations
 
 import numpy as np
 from popxl import Variable
+from tqdm import tqdm
+
+from inference import InferenceSession
 
 POOL = 1 << 20
 """Random numbers that weights are filled with, over and over."""
@@ -25,15 +28,24 @@ TABLES = ("embeddings.weight", "head.weight")
 """Matrices whose rows are outputs; other matrices have their bytes as if they were."""
 
 
-def normal_pool(generator: np.random.Generator) -> np.ndarray:
-    """float32 `(POOL,)`."""
-    return generator.standard_normal(POOL, dtype=np.float32) * np.float32(DEVIATION)
+def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
+    """Give every variable of the weights that is not of integers random values."""
+    pool = generator.standard_normal(POOL, dtype=np.float32) * np.float32(DEVIATION)
+    variables = session.state.to_dict().items()
+    for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
+        assert isinstance(variable, Variable)
+        values = random_values(name, variable, pool)
+        if values is not None:
+            session.write_variable_data(variable, values)
 
 
 def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray | None:
     """Host data for the variable called `name`, laid out as a checkpoint's; None for integers.
 
     Floats are normal. Quantised weights stand for values of the same mean and deviation.
+
+    Args:
+        pool: normal values of deviation `DEVIATION`, float32.
     """
     shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
     constant = CONSTANTS.get(name.rpartition(".")[2])

@@ -10,16 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from popxl import Variable
 from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
-from inference import InferenceSession
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.plan import describe_plan, make_plan, peak_bytes, timed_build
-from utils.random_weights import normal_pool, random_values
+from utils.random_weights import fill_randomly
 from utils.setup import UserError, setup_logging
 
 DESCRIPTION = (
@@ -125,17 +123,6 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
         decode_tokens_per_second_fastest=max(by_round),
         peak_host_bytes=peak_bytes(),
     )
-
-
-def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
-    """Give every variable of the weights random values."""
-    pool = normal_pool(generator)
-    variables = session.state.to_dict().items()
-    for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
-        assert isinstance(variable, Variable)
-        values = random_values(name, variable, pool)
-        if values is not None:
-            session.write_variable_data(variable, values)
 
 
 def _round(
