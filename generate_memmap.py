@@ -133,9 +133,12 @@ def summary(folder: MapFolder, results: list[Written], seconds: float) -> str:
         return f"{done}; {len(missing)} of {len(folder.names)} are still to come from other ranks"
     settings = folder.wanted.settings
     sharding = f"{settings['tensor_parallel_1']} x {settings['tensor_parallel_2']}"
+    precision = settings["precision"]
+    if settings["weight_precision"] != "full":
+        precision += f" with {settings['weight_precision']} weights"
     return (
         f"{done}\ncomplete: {len(folder.names)} files of {folder.wanted.hf_model}, "
-        f"{settings['precision']}, for {sharding} shards"
+        f"{precision}, for {sharding} shards"
     )
 
 

@@ -23,7 +23,7 @@ from popxl import ops
 from config import BloomConfig
 from modelling.bloom_lm import BloomLMHeadTP2D
 from modelling.decoder import BloomDecoderBlockTP2D
-from modelling.embedding import BloomEmbeddingTP2D
+from modelling.embedding import BloomEmbeddingTP2D, vocabulary_weight
 from modelling.sharding import axis_size
 
 TOKEN_PASS = 0
@@ -272,13 +272,14 @@ class _Phases:
 
     def head(self, x: popxl.Tensor) -> popxl.Tensor:
         factories, graph = BloomLMHeadTP2D(self.config).create_graph(x)
-        tied = self.config.model.tie_word_embeddings
-        if tied:
-            factories.pop("weight")
+        tied = vocabulary_weight(self.config).names if self.config.model.tie_word_embeddings else ()
+        for name in tied:
+            factories.pop(name)
         weights = self._part("head", factories).load_entry(0)
         if tied:
-            table = self.parts["embeddings"].load_entry(0).weight
-            weights.insert("weight", table)
+            embeddings = self.parts["embeddings"].load_entry(0)
+            for name in tied:
+                weights.insert(name, embeddings.get(name))
         (logits,) = graph.bind(weights).call(x)
         return logits
 

@@ -26,10 +26,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - found just above
 from run_inference_gradio import for_many  # noqa: E402
-from utils.benchmark.weights import fill_randomly  # noqa: E402
 from utils.engine import Engine  # noqa: E402
 from utils.loading import Loaded, build, load  # noqa: E402
 from utils.passes import Passes  # noqa: E402
+from utils.random_weights import fill_randomly  # noqa: E402
 from utils.service import Service  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 from utils.tokenizer import load_tokenizer  # noqa: E402

@@ -35,10 +35,10 @@ from config.config import ExecutionConfig, ModelConfig, setting_names  # noqa: E
 from utils.benchmark.arguments import parse  # noqa: E402
 from utils.benchmark.command import Measured, measure  # noqa: E402
 from utils.benchmark.report import Result  # noqa: E402
-from utils.benchmark.weights import fill_randomly  # noqa: E402
 from utils.loading import build  # noqa: E402
 from utils.memory import available_memory  # noqa: E402
 from utils.passes import Passes  # noqa: E402
+from utils.random_weights import fill_randomly  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 WARM_UP = 2

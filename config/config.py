@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRECISIONS = ("float32", "float16", "bfloat16")
+WEIGHT_PRECISIONS = ("full", "int8", "int4")
 DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_LOOKUP_TOKENS = 15
@@ -49,6 +50,16 @@ class ModelConfig:
     precision: str = field(
         default="float32", help=f"type of weights and activations: {', '.join(PRECISIONS)}"
     )
+    weight_precision: str = field(
+        default="full",
+        help="how matrices are kept: full (in `precision`), int8 (a scale for each channel) or "
+        "int4 (a scale and an offset for each group)",
+    )
+    group_size: int = field(
+        default=64,
+        help="elements of an int4 group: a multiple of 4 that divides hidden_size / "
+        "tensor_parallel_1 and hidden_size / tensor_parallel_2",
+    )
 
     @property
     def dtype(self) -> dtypes.dtype:
@@ -56,6 +67,19 @@ class ModelConfig:
         import popxl  # late, so that reading settings needs no runtime
 
         return getattr(popxl, self.precision)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether matrices are kept in fewer bits than activations have."""
+        return self.weight_precision != "full"
+
+    @property
+    def precisions(self) -> str:
+        """Those of arithmetic and, where they are others, weights, for a person."""
+        if not self.quantized:
+            return self.precision
+        groups = f" in groups of {self.group_size}" if self.weight_precision == "int4" else ""
+        return f"{self.precision} with {self.weight_precision} weights{groups}"
 
     @property
     def head_dim(self) -> int:
@@ -169,6 +193,7 @@ def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
     ascending = chunks[0] >= 1 and all(a < b for a, b in zip(chunks, chunks[1:], strict=False))
     _check(ascending, "prompt_chunks", chunks, "numbers of 1 or more, each larger than the last")
     _check_choice("precision", model.precision, PRECISIONS)
+    _check_choice("weight_precision", model.weight_precision, WEIGHT_PRECISIONS)
     _check_choice("device", execution.device, DEVICES)
     _check_choice("log_level", execution.log_level, LOG_LEVELS)
 
@@ -190,6 +215,16 @@ def _check_sharding(model: ModelConfig, execution: ExecutionConfig) -> None:
         4 * hidden,
         f"a multiple of tensor_parallel_1 = {tp1}",
     )
+    if model.weight_precision == "int4":
+        _check_groups(model.group_size, hidden, tp1, tp2)
+
+
+def _check_groups(size: int, hidden: int, tp1: int, tp2: int) -> None:
+    """Groups lie along the inputs of a shard, hidden_size over one axis or the other."""
+    _check(size >= 4 and size % 4 == 0, "group_size", size, "a multiple of 4")
+    for axis, parts in (("tensor_parallel_1", tp1), ("tensor_parallel_2", tp2)):
+        width = f"hidden_size / {axis} = {hidden // parts}"
+        _check((hidden // parts) % size == 0, "group_size", size, f"a divisor of {width}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,21 @@ from popxl import ops
 
 from config import BloomConfig
 from modelling.bloom_model import BloomModelTP2D
-from modelling.embedding import first_row, first_row_mapping, shard_vocabulary
+from modelling.embedding import (
+    add_vocabulary,
+    first_row,
+    first_row_mapping,
+    vocabulary_mapping,
+    vocabulary_weight,
+)
 from modelling.layer_norm import LayerNormTP2D
-from modelling.sharding import all_reduce, axis_size, blank, every_replica_its_own
+from modelling.sharding import all_reduce
 
 
 class BloomLMHeadTP2D(addons.Module):
     """The last layer norm and the scores of every token of the vocabulary.
 
-    `weight` is the embedding's table: bind that tensor to it, or give it to `build`.
+    Its weight is the embedding's table: bind those tensors to it, or give them to `build`.
     """
 
     def __init__(self, config: BloomConfig):
@@ -27,19 +34,16 @@ class BloomLMHeadTP2D(addons.Module):
         self.config = config
         self.ln_f = LayerNormTP2D(config)
 
-    def build(self, x: popxl.Tensor, weight: popxl.Tensor | None = None) -> popxl.Tensor:
+    def build(self, x: popxl.Tensor, table: Sequence[popxl.Tensor] | None = None) -> popxl.Tensor:
         """From `(tokens, hidden_size / tp2)` to float32 logits, `(tokens, vocabulary / tp1)`.
 
         Args:
-            weight: `(vocabulary / tp1, hidden_size / tp2)`; an input of its own where None.
+            table: the tensors of the embedding's weight; inputs of its own where None.
         """
-        if weight is None:
-            rows = self.config.padded_vocab_size // axis_size(self.config, "tp1")
-            shape = (rows, x.shape[-1])
-            weight = self.add_variable_input(
-                "weight", blank(shape, x.dtype), x.dtype, replica_grouping=every_replica_its_own()
-            )
-        logits = all_reduce(self.config, self.ln_f(x) @ ops.transpose(weight), "tp2")
+        if table is None:
+            table = add_vocabulary(self, self.config)
+        scores = vocabulary_weight(self.config).matmul(self.ln_f(x), table)
+        logits = all_reduce(self.config, scores, "tp2")
         return self._without_padding(ops.cast(logits, popxl.float32))
 
     def _without_padding(self, logits: popxl.Tensor) -> popxl.Tensor:
@@ -61,8 +65,9 @@ class BloomLMHeadTP2D(addons.Module):
             **LayerNormTP2D.hf_mapping(config, variables.ln_f, norm),
             **first_row_mapping(config, variables),
         }
-        if "weight" in variables.keys():  # noqa: SIM118 - a tree, not a dictionary
-            mapping[variables.weight] = shard_vocabulary(config, hf_module.lm_head.weight)
+        own = vocabulary_weight(config).names[0] in variables.keys()  # noqa: SIM118 - a tree
+        if own:
+            mapping |= vocabulary_mapping(config, variables, hf_module.lm_head.weight)
         return mapping
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import popxl
 import popxl_addons as addons
-from popxl import ops
 
 from config import BloomConfig
 from modelling.layer_norm import LayerNormTP2D
@@ -15,37 +14,32 @@ from modelling.sharding import (
     all_reduce,
     axis_size,
     blank,
-    every_replica_its_own,
     group_over,
-    shard_matrix,
 )
+from modelling.weight import Weight, weight_of
 
 
 class BloomEmbeddingTP2D(addons.Module):
     """The rows of a table; every replica looks up the tokens of its part of the vocabulary.
 
     Attributes:
-        table: the tensor of the weight in the graph built last, for a head that is tied to it.
+        table: the tensors of the weight in the graph built last, for a head that is tied to it.
     """
 
     def __init__(self, config: BloomConfig):
         super().__init__()
         self.config = config
         self.norm = LayerNormTP2D(config)
-        self.table: popxl.Tensor
+        self.table: tuple[popxl.Tensor, ...]
 
     def build(self, tokens: popxl.Tensor) -> popxl.Tensor:
         """From token ids, int32 `(tokens,)`, to `(tokens, hidden_size / tp2)`."""
-        model, dtype = self.config.model, self.config.model.dtype
-        rows = self.config.padded_vocab_size // axis_size(self.config, "tp1")
-        shape = (rows, model.hidden_size // axis_size(self.config, "tp2"))
-        weight = self.add_variable_input(
-            "weight", blank(shape, dtype), dtype, replica_grouping=every_replica_its_own()
-        )
-        self.table = weight
+        weight = vocabulary_weight(self.config)
+        self.table = add_vocabulary(self, self.config)
         if axis_size(self.config, "tp1") == 1:
-            return self.norm(ops.gather(weight, tokens))
-        found = ops.gather(weight, tokens - first_row(self, self.config), zero_OOR=True)
+            return self.norm(weight.rows_at(tokens, self.table))
+        here = tokens - first_row(self, self.config)
+        found = weight.rows_at(here, self.table, zero_outside=True)
         return self.norm(all_reduce(self.config, found, "tp1"))
 
     @staticmethod
@@ -53,10 +47,9 @@ class BloomEmbeddingTP2D(addons.Module):
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
     ) -> dict[popxl.Variable, np.ndarray]:
         """`word_embeddings` and `word_embeddings_layernorm` of a transformers `BloomModel`."""
-        weight = shard_vocabulary(config, hf_module.word_embeddings.weight)
         norm = hf_module.word_embeddings_layernorm
         return {
-            variables.weight: weight,
+            **vocabulary_mapping(config, variables, hf_module.word_embeddings.weight),
             **first_row_mapping(config, variables),
             **LayerNormTP2D.hf_mapping(config, variables.norm, norm),
         }
@@ -83,6 +76,21 @@ def first_row_mapping(
     return {variables.first_row: starts[0] if parts == 1 else starts}
 
 
-def shard_vocabulary(config: BloomConfig, weight: Any) -> np.ndarray:
-    """`(vocab_size, hidden_size)`, filled up with zeros to a multiple of tp1, and sharded."""
-    return shard_matrix(config, weight, rows="tp1", height=config.padded_vocab_size)
+def vocabulary_weight(config: BloomConfig) -> Weight:
+    """The weight of embedding and head: `(vocab_size, hidden_size)`, a row for each token."""
+    return weight_of(config, rows="tp1", table=True)
+
+
+def add_vocabulary(module: addons.Module, config: BloomConfig) -> tuple[popxl.Tensor, ...]:
+    """Inputs of `module` for the weight of embedding or head."""
+    rows = config.padded_vocab_size // axis_size(config, "tp1")
+    width = config.model.hidden_size // axis_size(config, "tp2")
+    return vocabulary_weight(config).add_to(module, rows, width)
+
+
+def vocabulary_mapping(
+    config: BloomConfig, variables: addons.NamedTensors, weight: Any
+) -> dict[popxl.Variable, np.ndarray]:
+    """The values of a module's `add_vocabulary`; rows of zeros fill it up to a multiple of tp1."""
+    values = vocabulary_weight(config).values(weight, height=config.padded_vocab_size)
+    return {variables.get(name): value for name, value in values.items()}

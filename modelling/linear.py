@@ -14,12 +14,11 @@ from modelling.sharding import (
     all_reduce,
     axis_size,
     blank,
-    every_replica_its_own,
     group_over,
     host_array,
-    shard_matrix,
     shard_vector,
 )
+from modelling.weight import weight_of
 
 
 class LinearTP2D(addons.Module):
@@ -35,33 +34,28 @@ class LinearTP2D(addons.Module):
         self.config, self.contract = config, contract
         self.output_axis: Axis = "tp2" if contract == "tp1" else "tp1"
         self.out_features = out_features // axis_size(config, self.output_axis)
+        self.weight = weight_of(config, rows=self.output_axis)
 
     def build(self, x: popxl.Tensor) -> popxl.Tensor:
         """From `(tokens, in_features / parts)` to `(tokens, out_features / parts)`."""
-        shape = (x.shape[-1], self.out_features)
-        weight = self.add_variable_input(
-            "weight", blank(shape, x.dtype), x.dtype, replica_grouping=every_replica_its_own()
-        )
+        weight = self.weight.add_to(self, self.out_features, x.shape[-1])
         bias = self.add_variable_input(
             "bias",
-            blank(shape[1:], x.dtype),
+            blank((self.out_features,), x.dtype),
             x.dtype,
             replica_grouping=group_over(self.config, self.contract),
         )
-        return all_reduce(self.config, x @ weight, self.contract) + bias
+        return all_reduce(self.config, self.weight.matmul(x, weight), self.contract) + bias
 
     @staticmethod
     def hf_mapping(
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any, contract: Axis
     ) -> dict[popxl.Variable, np.ndarray]:
-        """Weight and bias of a `torch.nn.Linear`.
-
-        PopXL's weight is `(in, out)`, torch's `(out, in)`: the bytes stay as torch has them, only
-        the axes are swapped. That is the fast order for one-token matmuls.
-        """
+        """Weight and bias of a `torch.nn.Linear`."""
         output_axis: Axis = "tp2" if contract == "tp1" else "tp1"
-        weight = shard_matrix(config, hf_module.weight, rows=output_axis)
+        weight = weight_of(config, rows=output_axis).values(hf_module.weight)
+        bias = shard_vector(config, host_array(config, hf_module.bias), output_axis)
         return {
-            variables.weight: weight.swapaxes(-1, -2),
-            variables.bias: shard_vector(config, host_array(config, hf_module.bias), output_axis),
+            **{variables.get(name): value for name, value in weight.items()},
+            variables.bias: bias,
         }

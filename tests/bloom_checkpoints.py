@@ -38,6 +38,8 @@ def config_of(
     batch_size: int = 3,
     precision: str = "float32",
     prompt_chunks: tuple[int, ...] = (4, 16),
+    weight_precision: str = "full",
+    group_size: int = 64,
 ) -> BloomConfig:
     """Settings for a transformers model."""
     of = model.config
@@ -50,6 +52,8 @@ def config_of(
             vocab_size=of.vocab_size,
             sequence_length=sequence_length,
             precision=precision,
+            weight_precision=weight_precision,
+            group_size=group_size,
             tie_word_embeddings=of.tie_word_embeddings,
         ),
         ExecutionConfig(tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks),

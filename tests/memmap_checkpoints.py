@@ -59,8 +59,8 @@ class Small:
         byte_level_tokenizer().save_pretrained(folder)
         return cls(folder, model, precision)
 
-    def words(self, maps: Path, tp1: int = 1, tp2: int = 1) -> list[str]:
-        """The command line of its settings and a folder for its maps."""
+    def words(self, maps: Path | None, tp1: int = 1, tp2: int = 1) -> list[str]:
+        """The command line of its settings and, unless None, a folder for its maps."""
         of = self.model.config
         settings = {
             "hf_model": self.folder,
@@ -73,11 +73,11 @@ class Small:
             "tensor_parallel_1": tp1,
             "tensor_parallel_2": tp2,
             "prompt_chunks": 16,
-            "memmap_dir": maps,
+            **({"memmap_dir": maps} if maps else {}),
         }
         return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
-    def config(self, maps: Path, tp1: int = 1, tp2: int = 1, *more: str) -> BloomConfig:
+    def config(self, maps: Path | None, tp1: int = 1, tp2: int = 1, *more: str) -> BloomConfig:
         return parse_arguments([*self.words(maps, tp1, tp2), *more])[0]
 
     def generate(self, maps: Path, *more: str, tp1: int = 1, tp2: int = 1) -> Path:

@@ -39,6 +39,8 @@ OTHER_VALUES = {
     "layer_norm_epsilon": 0.5,
     "tie_word_embeddings": False,
     "precision": "bfloat16",
+    "weight_precision": "int4",
+    "group_size": 32,
     "tensor_parallel_1": 2,
     "tensor_parallel_2": 4,
     "batch_size": 5,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from config import BloomConfig
-from inference import InferenceSession, hf_mapping, inference
+from inference import InferenceSession, inference
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.setup import UserError
@@ -47,9 +47,7 @@ def load(config: BloomConfig) -> Loaded:
     checkpoint.check_against(config)
     model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
     config = dataclasses.replace(config, model=model)
-    return _loaded(
-        config, checkpoint.path, lambda session: write_weights(config, session, checkpoint)
-    )
+    return _loaded(config, checkpoint.path, weights_of(config, checkpoint))
 
 
 def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]) -> Loaded:
@@ -71,8 +69,20 @@ def build(config: BloomConfig) -> InferenceSession:
         raise UserError(str(error)) from None
 
 
+def weights_of(config: BloomConfig, checkpoint: Checkpoint) -> Callable[[InferenceSession], None]:
+    """What gives a session the checkpoint's weights; quantised ones are kept for the next time."""
+    from utils.kept_weights import kept_maps
+
+    maps = kept_maps(config, checkpoint) if config.model.quantized else None
+    if maps is not None:
+        return maps.write
+    return lambda session: write_weights(config, session, checkpoint)
+
+
 def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Checkpoint) -> None:
     """Shard the checkpoint onto the session's variables, a part at a time."""
-    parts = hf_mapping(config, session.state, checkpoint.module())
-    for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
-        session.write_variables_data(mapping())
+    from utils.memmap.parts import part_values
+
+    parts = part_values(config, session, checkpoint.module()).values()
+    for values in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
+        session.write_variables_data(values())

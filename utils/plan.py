@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -54,15 +55,16 @@ def make_plan(
     session, seconds = timed_build(config)
     cost = session.pass_graphs["token"].cost()
     weights, state = session.ir.memory()
-    variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
+    variables = _variables(session)
+    unquantized = _variables(build(_unquantized(config))) if config.model.quantized else variables
     replicas, folder = config.execution.replicas, config.execution.memmap_dir
     all_bytes = sum(_bytes_on_host(v) for v in variables)
     return Plan(
         replicas=replicas,
         build_seconds=seconds,
         peak_host_bytes=peak_memory(),
-        parameters=sum(v.nelms for v in variables),
-        parameters_all_replicas=sum(math.prod(v.shape_on_host) for v in variables),
+        parameters=sum(v.nelms for v in unquantized),
+        parameters_all_replicas=sum(math.prod(v.shape_on_host) for v in unquantized),
         weight_bytes=weights,
         cache_bytes=state,
         bytes_read_per_token=cost.weight_bytes,
@@ -123,6 +125,16 @@ def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
     begin = time.perf_counter()
     session = build(config)
     return session, time.perf_counter() - begin
+
+
+def _variables(session: InferenceSession) -> list[Variable]:
+    return [v for v in session.state.values_flat() if isinstance(v, Variable)]
+
+
+def _unquantized(config: BloomConfig) -> BloomConfig:
+    """The settings with an element of a variable for each parameter."""
+    model = dataclasses.replace(config.model, weight_precision="full")
+    return dataclasses.replace(config, model=model)
 
 
 def _bytes_on_host(variable: Variable) -> int:

@@ -19,12 +19,12 @@ from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Rounds, Samples, progress_of
 from utils.benchmark.report import Result, Start, as_json, as_text, result_of
-from utils.benchmark.weights import fill_randomly
 from utils.benchmark.work import work_of
 from utils.memmap.reader import MemoryMaps
 from utils.memory import peak_memory, restart_peak_memory
 from utils.passes import Passes
 from utils.plan import describe_plan, make_plan, timed_build
+from utils.random_weights import fill_randomly
 from utils.setup import setup_logging
 
 

@@ -9,7 +9,7 @@ import torch
 
 from config import BloomConfig
 from inference import InferenceSession, hf_mapping
-from utils.benchmark.weights import DEVIATION, POOL
+from utils.random_weights import DEVIATION, POOL
 
 
 class Peer(Protocol):

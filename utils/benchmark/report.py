@@ -164,7 +164,7 @@ def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Resul
     precisions = " or ".join(dict.fromkeys(r.matmul_precision for r in results))
     return [
         f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, vocabulary "
-        f"{model.vocab_size}, {model.precision}, "
+        f"{model.vocab_size}, {model.precisions}, "
         f"{execution.tensor_parallel_1} x {execution.tensor_parallel_2} shards",
         f"limits: memory read by {limits.reading}; torch.mm in {precisions}",
         f"compiled in {first.compile_seconds:.2f} s, "

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from config import BloomConfig
-from inference import hf_mapping, inference
+from inference import inference
 from utils.checkpoint import open_checkpoint
 from utils.hub import DESCRIPTION
 from utils.memmap.fingerprint import fingerprint
 from utils.memmap.folder import MapFolder
 from utils.memmap.manifest import Manifest, map_settings
-from utils.memmap.parts import part_files, variables_of
+from utils.memmap.parts import part_files, part_values, variables_of
 from utils.memmap.source import Source
 from utils.memmap.tensor_file import PAGE, PartFile, part_file
 from utils.memmap.writer import FileWriter, interrupts_between
@@ -162,8 +162,7 @@ class Generator:
         """A part's file from the checkpoint, of which no page stays in memory."""
         variables = variables_of(self._session, part)
         source = Source(self.checkpoint)
-        mappings = dict(hf_mapping(self.config, self._session.state, source.module))
-        values = mappings[part]()
+        values = part_values(self.config, self._session, source.module)[part]()
         source.release()
         about = {
             "part": part,

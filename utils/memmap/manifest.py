@@ -15,6 +15,9 @@ from utils.setup import UserError
 FORMAT, VERSION = "bloom memory maps", 1
 MANIFEST = "manifest.json"
 
+UNQUANTIZED = {"weight_precision": "full", "group_size": None}
+"""Settings of maps that do not say them: they were made before there was a choice."""
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -86,6 +89,8 @@ def map_settings(config: BloomConfig) -> dict[str, Any]:
         "layer_norm_epsilon": model.layer_norm_epsilon,
         "tie_word_embeddings": model.tie_word_embeddings,
         "precision": model.precision,
+        "weight_precision": model.weight_precision,
+        "group_size": model.group_size if model.weight_precision == "int4" else None,
         "tensor_parallel_1": execution.tensor_parallel_1,
         "tensor_parallel_2": execution.tensor_parallel_2,
     }
@@ -117,6 +122,7 @@ def read_manifest(path: Path) -> Manifest:
 def _from_content(path: Path, content: dict[str, Any]) -> Manifest:
     try:
         files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+        content["settings"] = UNQUANTIZED | content["settings"]
         manifest = Manifest(**content, files=files)
         plain = all(Path(name).name == name for name in files)  # nothing outside the folder
         sizes = all(type(entry.size) is int for entry in files.values())

@@ -1,0 +1,83 @@
+"""Random values for variables, where only sizes and layout matter: timing does not mind."""
+
+from __future__ import annotations
+
+import numpy as np
+from popxl import Variable
+from tqdm import tqdm
+
+from inference import InferenceSession
+
+POOL = 1 << 20
+"""Random numbers that weights are filled with, over and over."""
+
+DEVIATION = 0.02
+"""The standard deviation of BLOOM's weights before training."""
+
+INT8, INT4 = 40.0, 4.6
+"""Standard deviations of the numbers of 8 and of 4 bits; those of 4 bits are evenly spread."""
+
+CONSTANTS = {
+    "weight_scale": DEVIATION / INT8,
+    "weight_decompression_scale": DEVIATION / INT4,
+    "weight_decompression_bias": -7.5 * DEVIATION / INT4,
+}
+"""By the last part of the variable's name."""
+
+TABLES = ("embeddings.weight", "head.weight")
+"""Matrices whose rows are outputs; other matrices have their bytes as if they were."""
+
+
+def fill_randomly(
+    session: InferenceSession, generator: np.random.Generator, *alike: InferenceSession
+) -> None:
+    """Give every variable of the weights that is not of integers random values.
+
+    Args:
+        alike: sessions of programs with the same variables; they get the same memory.
+    """
+    pool = generator.standard_normal(POOL, dtype=np.float32) * np.float32(DEVIATION)
+    others = [(other, other.state.to_dict()) for other in alike]
+    variables = session.state.to_dict().items()
+    for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
+        assert isinstance(variable, Variable)
+        values = random_values(name, variable, pool)
+        if values is not None:
+            session.write_variable_data(variable, values)
+            for other, theirs in others:
+                twin = theirs[name]
+                assert isinstance(twin, Variable)
+                other.write_variable_data(twin, values)
+
+
+def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray | None:
+    """Host data for the variable called `name`, laid out as a checkpoint's; None for integers.
+
+    Floats are normal, the scales of norms such around 1. Quantised weights stand for values of the
+    same mean and deviation.
+
+    Args:
+        pool: normal values of deviation `DEVIATION`, float32.
+    """
+    shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
+    constant = CONSTANTS.get(name.rpartition(".")[2])
+    if constant is not None:
+        return np.full(shape, constant, dtype)
+    numbers = _numbers(pool, dtype)
+    if numbers is None:
+        return None
+    if name.endswith("norm.weight"):
+        return np.resize(numbers, shape) + dtype.type(1)
+    if name.endswith("alibi_slopes"):  # of another sign they would turn masked scores into NaN
+        return np.resize(np.abs(numbers), shape)
+    if variable.rank != 2 or name in TABLES:
+        return np.resize(numbers, shape)
+    return np.resize(numbers, (*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
+
+
+def _numbers(pool: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    if dtype == np.int8:
+        return np.rint(pool * (INT8 / DEVIATION)).clip(-127, 127).astype(dtype)
+    if dtype == np.uint16:  # far wider than 16 bits: what is left of it is evenly spread
+        return (pool * (1e6 / DEVIATION)).astype(np.int32).astype(dtype)
+    return None if dtype.kind == "i" else pool.astype(dtype)
