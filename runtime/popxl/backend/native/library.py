@@ -1,0 +1,74 @@
+"""The native library in this process, and the instructions it is given."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch  # its OpenMP is loaded before ours: the two share their threads
+
+from popxl.backend.native.build import CannotBuildError, built_library, has_avx512
+
+LINEAR, NORM, ATTENTION = range(3)
+FIELDS = {LINEAR: struct.Struct("48q"), NORM: struct.Struct("9qd17q"), ATTENTION: struct.Struct("51q")}
+"""Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
+
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint16: 4}
+"""The numbers of the types; 16-bit words hold four numbers of 4 bits each."""
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+_log = logging.getLogger(__name__)
+
+
+class Library:
+    """The kernels; `run` gives them to torch's threads."""
+
+    def __init__(self, path: Path):
+        loaded = ctypes.CDLL(str(path))
+        self._run_one = loaded.popxl_run_one
+        self._run_one.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
+        self._run_one.restype = None
+        self.read = loaded.popxl_read
+        self.read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        self.read.restype = ctypes.c_double
+        loaded.popxl_size.argtypes, loaded.popxl_size.restype = [ctypes.c_int64], ctypes.c_int64
+        for kind, fields in FIELDS.items():
+            assert loaded.popxl_size(kind) == fields.size, kind
+
+    def run(self, kind: int, *fields: float) -> None:
+        """Do one instruction."""
+        self._run_one(kind, FIELDS[kind].pack(*fields), torch.get_num_threads())
+
+
+@functools.cache
+def library() -> Library | None:
+    """The library, compiled where need be; None, with one line that says so, where it cannot be."""
+    try:
+        loaded = Library(built_library())
+    except (CannotBuildError, OSError) as error:
+        _log.warning("no native kernels, torch computes what they would (slower): %s", error)
+        return None
+    if not has_avx512():
+        _log.warning(
+            "this processor has no AVX-512: the native kernels use what it has (slower)"
+        )
+    return loaded
+
+
+def mesh_strides(tensor: torch.Tensor, lead: int) -> list[int]:
+    """The strides of the mesh axes, filled up to three in front; 0 where a value is held once."""
+    strides = [0] * (3 - lead)
+    for axis in range(lead):
+        strides.append(tensor.stride(axis) if tensor.shape[axis] > 1 else 0)
+    return strides
+
+
+def mesh_sizes(sizes: Iterable[int]) -> list[int]:
+    """The sizes of the mesh axes, filled up to three in front."""
+    given = list(sizes)
+    return [1] * (3 - len(given)) + given
