@@ -18,6 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.backend.cells import Cell
 from popxl.backend.composites import composite
 from popxl.backend.mesh import Mesh
+from popxl.backend.native.attention import token_attention
+from popxl.backend.native.library import Library
 from popxl.graph import Graph
 
 CACHES = (3, 4)
@@ -25,15 +27,15 @@ CACHES = (3, 4)
 
 
 @composite("prompt_attention")
-def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+def _prompt(graph: Graph, mesh: Mesh, native: Library | None) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
     return PromptAttention(mesh.lead) if fits else None
 
 
 @composite("token_attention")
-def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+def _token(graph: Graph, mesh: Mesh, native: Library | None) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
-    return TokenAttention(mesh.lead) if fits else None
+    return TokenAttention(mesh.lead, native) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -81,9 +83,9 @@ class PromptAttention(torch.nn.Module):
 class TokenAttention(torch.nn.Module):
     """One token for every row."""
 
-    def __init__(self, lead: int):
+    def __init__(self, lead: int, native: Library | None):
         super().__init__()
-        self.lead = lead
+        self.lead, self.native = lead, native
 
     def forward(
         self,
@@ -96,6 +98,11 @@ class TokenAttention(torch.nn.Module):
         positions: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         lead = self.lead
+        if self.native is not None:
+            caches = [cell.writable(k.shape[:lead]) for cell in (key_cell, value_cell)]
+            done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)
+            if done is not None:
+                return (done,)
         rows = []
         for number, at in enumerate(_numbers(positions)):
             one = [t.narrow(lead, number, 1) for t in (q, k, v)]

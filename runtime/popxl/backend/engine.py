@@ -14,6 +14,7 @@ from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.composites import Composites
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
+from popxl.backend.native import library
 from popxl.backend.paging import Pager
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer
@@ -47,7 +48,7 @@ class Engine:
             self.remote,
             self._loader,
             self._storer,
-            Composites(composite_kernels),
+            Composites(composite_kernels, library() if device.type == "cpu" else None),
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module

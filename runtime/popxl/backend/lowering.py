@@ -23,6 +23,7 @@ from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
 from popxl.backend.mesh import Mesh
+from popxl.backend.products import Product, RunProduct, products
 from popxl.backend.rules import MOVES, RULES, SHARING, region
 from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
@@ -77,13 +78,18 @@ class _GraphLowering:
         self.root = torch.nn.Module()
         self.values = Values(graph, self.lead, self.call, self._constant)
         self.in_place_slots = slots_updated_in_place(graph, self.values.views)
+        self.products = self._native_products()
         for index, tensor in enumerate(inputs):
             self._bind_input(tensor, index, index in by_ref)
 
     def run(self) -> Lowered:
         for position, op in enumerate(self.graph._ops):
             self.values.position = position
-            self._lower_op(op)
+            product = self.products.get(op)
+            if product is None:
+                self._lower_op(op)
+            elif op is product.ops[-1]:
+                self._lower_product(product)
         outputs = self.graph._outputs
         self.fx.output(tuple(self.values.node(t) for t in outputs))
         module = GraphModule(self.root, self.fx, class_name=_identifier(self.graph.name or "main"))
@@ -225,6 +231,21 @@ class _GraphLowering:
         if self.values.memory(op.inputs[0]):
             value = self.call(kernels.clone, value)
         self.call(self.around.store(op.stream), value)
+
+    # --- native products ---
+
+    def _native_products(self) -> dict[Op, Product]:
+        """The products that native kernels do, by each of their ops."""
+        if self.around.composites.native is None:
+            return {}
+        return {op: p for p in products(self.graph, self.around.mesh) for op in p.ops}
+
+    def _lower_product(self, product: Product) -> None:
+        native = self.around.composites.native
+        assert native is not None
+        run = RunProduct(product, self.lead, native)
+        nodes = [self.values.node(t) for t in product.inputs]
+        self.values.bind(product.output, self.call(run, *nodes))
 
     # --- calls of graphs ---
 

@@ -15,9 +15,16 @@ from popxl.backend import cache
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = (
-    "-O3 -march=native -ffp-contract=fast -fno-math-errno -std=c++17 -fPIC -shared -fopenmp"
-).split()
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+]
 WIDE = ["-mprefer-vector-width=512"]
 """For processors with AVX-512; what compilers take by themselves is half of it."""
 LIMIT = 300

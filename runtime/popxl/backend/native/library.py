@@ -14,7 +14,11 @@ import torch  # its OpenMP is loaded before ours: the two share their threads
 from popxl.backend.native.build import CannotBuildError, built_library, has_avx512
 
 LINEAR, NORM, ATTENTION = range(3)
-FIELDS = {LINEAR: struct.Struct("48q"), NORM: struct.Struct("9qd17q"), ATTENTION: struct.Struct("51q")}
+FIELDS = {
+    LINEAR: struct.Struct("48q"),
+    NORM: struct.Struct("9qd17q"),
+    ATTENTION: struct.Struct("51q"),
+}
 """Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint16: 4}
@@ -54,9 +58,7 @@ def library() -> Library | None:
         _log.warning("no native kernels, torch computes what they would (slower): %s", error)
         return None
     if not has_avx512():
-        _log.warning(
-            "this processor has no AVX-512: the native kernels use what it has (slower)"
-        )
+        _log.warning("this processor has no AVX-512: the native kernels use what it has (slower)")
     return loaded
 
 

@@ -91,6 +91,9 @@ inline Halves to_float16(Floats values) {
 }
 
 inline Floats from_bfloat16(Halves halves) {
+#ifdef __AVX512F__
+    return as_floats((Words)_mm512_cvtepu16_epi32((__m256i)halves) << 16);
+#endif
     return as_floats(__builtin_convertvector(halves, Words) << 16);
 }
 
@@ -102,7 +105,11 @@ inline Halves to_bfloat16(Floats values) {
 }
 
 inline Floats from_int8(Bytes bytes) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
+#else
     return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+#endif
 }
 
 inline int64_t size_of(int64_t type) {
