@@ -102,7 +102,7 @@ void run(const Attention& op, const Share& share) {
     float *context = query + padded, *scores = context + padded;
     const int32_t* positions = static_cast<const int32_t*>(op.positions);
     int64_t items = count_of(op.mesh) * op.rows * op.heads;
-    for (int64_t item = share.next(); item < items; item = share.next()) {
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
         int64_t head = item % op.heads, row = item / op.heads % op.rows;
         int64_t m = item / op.heads / op.rows;
         Place place(op.mesh, m);

@@ -37,24 +37,21 @@ void run(const Instruction& instruction, const Share& share) {
     }
 }
 
-// A counter on a cache line of its own.
-struct alignas(64) Counter {
-    std::atomic<int64_t> taken{0};
-};
-
 }  // namespace
 }  // namespace popxl
 
 using namespace popxl;
 
 extern "C" void popxl_run(const Instruction* instructions, int64_t count, int64_t threads) {
-    auto counters = std::make_unique<Counter[]>(count);
+    auto taken = std::make_unique<Taken[]>(count * threads);
 #pragma omp parallel num_threads(threads)
     {
         auto* scratch = &scratch_of_thread();
         for (int64_t i = 0; i < count; i++) {
-            Share share{&counters[i].taken, omp_get_thread_num(), omp_get_num_threads(), scratch};
+            Share share{&taken[i * threads], omp_get_thread_num(), omp_get_num_threads(), scratch};
             run(instructions[i], share);
+            if (i + 1 < count && instructions[i + 1].kind == LINEAR)
+                fetch(*static_cast<const Linear*>(instructions[i + 1].fields), share);
 #pragma omp barrier
         }
     }

@@ -29,63 +29,102 @@ namespace {
 
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
 constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
-constexpr int64_t PART = 48 << 10;  // bytes of weights that a thread takes at a time
+constexpr int64_t PART = 32 << 10;  // bytes of weights that a thread takes at a time
+constexpr int64_t AHEAD = 2048;     // bytes of an output's weights to ask for ahead of their use
 
-// For each type: how many vectors a block makes, which element lane l of vector v is, and the
+// How weights and activations are multiplied: as floats, or as pairs of bfloat16 whose two products
+// are added to a float by one instruction. There an activation is the sum of so many terms.
+constexpr int AS_FLOATS = 0;
+#ifdef __AVX512BF16__
+constexpr bool HAS_PAIRS = true;
+#else
+constexpr bool HAS_PAIRS = false;
+#endif
+
+int terms_of(const Linear& op) {
+    bool same = op.x_type == BFLOAT16 && op.w_type == BFLOAT16;
+    if (!HAS_PAIRS || !(same || op.w_type == NIBBLES)) return AS_FLOATS;
+    return op.x_type == BFLOAT16 ? 1 : op.x_type == FLOAT16 ? 2 : 3;  // 8, 11 and 24 bits
+}
+
+inline Floats add_products(Floats sums, Floats weights, Floats values, bool pairs) {
+#ifdef __AVX512BF16__
+    if (pairs) return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)weights, (__m512bh)values);
+#endif
+    return sums + weights * values;
+}
+
+// For each type: how many vectors a block makes, which element number `i` of vector v is, and the
 // vectors themselves.
-template <int64_t TYPE> struct Decoder;
+template <int64_t TYPE, bool PAIRS> struct Decoder;
 
-template <> struct Decoder<FLOAT32> {
+template <> struct Decoder<FLOAT32, false> {
     static constexpr int VECTORS = 1;
-    static int element(int, int lane) { return lane; }
+    static int element(int, int i) { return i; }
     Floats raw;
     explicit Decoder(const char* from) : raw(load<Floats>(from)) {}
     template <int V> Floats get() const { return raw; }
 };
 
-template <> struct Decoder<FLOAT16> {
+template <> struct Decoder<FLOAT16, false> {
     static constexpr int VECTORS = 2;
-    static int element(int v, int lane) { return v * LANES + lane; }
+    static int element(int v, int i) { return v * LANES + i; }
     const char* from;
     explicit Decoder(const char* from) : from(from) {}
     template <int V> Floats get() const { return from_float16(load<Halves>(from + 32 * V)); }
 };
 
-template <> struct Decoder<BFLOAT16> {  // even elements, then odd ones
+template <> struct Decoder<BFLOAT16, false> {  // even elements, then odd ones
     static constexpr int VECTORS = 2;
-    static int element(int v, int lane) { return 2 * lane + v; }
+    static int element(int v, int i) { return 2 * i + v; }
     Words raw;
     explicit Decoder(const char* from) : raw(load<Words>(from)) {}
     template <int V> Floats get() const { return as_floats(V ? raw & 0xffff0000 : raw << 16); }
 };
 
-template <> struct Decoder<INT8> {
+template <> struct Decoder<BFLOAT16, true> {
+    static constexpr int VECTORS = 1;
+    static int element(int, int i) { return i; }
+    Floats raw;
+    explicit Decoder(const char* from) : raw(load<Floats>(from)) {}
+    template <int V> Floats get() const { return raw; }
+};
+
+template <> struct Decoder<INT8, false> {
     static constexpr int VECTORS = 4;
-    static int element(int v, int lane) { return v * LANES + lane; }
+    static int element(int v, int i) { return v * LANES + i; }
     const char* from;
     explicit Decoder(const char* from) : from(from) {}
     template <int V> Floats get() const { return from_int8(load<Bytes>(from + 16 * V)); }
 };
 
-template <> struct Decoder<NIBBLES> {  // a 16-bit word has four numbers, the first one highest
+template <> struct Decoder<NIBBLES, false> {  // a 16-bit word has four numbers, the first one highest
     static constexpr int VECTORS = 8;
-    static int element(int v, int lane) { return 8 * lane + (v & 4) + 3 - (v & 3); }
+    static int element(int v, int i) { return 8 * i + (v & 4) + 3 - (v & 3); }
     Words raw;
     explicit Decoder(const char* from) : raw(load<Words>(from)) {}
     template <int V> Floats get() const {
-        Words number = raw >> (4 * V);
-#ifdef __AVX512F__  // the lowest four bits of an index choose
-        const Floats values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        return (Floats)_mm512_permutexvar_ps((__m512i)number, (__m512)values);
-#else
-        return __builtin_convertvector((Ints)(number & 15), Floats);
-#endif
+        return __builtin_convertvector((Ints)(raw >> (4 * V) & 15), Floats);
     }
 };
 
-template <int64_t TYPE> constexpr int PER_BLOCK = Decoder<TYPE>::VECTORS * LANES;
-
-constexpr bool scaled_by_group(int64_t type) { return type == NIBBLES; }
+#ifdef __AVX512BF16__
+template <> struct Decoder<NIBBLES, true> {
+    static constexpr int VECTORS = 4;
+    static int element(int v, int i) { return 4 * i + 3 - v; }
+    __m512i raw;
+    explicit Decoder(const char* from) : raw(_mm512_loadu_si512(from)) {}
+    template <int V> Floats get() const {
+        // 0 to 15 in bfloat16, twice: the lowest five bits of an index choose.
+        typedef uint16_t Table __attribute__((vector_size(64)));
+        const Table numbers = {
+            0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+            0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+            0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+        return (Floats)_mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 4 * V), (__m512i)numbers);
+    }
+};
+#endif
 
 int64_t elements_per_block(int64_t type) {
     return type == FLOAT32 ? 16 : type == INT8 ? 64 : type == NIBBLES ? 128 : 32;
@@ -98,16 +137,17 @@ int64_t weight_bytes(const Linear& op) {
     return op.w_type == NIBBLES ? op.in / 2 : op.in * size_of(op.w_type);
 }
 
-// The activations as the decoders order the weights: float [segment][block][vector][row][lane], and
-// for groups their sums behind each segment: float [group / 16][row][lane].
+// The activations as the decoders order the weights, in vectors of 64 bytes,
+// [segment][block][vector][term][row], and for groups their sums as floats behind each segment,
+// [group / 16][row].
 struct Prepared {
     const Linear& op;
     int64_t blocks, sums, per_segment;  // per row, in vectors
-    int vectors;
+    int vectors, terms;
 
-    explicit Prepared(const Linear& op) : op(op) {
+    explicit Prepared(const Linear& op) : op(op), terms(terms_of(op)) {
         int64_t per_block = elements_per_block(op.w_type);
-        vectors = per_block / LANES;
+        vectors = terms ? per_block / (2 * LANES) * terms : per_block / LANES;
         blocks = (op.in + per_block - 1) / per_block;
         sums = op.w_type == NIBBLES ? up(op.in / op.group, LANES) / LANES : 0;
         per_segment = blocks * vectors + sums;
@@ -116,24 +156,58 @@ struct Prepared {
     int64_t floats() const { return per_segment * op.segments * op.rows * LANES; }
 };
 
-template <int64_t TYPE> void order(float* to, int64_t step, const float* from, int64_t blocks) {
-    typedef Decoder<TYPE> D;
-    int32_t places[D::VECTORS][LANES];
-    for (int v = 0; v < D::VECTORS; v++)
-        for (int lane = 0; lane < LANES; lane++) places[v][lane] = D::element(v, lane);
-    for (int64_t block = 0; block < blocks; block++, from += PER_BLOCK<TYPE>) {
-        for (int v = 0; v < D::VECTORS; v++, to += step) {
-            if (D::element(v, 1) - D::element(v, 0) == 1) {
-                store(to, load<Floats>(from + v * LANES));
-                continue;
-            }
+// 16 floats from wherever `places` says.
+Floats pick(const float* from, const int32_t* places) {
 #ifdef __AVX512F__
-            __m512i index = _mm512_loadu_si512(places[v]);
-            _mm512_storeu_ps(to, _mm512_i32gather_ps(index, from, 4));
+    return (Floats)_mm512_i32gather_ps(_mm512_loadu_si512(places), from, 4);
 #else
-            for (int lane = 0; lane < LANES; lane++) to[lane] = from[places[v][lane]];
+    Floats values;
+    for (int i = 0; i < LANES; i++) values[i] = from[places[i]];
+    return values;
 #endif
+}
+
+// Brings a row into the order of the weights; `step` floats from one vector to the next.
+template <int64_t TYPE, int TERMS> void order(float* to, int64_t step, const float* from,
+                                              int64_t blocks) {
+    typedef Decoder<TYPE, TERMS != AS_FLOATS> D;
+    constexpr int HALVES = TERMS ? 2 : 1, PER_VECTOR = HALVES * LANES;
+    int32_t places[D::VECTORS][HALVES][LANES];  // of pairs, all the first ones, then the second
+    for (int v = 0; v < D::VECTORS; v++)
+        for (int i = 0; i < PER_VECTOR; i++) places[v][i % HALVES][i / HALVES] = D::element(v, i);
+    for (int64_t block = 0; block < blocks; block++, from += D::VECTORS * PER_VECTOR) {
+        for (int v = 0; v < D::VECTORS; v++) {
+            if constexpr (TERMS == AS_FLOATS) {
+                bool in_order = places[v][0][1] == places[v][0][0] + 1;
+                store(to, in_order ? load<Floats>(from + v * LANES) : pick(from, places[v][0]));
+                to += step;
+            } else {
+                Floats first = pick(from, places[v][0]), second = pick(from, places[v][1]);
+                for (int term = 0; term < TERMS; term++, to += step) {
+                    Words low = __builtin_convertvector(to_bfloat16(first), Words);
+                    Words high = __builtin_convertvector(to_bfloat16(second), Words) << 16;
+                    store(to, low | high);
+                    first -= as_floats(low << 16);
+                    second -= as_floats(high);
+                }
+            }
         }
+    }
+}
+
+void order_row(const Prepared& p, float* to, int64_t step, const float* flat) {
+    switch (p.op.w_type * 4 + p.terms) {
+        case FLOAT32 * 4: return order<FLOAT32, AS_FLOATS>(to, step, flat, p.blocks);
+        case FLOAT16 * 4: return order<FLOAT16, AS_FLOATS>(to, step, flat, p.blocks);
+        case BFLOAT16 * 4: return order<BFLOAT16, AS_FLOATS>(to, step, flat, p.blocks);
+        case INT8 * 4: return order<INT8, AS_FLOATS>(to, step, flat, p.blocks);
+        case NIBBLES * 4: return order<NIBBLES, AS_FLOATS>(to, step, flat, p.blocks);
+#ifdef __AVX512BF16__
+        case BFLOAT16 * 4 + 1: return order<BFLOAT16, 1>(to, step, flat, p.blocks);
+        case NIBBLES * 4 + 1: return order<NIBBLES, 1>(to, step, flat, p.blocks);
+        case NIBBLES * 4 + 2: return order<NIBBLES, 2>(to, step, flat, p.blocks);
+        case NIBBLES * 4 + 3: return order<NIBBLES, 3>(to, step, flat, p.blocks);
+#endif
     }
 }
 
@@ -149,13 +223,7 @@ void prepare_row(const Prepared& p, float* to, int64_t step, const char* x, floa
     for (int64_t segment = 0; segment < op.segments; segment++) {
         to_floats(flat, x + segment * op.x_segment * size_of(op.x_type), op.x_type, op.in);
         std::fill(flat + op.in, flat + up(op.in, BLOCK * 2) + LANES, 0.0f);
-        switch (op.w_type) {
-            case FLOAT32: order<FLOAT32>(to, step, flat, p.blocks); break;
-            case FLOAT16: order<FLOAT16>(to, step, flat, p.blocks); break;
-            case BFLOAT16: order<BFLOAT16>(to, step, flat, p.blocks); break;
-            case INT8: order<INT8>(to, step, flat, p.blocks); break;
-            default: order<NIBBLES>(to, step, flat, p.blocks);
-        }
+        order_row(p, to, step, flat);
         to += p.blocks * p.vectors * step;
         for (int64_t first = 0; first < p.sums * LANES; first += LANES, to += step)
             for (int64_t g = first; g < first + LANES; g++)
@@ -169,43 +237,53 @@ struct Scales {
     int64_t groups, per_output;   // padded; segments * groups
 };
 
-template <int64_t TYPE, int R, int O> struct Tile {
+template <int64_t TYPE, int TERMS, int R, int O> struct Tile {
+    static constexpr bool PAIRS = TERMS != AS_FLOATS;
+    static constexpr int COPIES = PAIRS ? TERMS : 1;
+    typedef Decoder<TYPE, PAIRS> D;
+    static constexpr int VECTORS = D::VECTORS;
+    static constexpr int64_t BLOCK_FLOATS = VECTORS * COPIES * R * LANES;
+
     Floats total[R][O];
 
-    // `w` of each output; `x` as Prepared has it for these R rows; `next` is how far ahead weights
-    // are asked for.
+    // `w` of each output; `x` as Prepared has it for these R rows.
     void run(const Linear& op, const Prepared& p, const char* w, const float* x, int64_t output,
-             const Scales& scales, int64_t next) {
+             const Scales& scales) {
         for (int r = 0; r < R; r++)
             for (int o = 0; o < O; o++) total[r][o] = Floats{};
         int64_t bytes = weight_bytes(op), step = op.w_output * (TYPE == NIBBLES ? 2 : size_of(TYPE));
         int64_t segment_step = op.w_segment * (TYPE == NIBBLES ? 2 : size_of(TYPE));
         for (int64_t segment = 0; segment < op.segments; segment++, w += segment_step) {
             if constexpr (TYPE == NIBBLES) {
-                x = groups(op, p, w, step, bytes, x, output, segment, scales, next);
+                x = groups(op, p, w, step, bytes, x, output, segment, scales);
             } else if constexpr (TYPE == INT8) {
-                x = channels(op, p, w, step, bytes, x, output, segment, next);
+                x = channels(op, p, w, step, bytes, x, output, segment);
             } else {
-                x = sum_blocks(total, w, step, bytes, x, next);
+                x = sum_blocks(total, w, step, bytes, x);
             }
         }
     }
 
+    // Of the same outputs, or near their end of those that come next.
+    static inline void ask_ahead(const char* w, int64_t step, int64_t bytes, int64_t done) {
+        int64_t ahead = std::min(bytes, AHEAD);
+        ahead = done < bytes - ahead ? ahead : O * step + ahead - bytes;
+        for (int o = 0; o < O; o++) __builtin_prefetch(w + o * step + ahead, 0, 3);
+    }
+
     const float* sum_blocks(Floats (&sums)[R][O], const char* w, int64_t step, int64_t bytes,
-                            const float* x, int64_t next) {
+                            const float* x) {
         int64_t whole = bytes / BLOCK * BLOCK;
-        for (int64_t b = 0; b < whole; b += BLOCK, x += VECTORS * R * LANES) {
-            for (int o = 0; o < O; o++) __builtin_prefetch(w + o * step + b + next, 0, 2);
+        for (int64_t b = 0; b < whole; b += BLOCK, x += BLOCK_FLOATS) {
+            ask_ahead(w + b, step, bytes, b);
             block(sums, w + b, step, x);
         }
         if (whole < bytes) {
             rest(sums, w + whole, step, bytes - whole, x);
-            x += VECTORS * R * LANES;
+            x += BLOCK_FLOATS;
         }
         return x;
     }
-
-    static constexpr int VECTORS = Decoder<TYPE>::VECTORS;
 
     void rest(Floats (&sums)[R][O], const char* w, int64_t step, int64_t bytes, const float* x) {
         char whole[O][BLOCK] = {};
@@ -214,14 +292,16 @@ template <int64_t TYPE, int R, int O> struct Tile {
     }
 
     template <int V = 0>
-    static inline void vectors(Floats (&sums)[R][O], const Decoder<TYPE> (&d)[O], const float* x) {
+    static inline void vectors(Floats (&sums)[R][O], const D (&d)[O], const float* x) {
         if constexpr (V < VECTORS) {
             Floats weights[O];
             for (int o = 0; o < O; o++) weights[o] = d[o].template get<V>();
-            for (int r = 0; r < R; r++) {
-                Floats values = load<Floats>(x + (V * R + r) * LANES);
-                for (int o = 0; o < O; o++) sums[r][o] += weights[o] * values;
-            }
+            for (int term = 0; term < COPIES; term++)
+                for (int r = 0; r < R; r++) {
+                    Floats values = load<Floats>(x + ((V * COPIES + term) * R + r) * LANES);
+                    for (int o = 0; o < O; o++)
+                        sums[r][o] = add_products(sums[r][o], weights[o], values, PAIRS);
+                }
             vectors<V + 1>(sums, d, x);
         }
     }
@@ -229,7 +309,7 @@ template <int64_t TYPE, int R, int O> struct Tile {
     template <int... I>
     static inline void block_of(Floats (&sums)[R][O], const char* w, int64_t step, const float* x,
                                 std::integer_sequence<int, I...>) {
-        const Decoder<TYPE> d[O] = {Decoder<TYPE>(w + I * step)...};
+        const D d[O] = {D(w + I * step)...};
         vectors(sums, d, x);
     }
 
@@ -238,10 +318,9 @@ template <int64_t TYPE, int R, int O> struct Tile {
     }
 
     const float* channels(const Linear& op, const Prepared&, const char* w, int64_t step,
-                          int64_t bytes, const float* x, int64_t output, int64_t segment,
-                          int64_t next) {
+                          int64_t bytes, const float* x, int64_t output, int64_t segment) {
         Floats sums[R][O] = {};
-        x = sum_blocks(sums, w, step, bytes, x, next);
+        x = sum_blocks(sums, w, step, bytes, x);
         for (int o = 0; o < O; o++) {
             int64_t index = segment * op.scale_segment + (output + o) * op.scale_output;
             Floats scale = splat(load_some(at(op.scale, op.scale_type, index), op.scale_type, 1)[0]);
@@ -252,7 +331,7 @@ template <int64_t TYPE, int R, int O> struct Tile {
 
     const float* groups(const Linear& op, const Prepared& p, const char* w, int64_t step,
                         int64_t bytes, const float* x, int64_t output, int64_t segment,
-                        const Scales& scales, int64_t next) {
+                        const Scales& scales) {
         const float *scale[O], *offset[O];
         for (int o = 0; o < O; o++) {
             int64_t place = (output + o) * scales.per_output + segment * scales.groups;
@@ -262,15 +341,17 @@ template <int64_t TYPE, int R, int O> struct Tile {
         Ints lanes;
         for (int lane = 0; lane < LANES; lane++) lanes[lane] = 8 * lane % 128 / op.group;
         bool uniform = op.group >= 128;
-        for (int64_t b = 0; b < bytes; b += BLOCK, x += VECTORS * R * LANES) {
+        int shift = __builtin_ctzll(op.group) - 1;  // where it is a power of two
+        int64_t per_block = 128 / op.group;
+        for (int64_t b = 0; b < bytes; b += BLOCK, x += BLOCK_FLOATS) {
             Floats sums[R][O] = {};
             if (bytes - b >= BLOCK) {
-                for (int o = 0; o < O; o++) __builtin_prefetch(w + o * step + b + next, 0, 2);
+                ask_ahead(w + b, step, bytes, b);
                 block(sums, w + b, step, x);
             } else {
                 rest(sums, w + b, step, bytes - b, x);
             }
-            int64_t group = 2 * b / op.group;
+            int64_t group = uniform ? b >> shift : b / BLOCK * per_block;
             for (int o = 0; o < O; o++) {
                 Floats factor = uniform ? splat(scale[o][group]) : spread(scale[o] + group, lanes);
                 for (int r = 0; r < R; r++) total[r][o] += factor * sums[r][o];
@@ -307,51 +388,65 @@ struct Task {
     const char* scale;  // int8: of the part's first output
 };
 
-template <int64_t TYPE, int R, int O>
+template <int64_t TYPE, int TERMS, int R, int O>
 void tiles(const Task& t, const Linear& op, const float* x, int64_t row, int64_t& output) {
     int64_t step = op.w_output * (TYPE == NIBBLES ? 2 : size_of(TYPE));
     for (; output + O <= t.outputs; output += O) {
-        Tile<TYPE, R, O> tile;
-        tile.run(op, t.prepared, t.w + output * step, x, output, t.scales, O * step);
-        for (int r = 0; r < R; r++)
-            for (int o = 0; o < O; o++) t.result[(row + r) * t.part + output + o] = sum(tile.total[r][o]);
+        Tile<TYPE, TERMS, R, O> tile;
+        tile.run(op, t.prepared, t.w + output * step, x, output, t.scales);
+        for (int r = 0; r < R; r++) {
+            float* to = t.result + (row + r) * t.part + output;
+            if constexpr (O == 4) {
+                sums_of_four(tile.total[r], to);
+            } else {
+                for (int o = 0; o < O; o++) to[o] = sum(tile.total[r][o]);
+            }
+        }
     }
 }
 
-template <int64_t TYPE, int R> void some_rows(const Task& t, const float* x, int64_t row) {
+template <int64_t TYPE, int TERMS, int R> void some_rows(const Task& t, const float* x, int64_t row) {
     Linear op = t.op;
     op.scale = t.scale;
     int64_t output = 0;
-    if constexpr (R <= 4) tiles<TYPE, R, 4>(t, op, x, row, output);
-    if constexpr (R > 4 && !scaled_by_group(TYPE)) tiles<TYPE, R, 2>(t, op, x, row, output);
-    tiles<TYPE, R, 1>(t, op, x, row, output);
+    constexpr int SUMS = TYPE == NIBBLES || TYPE == INT8 ? 2 * R : R;  // registers an output
+    constexpr int O = SUMS <= 4 ? 4 : SUMS <= 8 ? 2 : 1;
+    tiles<TYPE, TERMS, R, O>(t, op, x, row, output);
+    if constexpr (O > 1) tiles<TYPE, TERMS, R, 1>(t, op, x, row, output);
 }
 
-template <int64_t TYPE> void all_rows(const Task& t) {
+template <int64_t TYPE, int TERMS = AS_FLOATS> void all_rows(const Task& t) {
     const float* x = t.x;
     for (int64_t row = 0; row < t.op.rows; row += MOST_ROWS) {
         int64_t rows = std::min<int64_t>(t.op.rows - row, MOST_ROWS);
         switch (rows) {
-            case 1: some_rows<TYPE, 1>(t, x, row); break;
-            case 2: some_rows<TYPE, 2>(t, x, row); break;
-            case 3: some_rows<TYPE, 3>(t, x, row); break;
-            case 4: some_rows<TYPE, 4>(t, x, row); break;
-            case 5: some_rows<TYPE, 5>(t, x, row); break;
-            case 6: some_rows<TYPE, 6>(t, x, row); break;
-            case 7: some_rows<TYPE, 7>(t, x, row); break;
-            default: some_rows<TYPE, 8>(t, x, row);
+            case 1: some_rows<TYPE, TERMS, 1>(t, x, row); break;
+            case 2: some_rows<TYPE, TERMS, 2>(t, x, row); break;
+            case 3: some_rows<TYPE, TERMS, 3>(t, x, row); break;
+            case 4: some_rows<TYPE, TERMS, 4>(t, x, row); break;
+            case 5: some_rows<TYPE, TERMS, 5>(t, x, row); break;
+            case 6: some_rows<TYPE, TERMS, 6>(t, x, row); break;
+            case 7: some_rows<TYPE, TERMS, 7>(t, x, row); break;
+            default: some_rows<TYPE, TERMS, 8>(t, x, row);
         }
         x += rows * t.prepared.per_segment * t.op.segments * LANES;
     }
 }
 
 void products(const Task& t) {
-    switch (t.op.w_type) {
-        case FLOAT32: return all_rows<FLOAT32>(t);
-        case FLOAT16: return all_rows<FLOAT16>(t);
-        case BFLOAT16: return all_rows<BFLOAT16>(t);
-        case INT8: return all_rows<INT8>(t);
-        default: return all_rows<NIBBLES>(t);
+    switch (t.op.w_type * 4 + t.prepared.terms) {
+        case FLOAT32 * 4: return all_rows<FLOAT32>(t);
+        case FLOAT16 * 4: return all_rows<FLOAT16>(t);
+        case BFLOAT16 * 4: return all_rows<BFLOAT16>(t);
+        case INT8 * 4: return all_rows<INT8>(t);
+#ifdef __AVX512BF16__
+        case BFLOAT16 * 4 + 1: return all_rows<BFLOAT16, 1>(t);
+        case NIBBLES * 4 + 1: return all_rows<NIBBLES, 1>(t);
+        case NIBBLES * 4 + 2: return all_rows<NIBBLES, 2>(t);
+        case NIBBLES * 4 + 3: return all_rows<NIBBLES, 3>(t);
+#else
+        case NIBBLES * 4: return all_rows<NIBBLES>(t);
+#endif
     }
 }
 
@@ -378,28 +473,40 @@ void finish(const Task& t, const Place& place, int64_t first) {
     }
 }
 
-// The scales of some outputs, as floats in `to`.
+// The scales of some outputs, as floats in `to`, `groups` for each segment.
 void read_scales(const Linear& op, const void* from, int64_t mesh, int64_t first, int64_t outputs,
                  int64_t groups, float* to) {
-    for (int64_t o = first; o < first + outputs; o++)
+    int64_t count = op.in / op.group, place = mesh + first * op.scale_output;
+    if (op.segments == 1 && op.scale_output == groups)
+        return to_floats(to, at(from, op.scale_type, place), op.scale_type, outputs * groups);
+    for (int64_t o = 0; o < outputs; o++)
         for (int64_t segment = 0; segment < op.segments; segment++, to += groups) {
-            int64_t place = mesh + segment * op.scale_segment + o * op.scale_output;
-            to_floats(to, at(from, op.scale_type, place), op.scale_type, op.in / op.group);
-            std::fill(to + op.in / op.group, to + groups, 0.0f);
+            int64_t index = place + o * op.scale_output + segment * op.scale_segment;
+            to_floats(to, at(from, op.scale_type, index), op.scale_type, count);
+            std::fill(to + count, to + groups, 0.0f);
         }
 }
+
+// The items of an instruction: parts of outputs, one shard after another.
+struct Parts {
+    int64_t outputs, count, items;
+
+    explicit Parts(const Linear& op) {
+        int64_t bytes = weight_bytes(op) * op.segments;
+        outputs = std::clamp<int64_t>(up(PART / bytes, LANES), LANES, up(op.outputs, LANES));
+        count = (op.outputs + outputs - 1) / outputs;
+        items = count_of(op.mesh) * count;
+    }
+};
 
 }  // namespace
 
 void run(const Linear& op, const Share& share) {
     Prepared prepared(op);
-    int64_t output_bytes = weight_bytes(op) * op.segments;
-    int64_t part = std::clamp<int64_t>(up(PART / output_bytes, LANES), LANES, up(op.outputs, LANES));
-    int64_t parts = (op.outputs + part - 1) / part;
-    int64_t meshes = count_of(op.mesh);
-    // Scales are read 16 at a time, from a group on: so many more must be there.
-    int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) + LANES : 0;
-    int64_t scale_floats = part * op.segments * groups;
+    Parts parts(op);
+    int64_t part = parts.outputs, items = parts.items;
+    int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
+    int64_t scale_floats = part * op.segments * groups + LANES;  // 16 are read from any one on
     int64_t flat_floats = up(op.in, BLOCK * 2) + LANES;
 
     float* x = share.room<float>(prepared.floats() + flat_floats + op.rows * part + 2 * scale_floats);
@@ -409,8 +516,8 @@ void run(const Linear& op, const Share& share) {
     float* offset = scale + scale_floats;
 
     int64_t prepared_for = -1;
-    for (int64_t item = share.next(); item < meshes * parts; item = share.next()) {
-        int64_t m = item / parts, first = item % parts * part;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+        int64_t m = item / parts.count, first = item % parts.count * part;
         Place place(op.mesh, m);
         int64_t of_x = place.offset(op.x_mesh);
         if (of_x != prepared_for) {
@@ -440,6 +547,15 @@ void run(const Linear& op, const Share& share) {
         products(task);
         finish(task, place, first);
     }
+}
+
+void fetch(const Linear& op, const Share& share) {
+    Parts parts(op);
+    int64_t item = share.begin(parts.items, share.thread);
+    Place place(op.mesh, item / parts.count);
+    int64_t first = item % parts.count * parts.outputs * op.w_output;
+    const char* w = at(op.w, op.w_type, place.offset(op.w_mesh) + first);
+    for (int64_t b = 0; b < PART / 2; b += BLOCK) __builtin_prefetch(w + b, 0, 2);
 }
 
 }  // namespace popxl

@@ -58,7 +58,8 @@ class Weight:
             size = words * 4
             rows = [self.tensor.stride()[-2:], *(t.stride()[-2:-1] for t in self._scales())]
             return (
-                (size % 8 == 0 and 128 % size == 0 or size % 128 == 0)
+                size >= 8
+                and size & (size - 1) == 0
                 and rows == [(words, 1), (1,), (1,)]
                 and self.scale.stride() == self.offset.stride()
                 and self.scale.dtype == self.offset.dtype

@@ -68,7 +68,7 @@ void run(const Norm& op, const Share& share) {
     int64_t padded = (op.size + LANES - 1) / LANES * LANES;
     float* values = share.room<float>(padded * op.segments);
     int64_t items = count_of(op.mesh) * op.rows;
-    for (int64_t item = share.next(); item < items; item = share.next()) {
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
         int64_t m = item / op.rows, row = item % op.rows;
         Place place(op.mesh, m);
         Row{op, place.offset(op.x_mesh) + row * op.x_row, place.offset(op.weight_mesh),

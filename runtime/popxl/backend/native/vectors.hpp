@@ -162,17 +162,33 @@ inline void to_floats(float* to, const char* from, int64_t type, int64_t count) 
     }
 }
 
-// In one fixed order.
-inline float sum(Floats v) {
+// The sums of four vectors, each in the same fixed order: halves, quarters, ...
+inline void sums_of_four(const Floats* v, float* to) {
 #ifdef __AVX512F__
-    return _mm512_reduce_add_ps((__m512)v);
+    auto added = [](__m512 a, __m512 b) {  // of each, its first half plus its second one
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    __m512 ab = added((__m512)v[0], (__m512)v[1]), cd = added((__m512)v[2], (__m512)v[3]);
+    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    s = _mm512_add_ps(s, _mm512_shuffle_ps(s, s, 0x4e));
+    s = _mm512_add_ps(s, _mm512_shuffle_ps(s, s, 0xb1));
+    _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, s)));
 #else
-    float part[LANES];
-    store(part, v);
-    for (int step = LANES / 2; step; step /= 2)
-        for (int i = 0; i < step; i++) part[i] += part[i + step];
-    return part[0];
+    for (int n = 0; n < 4; n++) {
+        float part[LANES];
+        store(part, v[n]);
+        for (int step = LANES / 2; step; step /= 2)
+            for (int i = 0; i < step; i++) part[i] += part[i + step];
+        to[n] = part[0];
+    }
 #endif
+}
+
+inline float sum(Floats v) {
+    Floats four[4] = {v, v, v, v};
+    float sums[4];
+    sums_of_four(four, sums);
+    return sums[0];
 }
 
 inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
