@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl.backend.cells import Cell
 from popxl.backend.composites import composite
+from popxl.backend.decisions import numbers
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.attention import token_attention
 from popxl.backend.native.library import Library
@@ -27,13 +28,17 @@ CACHES = (3, 4)
 
 
 @composite("prompt_attention")
-def _prompt(graph: Graph, mesh: Mesh, native: Library | None) -> torch.nn.Module | None:
+def _prompt(
+    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
     return PromptAttention(mesh.lead) if fits else None
 
 
 @composite("token_attention")
-def _token(graph: Graph, mesh: Mesh, native: Library | None) -> torch.nn.Module | None:
+def _token(
+    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
     return TokenAttention(mesh.lead, native) if fits else None
 
@@ -122,7 +127,7 @@ def _numbers(value: torch.Tensor) -> list[int]:
     by_replica = value.reshape(-1, value.shape[-1])
     if by_replica.shape[0] > 1 and not bool((by_replica == by_replica[0]).all()):
         raise ValueError(f"attention: replicas give different positions, {by_replica.tolist()}")
-    return by_replica[0].tolist()
+    return numbers(by_replica[0])
 
 
 def _scalar(value: torch.Tensor) -> int:

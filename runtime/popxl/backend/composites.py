@@ -16,9 +16,9 @@ from popxl.backend.mesh import Mesh
 from popxl.backend.native.library import Library
 from popxl.graph import Graph, Op
 
-Factory = Callable[[Graph, Mesh, Library | None], torch.nn.Module | None]
-"""Makes the kernel of one graph, with the native library or without; None where the graph is not
-what the kernel knows."""
+Factory = Callable[[Graph, Mesh, Library | None, torch.nn.Module], torch.nn.Module | None]
+"""Makes the kernel of one graph, with the native library or without, and the lowered graph to fall
+back on; None where the graph is not what the kernel knows."""
 
 _FACTORIES: dict[str, Factory] = {}
 
@@ -48,10 +48,10 @@ class Composites:
         """
         self.enabled, self.native = enabled, native if enabled else None
         if enabled:
-            from popxl.backend import attention  # noqa: F401 - registers its kernels
+            from popxl.backend import attention, norms  # noqa: F401 - they register their kernels
 
-    def find(self, op: Op, mesh: Mesh) -> torch.nn.Module | None:
+    def find(self, op: Op, mesh: Mesh, lowered: torch.nn.Module) -> torch.nn.Module | None:
         """The kernel for the graph that `op` calls, if there is one."""
         graph = op.graphs[0]
         factory = _FACTORIES.get(function_name(graph)) if self.enabled else None
-        return factory(graph, mesh, self.native) if factory else None
+        return factory(graph, mesh, self.native, lowered) if factory else None

@@ -49,6 +49,7 @@ class Engine:
             self._loader,
             self._storer,
             Composites(composite_kernels, library() if device.type == "cpu" else None),
+            lambda: self.pager.fits,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
@@ -76,10 +77,10 @@ class Engine:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
         cell = self._cells[variable]
-        cell.tensor, cell.shared = self._value(variable, array), self.device.type == "cpu"
+        cell.move(self._value(variable, array), self.device.type == "cpu")
 
     def _new_cell(self, variable: Variable) -> Cell:
-        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu")
+        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu", lasts=True)
         if variable._remote is not None:
             buffer, offset = variable._remote
             self.remote[buffer].place(offset, cell)

@@ -67,6 +67,11 @@ class Pager:
         """Whether the mapped slots are known to be larger than the budget."""
         return self._state == "streaming"
 
+    @property
+    def fits(self) -> bool:
+        """Whether slots are known to fit the budget, so that loads need not be followed."""
+        return self._state == "fits"
+
     def forget(self) -> None:
         """Slots have got other memory: learn anew."""
         self._seen, self._order, self._state = [], [], "learning"

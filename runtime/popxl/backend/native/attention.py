@@ -48,6 +48,7 @@ def token_attention(
     q, k, v = tokens
     native.run(
         ATTENTION,
+        result,
         *(t.data_ptr() for t in (q, k, v, slopes, positions, *caches, result)),
         *(TYPES[q.dtype], rows, heads, size, caches[0].shape[-2]),
         *mesh_sizes(mesh),

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import logging
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch  # its OpenMP is loaded before ours: the two share their threads
@@ -30,13 +30,21 @@ _log = logging.getLogger(__name__)
 
 
 class Library:
-    """The kernels; `run` gives them to torch's threads."""
+    """The kernels; `run` gives them to torch's threads.
+
+    Attributes:
+        recorder: told of each instruction: its kind, its fields and its result.
+    """
 
     def __init__(self, path: Path):
         loaded = ctypes.CDLL(str(path))
         self._run_one = loaded.popxl_run_one
         self._run_one.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
         self._run_one.restype = None
+        self.run_list = loaded.popxl_run
+        self.run_list.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        self.run_list.restype = None
+        self.recorder: Callable[[int, bytes, torch.Tensor], None] | None = None
         self.read = loaded.popxl_read
         self.read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self.read.restype = ctypes.c_double
@@ -44,9 +52,37 @@ class Library:
         for kind, fields in FIELDS.items():
             assert loaded.popxl_size(kind) == fields.size, kind
 
-    def run(self, kind: int, *fields: float) -> None:
-        """Do one instruction."""
-        self._run_one(kind, FIELDS[kind].pack(*fields), torch.get_num_threads())
+    def run(self, kind: int, result: torch.Tensor, *fields: float) -> None:
+        """Do one instruction, which makes `result`."""
+        packed = FIELDS[kind].pack(*fields)
+        self._run_one(kind, packed, torch.get_num_threads())
+        if self.recorder is not None:
+            self.recorder(kind, packed, result)
+
+
+class Program:
+    """Instructions that are done one after another by one call."""
+
+    def __init__(self, native: Library):
+        self._native = native
+        self._kinds: list[int] = []
+        self._fields: list[ctypes.Array] = []
+        self._packed: ctypes.Array | None = None
+
+    def add(self, kind: int, fields: bytes) -> None:
+        """Append an instruction."""
+        self._kinds.append(kind)
+        self._fields.append(ctypes.create_string_buffer(fields, len(fields)))
+        self._packed = None
+
+    def run(self) -> bool:
+        """Do them all; True."""
+        if self._packed is None:
+            pairs = zip(self._kinds, map(ctypes.addressof, self._fields), strict=True)
+            flat = [number for pair in pairs for number in pair]
+            self._packed = (ctypes.c_int64 * len(flat))(*flat)
+        self._native.run_list(self._packed, len(self._kinds), torch.get_num_threads())
+        return True
 
 
 @functools.cache

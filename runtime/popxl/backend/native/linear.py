@@ -119,6 +119,7 @@ def linear(
     added = None if residual is None else _rows_of(residual, lead, rows, outputs)
     native.run(
         LINEAR,
+        result,
         *_pointers(flat, weight, bias, added, result),
         *_types(flat, weight, bias, added, result),
         ACTIVATIONS[activation],
