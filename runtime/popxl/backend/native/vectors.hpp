@@ -194,18 +194,13 @@ inline float sum(Floats v) {
 inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats greatest(Floats a, Floats b) { return a > b ? a : b; }
 
-inline Floats round_to_int(Floats x) {
-    Floats shift = splat(0x1.8p23f);  // floats this large have no fraction
-    Floats shifted = x + shift;
-    asm("" : "+v"(shifted));  // x + c - c is not x here
-    return shifted - shift;
-}
-
 // e^x to about one unit in the last place: 2^n times a polynomial on [-ln(2)/2, ln(2)/2], whose
 // coefficients are those of the Taylor series.
 inline Floats exp(Floats x) {
     x = greatest(least(x, splat(88.0f)), splat(-87.0f));
-    Floats n = round_to_int(x * 1.44269504f);
+    Floats exact = x * 1.44269504f;
+    Ints nearest = __builtin_convertvector(exact + (exact < 0 ? splat(-0.5f) : splat(0.5f)), Ints);
+    Floats n = __builtin_convertvector(nearest, Floats);
     Floats r = x - n * 0.693145752f;  // ln(2) in two parts, the first of few bits
     r = r - n * 1.42860677e-6f;
     Floats p = splat(1.0f / 5040);
@@ -216,7 +211,7 @@ inline Floats exp(Floats x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    Words power = (Words)(__builtin_convertvector(n, Ints) + 127) << 23;
+    Words power = (Words)(nearest + 127) << 23;
     return p * as_floats(power);
 }
 
