@@ -19,7 +19,7 @@ from popxl.backend.cells import Cell
 from popxl.backend.composites import composite
 from popxl.backend.decisions import numbers
 from popxl.backend.mesh import Mesh
-from popxl.backend.native.attention import token_attention
+from popxl.backend.native.attention import chunk_attention, token_attention
 from popxl.backend.native.library import Library
 from popxl.graph import Graph
 
@@ -32,7 +32,7 @@ def _prompt(
     graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
-    return PromptAttention(mesh.lead) if fits else None
+    return PromptAttention(mesh.lead, native) if fits else None
 
 
 @composite("token_attention")
@@ -58,9 +58,9 @@ def _fits(graph: Graph, inputs: int) -> bool:
 class PromptAttention(torch.nn.Module):
     """A chunk of tokens of one row."""
 
-    def __init__(self, lead: int):
+    def __init__(self, lead: int, native: Library | None):
         super().__init__()
-        self.lead = lead
+        self.lead, self.native = lead, native
 
     def forward(
         self,
@@ -78,6 +78,10 @@ class PromptAttention(torch.nn.Module):
             _write(cell, new, number, at, self.lead)
             for cell, new in ((key_cell, k), (value_cell, v))
         )
+        if self.native is not None:
+            done = chunk_attention(self.native, self.lead, q, (keys, values), slopes, at)
+            if done is not None:
+                return (done,)
         queries = _by_head(q, self.lead)
         filled = at + tokens
         bias = _bias(slopes, at, tokens, filled, q.dtype, self.lead)

@@ -21,7 +21,7 @@ from popxl.backend.kernels import align
 from popxl.backend.matmul import matmul
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.library import Library
-from popxl.backend.native.linear import Weight, linear
+from popxl.backend.native.linear import Weight, decompressed, finish, linear
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
@@ -177,7 +177,7 @@ class RunProduct:
             )
         if done is not None:
             return done
-        return self._by_ops(self.multiply(x, *operands, lead, self.between), bias, residual)
+        return self._by_ops(self._multiplied(x, operands), bias, residual)
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether the members of the sum are all there, not held once for several."""
@@ -186,6 +186,13 @@ class RunProduct:
         axis, size = self.product.summed
         return size in (x.shape[axis], weight.shape[axis])
 
+    def _multiplied(self, x: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        weight = self.weight_of(*operands)
+        values = decompressed(self.native, weight, x.dtype) if weight.grouped else None
+        if values is not None:
+            return matmul(x, values, self.lead, self.between)
+        return self.multiply(x, *operands, self.lead, self.between)
+
     def _by_ops(
         self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
@@ -193,6 +200,19 @@ class RunProduct:
         if product.summed is not None:
             axis, size = product.summed
             y = reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
+        if bias is None and residual is None and product.activation is None:
+            return y.to(product.dtype)
+        done = finish(
+            self.native,
+            self.lead,
+            y,
+            product.dtype,
+            bias=bias,
+            activation=product.activation,
+            residual=residual,
+        )
+        if done is not None:
+            return done
         if bias is not None:
             y = y + align(bias, self.lead, y.ndim - bias.ndim)
         if product.activation is not None:
@@ -228,7 +248,9 @@ def _quantized(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
 def _by_channel(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, lead: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    product = matmul(x, weight.to(x.dtype), lead, torch.float32)
+    # 8 bits are exact in bfloat16; in float16 sums could overflow before they are scaled.
+    between = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+    product = matmul(x, weight.to(x.dtype), lead, between)
     return (product * align(scale, lead, 1)).to(dtype)
 
 

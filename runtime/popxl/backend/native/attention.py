@@ -8,6 +8,7 @@ import torch
 
 from popxl.backend.native.library import (
     ATTENTION,
+    CHUNK,
     FLOATS,
     TYPES,
     Library,
@@ -80,3 +81,50 @@ def _fits(
         and all(t.dtype == tokens[0].dtype and t.device.type == "cpu" for t in alike)
         and all(t.stride(-1) == 1 or t.shape[-1] == 1 for t in alike)
     )
+
+
+def chunk_attention(
+    native: Library,
+    lead: int,
+    q: torch.Tensor,
+    caches: Sequence[torch.Tensor],
+    slopes: torch.Tensor,
+    position: int,
+) -> torch.Tensor | None:
+    """The attention of a chunk of tokens of one row, whose keys and values are in the caches.
+
+    Args:
+        lead: the number of mesh axes in front of every tensor.
+        q: `(*mesh, tokens, heads, size)`.
+        caches: keys and values of the row, `(*mesh, heads, length, size)`.
+        slopes: float32 `(*mesh, heads)`.
+        position: of the first token.
+
+    Returns:
+        `(*mesh, tokens, heads, size)`; None where this kernel does not do it.
+    """
+    tokens, heads, size = q.shape[lead:]
+    alike = (q, *caches)
+    if (
+        lead > 3
+        or q.dtype not in FLOATS
+        or slopes.dtype != torch.float32
+        or slopes.stride(-1) != 1
+        or any(t.dtype != q.dtype or t.device.type != "cpu" or t.stride(-1) != 1 for t in alike)
+    ):
+        return None
+    meshes = [t.shape[:lead] for t in (*alike, slopes)]
+    mesh = tuple(torch.broadcast_shapes(*meshes)) if lead else ()
+    result = torch.empty((*mesh, tokens, heads, size), dtype=q.dtype)
+    native.run(
+        CHUNK,
+        result,
+        *(t.data_ptr() for t in (q, *caches, slopes, result)),
+        *(TYPES[q.dtype], tokens, heads, size, caches[0].shape[-2], position),
+        *mesh_sizes(mesh),
+        *(*mesh_strides(q, lead), *q.stride()[lead : lead + 2]),
+        *(s for t in caches for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 2])),
+        *mesh_strides(slopes, lead),
+        *(*mesh_strides(result, lead), *result.stride()[lead : lead + 2]),
+    )
+    return result

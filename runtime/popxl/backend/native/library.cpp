@@ -15,7 +15,7 @@
 
 namespace popxl {
 
-enum Kind : int64_t { LINEAR = 0, NORM = 1, ATTENTION = 2 };
+enum Kind : int64_t { LINEAR = 0, NORM = 1, ATTENTION = 2, FINISH = 3, DECOMPRESS = 4, CHUNK = 5 };
 
 struct Instruction {
     int64_t kind;
@@ -33,7 +33,10 @@ void run(const Instruction& instruction, const Share& share) {
     switch (instruction.kind) {
         case LINEAR: return run(*static_cast<const Linear*>(instruction.fields), share);
         case NORM: return run(*static_cast<const Norm*>(instruction.fields), share);
-        default: return run(*static_cast<const Attention*>(instruction.fields), share);
+        case ATTENTION: return run(*static_cast<const Attention*>(instruction.fields), share);
+        case FINISH: return run(*static_cast<const Finish*>(instruction.fields), share);
+        case DECOMPRESS: return run(*static_cast<const Decompress*>(instruction.fields), share);
+        default: return run(*static_cast<const Chunk*>(instruction.fields), share);
     }
 }
 
@@ -90,5 +93,7 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
 
 // The order of fields is known to both sides: their sizes must agree.
 extern "C" int64_t popxl_size(int64_t kind) {
-    return kind == LINEAR ? sizeof(Linear) : kind == NORM ? sizeof(Norm) : sizeof(Attention);
+    const int64_t sizes[] = {sizeof(Linear), sizeof(Norm),       sizeof(Attention),
+                             sizeof(Finish), sizeof(Decompress), sizeof(Chunk)};
+    return sizes[kind];
 }

@@ -13,11 +13,17 @@ import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl.backend.native.build import CannotBuildError, built_library, has_avx512
 
-LINEAR, NORM, ATTENTION = range(3)
+LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK = range(6)
 FIELDS = {
-    LINEAR: struct.Struct("48q"),
-    NORM: struct.Struct("9qd17q"),
-    ATTENTION: struct.Struct("51q"),
+    kind: struct.Struct(form)
+    for kind, form in {
+        LINEAR: "48q",
+        NORM: "9qd17q",
+        ATTENTION: "51q",
+        FINISH: "29q",
+        DECOMPRESS: "8q",
+        CHUNK: "37q",
+    }.items()
 }
 """Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from popxl.backend.native.library import (
+    DECOMPRESS,
+    FINISH,
     FLOATS,
     LINEAR,
     TYPES,
@@ -136,6 +138,76 @@ def linear(
         result.stride(-2),
     )
     return result.reshape(*mesh, *inner, outputs)
+
+
+def finish(
+    native: Library,
+    lead: int,
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """`activation(x + bias) + residual` in `dtype`, in one pass; the arguments as for `linear`.
+
+    Returns:
+        `(*mesh, ..., outputs)`; None where this kernel does not do it.
+    """
+    inner, outputs = x.shape[lead:-1], x.shape[-1]
+    rows = inner.numel()
+    added = [t for t in (bias, residual) if t is not None]
+    if (
+        lead > 3
+        or not rows * outputs
+        or any(t.dtype not in FLOATS or t.device.type != "cpu" for t in (x, *added))
+        or dtype not in FLOATS
+        or (bias is not None and (bias.ndim != lead + 1 or bias.stride(-1) != 1))
+    ):
+        return None
+    flat = _rows_of(x, lead, rows, outputs)
+    more = None if residual is None else _rows_of(residual, lead, rows, outputs)
+    meshes = [t.shape[:lead] for t in (x, *added)]
+    mesh = tuple(torch.broadcast_shapes(*meshes)) if lead else ()
+    result = torch.empty((*mesh, rows, outputs), dtype=dtype)
+    tensors = (flat, bias, more, result)
+    native.run(
+        FINISH,
+        result,
+        *(0 if t is None else t.data_ptr() for t in tensors),
+        *(0 if t is None else TYPES[t.dtype] for t in tensors),
+        *(ACTIVATIONS[activation], rows, outputs),
+        *mesh_sizes(mesh),
+        *(*mesh_strides(flat, lead), flat.stride(-2)),
+        *(mesh_strides(bias, lead) if bias is not None else (0, 0, 0)),
+        *((*mesh_strides(more, lead), more.stride(-2)) if more is not None else (0, 0, 0, 0)),
+        *(*mesh_strides(result, lead), result.stride(-2)),
+    )
+    return result.reshape(*mesh, *inner, outputs)
+
+
+def decompressed(native: Library, weight: Weight, dtype: torch.dtype) -> torch.Tensor | None:
+    """A weight of groups as floats, `(*mesh, in, outputs)`, its bytes as `(*mesh, outputs, in)`.
+
+    Returns:
+        None where this kernel does not do it.
+    """
+    words, scale, offset = weight.tensor, weight.scale, weight.offset
+    assert scale is not None and offset is not None
+    fits = scale.shape[:-1] == offset.shape[:-1] == words.shape[:-1] and scale.dtype == offset.dtype
+    if not fits or scale.dtype not in FLOATS or dtype not in FLOATS or words.device.type != "cpu":
+        return None
+    words, scale, offset = (t.contiguous() for t in (words, scale, offset))
+    group = words.shape[-1] * 4
+    result = torch.empty((*words.shape[:-2], words.shape[-2] * group), dtype=dtype)
+    native.run(
+        DECOMPRESS,
+        result,
+        *(t.data_ptr() for t in (words, scale, offset, result)),
+        *(TYPES[scale.dtype], TYPES[dtype], scale.numel(), group),
+    )
+    return result.transpose(-1, -2)
 
 
 def _known(
