@@ -69,8 +69,8 @@ class Pager:
 
     @property
     def fits(self) -> bool:
-        """Whether slots are known to fit the budget, so that loads need not be followed."""
-        return self._state == "fits"
+        """Whether loads need not be followed: slots fit the budget, or no large one was loaded."""
+        return self._state == "fits" or (self._state == "learning" and not self._seen)
 
     def forget(self) -> None:
         """Slots have got other memory: learn anew."""

@@ -395,13 +395,13 @@ void tiles(const Task& t, const Linear& op, const float* x, int64_t row, int64_t
     for (; output + O <= t.outputs; output += O) {
         Tile<TYPE, TERMS, R, O> tile;
         tile.run(op, t.prepared, t.w + output * step, x, output, t.scales);
-        for (int r = 0; r < R; r++) {
-            float* to = t.result + (row + r) * t.part + output;
-            if constexpr (O == 4) {
-                sums_of_four(tile.total[r], to);
-            } else {
-                for (int o = 0; o < O; o++) to[o] = sum(tile.total[r][o]);
-            }
+        Floats totals[(R * O + 3) / 4 * 4] = {};
+        for (int i = 0; i < R * O; i++) totals[i] = tile.total[i / O][i % O];
+        for (int i = 0; i < R * O; i += 4) {
+            float sums[4];
+            sums_of_four(totals + i, sums);
+            for (int j = i; j < std::min(i + 4, R * O); j++)
+                t.result[(row + j / O) * t.part + output + j % O] = sums[j - i];
         }
     }
 }
@@ -699,7 +699,8 @@ struct Queries {
     }
 
     // Elements i to i + 64 of the contexts of four rows.
-    template <int64_t TYPE> void sums(const char* values, char* out, int64_t row, int64_t i) const {
+    template <int64_t TYPE, bool WHOLE>
+    void sums(const char* values, char* out, int64_t row, int64_t i) const {
         Floats total[4][4] = {};
         int64_t last = std::min<int64_t>(rows - row, 4), left = op.size - i;
         const float* weights[4];
@@ -710,7 +711,7 @@ struct Queries {
             Floats part[4];
             for (int j = 0; j < 4; j++) {
                 const char* from = value + j * LANES * size_of(TYPE);
-                if (left >= 4 * LANES) {
+                if constexpr (WHOLE) {
                     part[j] = load_floats(from, TYPE);
                 } else {
                     part[j] = left > j * LANES ? load_some(from, TYPE, left - j * LANES) : Floats{};
@@ -728,7 +729,13 @@ struct Queries {
 
     template <int64_t TYPE> void contexts(const char* values, char* out) const {
         for (int64_t row = 0; row < rows; row += 4)
-            for (int64_t i = 0; i < op.size; i += 4 * LANES) sums<TYPE>(values, out, row, i);
+            for (int64_t i = 0; i < op.size; i += 4 * LANES) {
+                if (i + 4 * LANES <= op.size) {
+                    sums<TYPE, true>(values, out, row, i);
+                } else {
+                    sums<TYPE, false>(values, out, row, i);
+                }
+            }
     }
 };
 

@@ -191,8 +191,21 @@ inline float sum(Floats v) {
     return sums[0];
 }
 
-inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
-inline Floats greatest(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats least(Floats a, Floats b) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+inline Floats greatest(Floats a, Floats b) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 // e^x to about one unit in the last place: 2^n times a polynomial on [-ln(2)/2, ln(2)/2], whose
 // coefficients are those of the Taylor series.
