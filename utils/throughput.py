@@ -131,7 +131,8 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
 def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
     """Give every float variable normal values, the standard deviation that of BLOOM's, 0.02.
 
-    Matrices lie in memory as a checkpoint's do: rows of outputs.
+    Matrices lie in memory as a checkpoint's do: rows of outputs; those of the vocabulary are that
+    already.
     """
     pool = generator.standard_normal(POOL, dtype=np.float32) * 0.02
     variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
@@ -139,7 +140,7 @@ def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> 
         shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
         if not variable.dtype.is_floating_point:
             continue
-        is_matrix = variable.rank == 2
+        is_matrix = variable.rank == 2 and variable.name.startswith("layer")
         stored = (*shape[:-2], shape[-1], shape[-2]) if is_matrix else shape
         values = np.resize(pool.astype(dtype), stored)
         session.write_variable_data(variable, values.swapaxes(-1, -2) if is_matrix else values)

@@ -30,6 +30,8 @@ MOST_BYTES = 1 << 26
 MOST_TRIES = 4
 """Recordings that may fail or become useless before a graph is no longer recorded."""
 
+_DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+
 Arguments = tuple[Any, ...]
 
 
@@ -164,10 +166,12 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _check(self, func: Any, given: list[torch.Tensor]) -> None:
-        data_dependent = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
-        picks = "index" in func.name() and any(t.dtype == torch.bool for t in given[1:])
-        if picks or data_dependent & set(func.tags):
-            self.failed = f"{func.name()} depends on numbers"
+        if func is torch.ops.aten.index.Tensor:
+            depends = any(t.dtype == torch.bool for t in given[1:])
+        else:
+            depends = not _DATA_DEPENDENT.isdisjoint(func.tags)
+        if depends:
+            self.failed = f"the shape of what {func.name()} gives depends on numbers"
 
     def _note(
         self,

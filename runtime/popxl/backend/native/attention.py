@@ -12,6 +12,8 @@ from popxl.backend.native.library import (
     FLOATS,
     TYPES,
     Library,
+    is_packed,
+    joint_mesh,
     mesh_sizes,
     mesh_strides,
 )
@@ -41,8 +43,7 @@ def token_attention(
     rows, heads, size = tokens[0].shape[lead:]
     if not _fits(lead, tokens, caches, slopes, positions, rows):
         return None
-    meshes = [t.shape[:lead] for t in (*tokens, *caches, slopes)]
-    mesh = tuple(torch.broadcast_shapes(*meshes)) if lead else ()
+    mesh = joint_mesh(lead, *tokens, *caches, slopes)
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, rows, heads, size), dtype=tokens[0].dtype)
@@ -74,12 +75,12 @@ def _fits(
         lead <= 3
         and positions.numel() == rows
         and positions.dtype == torch.int32
-        and positions.stride(-1) == 1
+        and is_packed(positions)
         and slopes.dtype == torch.float32
-        and slopes.stride(-1) == 1
+        and is_packed(slopes)
         and tokens[0].dtype in FLOATS
         and all(t.dtype == tokens[0].dtype and t.device.type == "cpu" for t in alike)
-        and all(t.stride(-1) == 1 or t.shape[-1] == 1 for t in alike)
+        and all(is_packed(t) for t in alike)
     )
 
 
@@ -109,12 +110,11 @@ def chunk_attention(
         lead > 3
         or q.dtype not in FLOATS
         or slopes.dtype != torch.float32
-        or slopes.stride(-1) != 1
-        or any(t.dtype != q.dtype or t.device.type != "cpu" or t.stride(-1) != 1 for t in alike)
+        or not is_packed(slopes)
+        or any(t.dtype != q.dtype or t.device.type != "cpu" or not is_packed(t) for t in alike)
     ):
         return None
-    meshes = [t.shape[:lead] for t in (*alike, slopes)]
-    mesh = tuple(torch.broadcast_shapes(*meshes)) if lead else ()
+    mesh = joint_mesh(lead, *alike, slopes)
     result = torch.empty((*mesh, tokens, heads, size), dtype=q.dtype)
     native.run(
         CHUNK,

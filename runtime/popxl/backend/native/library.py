@@ -116,3 +116,13 @@ def mesh_sizes(sizes: Iterable[int]) -> list[int]:
     """The sizes of the mesh axes, filled up to three in front."""
     given = list(sizes)
     return [1] * (3 - len(given)) + given
+
+
+def is_packed(tensor: torch.Tensor) -> bool:
+    """Whether the elements of the last axis lie side by side."""
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+
+
+def joint_mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of the mesh axes that tensors broadcast to."""
+    return tuple(max(t.shape[axis] for t in tensors) for axis in range(lead))

@@ -13,6 +13,8 @@ from popxl.backend.native.library import (
     LINEAR,
     TYPES,
     Library,
+    is_packed,
+    joint_mesh,
     mesh_sizes,
     mesh_strides,
 )
@@ -49,9 +51,6 @@ class Weight:
             return groups * words * 4, outputs, words * 4
         return self.tensor.shape[-2], self.tensor.shape[-1], 0
 
-    def mesh(self, lead: int) -> torch.Size:
-        return self.tensor.shape[:lead]
-
     def fits(self) -> bool:
         """Whether the kernels read a weight that lies like this."""
         if self.grouped:
@@ -70,7 +69,7 @@ class Weight:
         return self.tensor.stride(-2) == 1 or self.tensor.shape[-2] == 1
 
     def _scales(self) -> list[torch.Tensor]:
-        return [t for t in (self.scale, self.offset) if t is not None]
+        return _given(self.scale, self.offset)
 
 
 def linear(
@@ -106,24 +105,23 @@ def linear(
     if not 0 < rows <= MOST_ROWS or not size or not _known(x, weight, bias, residual, dtype, lead):
         return None
     flat = x.reshape(*x.shape[:lead], rows, size)
-    if flat.stride(-1) != 1 and size > 1:
+    if not is_packed(flat):
         flat = flat.contiguous()
-    meshes = [flat.shape[:lead], weight.mesh(lead)]
-    whole = list(torch.broadcast_shapes(*meshes)) if lead else []
+    whole = list(joint_mesh(lead, flat, weight.tensor))
     segments = 1
     if summed is not None:
         segments, whole[summed] = whole[summed], 1
-    extra = [t.shape[:lead] for t in (bias, residual) if t is not None]
-    mesh = tuple(torch.broadcast_shapes(whole, *extra)) if extra and lead else tuple(whole)
+    extra = joint_mesh(lead, *added) if (added := _given(bias, residual)) else whole
+    mesh = tuple(map(max, whole, extra))
     if summed is not None and mesh[summed] != 1:
         return None
     result = torch.empty((*mesh, rows, outputs), dtype=dtype)
-    added = None if residual is None else _rows_of(residual, lead, rows, outputs)
+    more = None if residual is None else _rows_of(residual, lead, rows, outputs)
     native.run(
         LINEAR,
         result,
-        *_pointers(flat, weight, bias, added, result),
-        *_types(flat, weight, bias, added, result),
+        *_pointers(flat, weight, bias, more, result),
+        *_types(flat, weight, bias, more, result),
         ACTIVATIONS[activation],
         *(rows, size, outputs, segments, group),
         *mesh_sizes(mesh),
@@ -133,7 +131,7 @@ def linear(
         weight.tensor.stride(-3 if weight.grouped else -1),
         *_scale_strides(weight, lead, summed),
         *(mesh_strides(bias, lead) if bias is not None else (0, 0, 0)),
-        *((*mesh_strides(added, lead), added.stride(-2)) if added is not None else (0, 0, 0, 0)),
+        *((*mesh_strides(more, lead), more.stride(-2)) if more is not None else (0, 0, 0, 0)),
         *mesh_strides(result, lead),
         result.stride(-2),
     )
@@ -157,19 +155,18 @@ def finish(
     """
     inner, outputs = x.shape[lead:-1], x.shape[-1]
     rows = inner.numel()
-    added = [t for t in (bias, residual) if t is not None]
+    added = _given(bias, residual)
     if (
         lead > 3
         or not rows * outputs
         or any(t.dtype not in FLOATS or t.device.type != "cpu" for t in (x, *added))
         or dtype not in FLOATS
-        or (bias is not None and (bias.ndim != lead + 1 or bias.stride(-1) != 1))
+        or (bias is not None and (bias.ndim != lead + 1 or not is_packed(bias)))
     ):
         return None
     flat = _rows_of(x, lead, rows, outputs)
     more = None if residual is None else _rows_of(residual, lead, rows, outputs)
-    meshes = [t.shape[:lead] for t in (x, *added)]
-    mesh = tuple(torch.broadcast_shapes(*meshes)) if lead else ()
+    mesh = joint_mesh(lead, x, *added)
     result = torch.empty((*mesh, rows, outputs), dtype=dtype)
     tensors = (flat, bias, more, result)
     native.run(
@@ -226,14 +223,18 @@ def _known(
         and all(t in FLOATS for t in (*floats, dtype))
         and weight.tensor.dtype in kinds
         and (weight.tensor.dtype == torch.int8) == (weight.scale is not None and not weight.grouped)
-        and (bias is None or (bias.ndim == lead + 1 and bias.stride(-1) == 1))
+        and (bias is None or (bias.ndim == lead + 1 and is_packed(bias)))
         and weight.fits()
     )
 
 
 def _rows_of(x: torch.Tensor, lead: int, rows: int, outputs: int) -> torch.Tensor:
     flat = x.reshape(*x.shape[:lead], rows, outputs)
-    return flat if flat.stride(-1) == 1 or outputs == 1 else flat.contiguous()
+    return flat if is_packed(flat) else flat.contiguous()
+
+
+def _given(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
+    return [t for t in tensors if t is not None]
 
 
 def _pointers(

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from popxl.backend.native.library import FLOATS, NORM, TYPES, Library, mesh_sizes, mesh_strides
+from popxl.backend.native.library import (
+    FLOATS,
+    NORM,
+    TYPES,
+    Library,
+    is_packed,
+    joint_mesh,
+    mesh_sizes,
+    mesh_strides,
+)
 
 
 def norm(
@@ -33,9 +42,9 @@ def norm(
     if not _fits(lead, x, weight, bias) or not rows * size:
         return None
     flat = x.reshape(*x.shape[:lead], rows, size)
-    if flat.stride(-1) != 1 and size > 1:
+    if not is_packed(flat):
         flat = flat.contiguous()
-    mesh = list(torch.broadcast_shapes(flat.shape[:lead], weight.shape[:lead])) if lead else []
+    mesh = list(joint_mesh(lead, flat, weight))
     axis, segments = parts or (None, 1)
     if axis is not None:
         mesh[axis] = segments
@@ -64,7 +73,7 @@ def _fits(lead: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
         and weight.dtype in FLOATS
         and weight.ndim == bias.ndim == lead + 1
         and (weight.dtype, weight.shape, weight.stride()) == (bias.dtype, bias.shape, bias.stride())
-        and (weight.stride(-1) == 1 or weight.shape[-1] == 1)
+        and is_packed(weight)
     )
 
 
