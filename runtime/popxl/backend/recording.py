@@ -19,16 +19,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from popxl.backend import decisions
 from popxl.backend.cells import Cell
-from popxl.backend.decisions import observer
 from popxl.backend.native.library import Library, Program
+from popxl.backend.native.library import observer as instructions
 from popxl.graph import Graph
 
 MOST_BYTES = 1 << 26
 """Memory that the intermediate results of a recording may take."""
 
 MOST_TRIES = 4
-"""Recordings that may fail or become useless before a graph is no longer recorded."""
+"""Recordings that may become useless before a graph is no longer recorded."""
 
 _DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
@@ -79,7 +80,7 @@ class Recorded(torch.nn.Module):
     def _may_record(self, inputs: Arguments) -> bool:
         return (
             self._tries < MOST_TRIES
-            and observer.get() is None
+            and decisions.observer.get() is None
             and self.settled()
             and all(x.lasts if isinstance(x, Cell) else x.device.type == "cpu" for x in inputs)
         )
@@ -92,7 +93,9 @@ class Recorded(torch.nn.Module):
             recorder.depends(x.tensor if isinstance(x, Cell) else x)
         epoch = Cell.moves
         outputs = recorder.watch(self.module, fixed)
-        if recorder.failed is None and epoch == Cell.moves:
+        if recorder.failed is not None:
+            self._tries = MOST_TRIES
+        elif epoch == Cell.moves:
             self._recordings[key] = _Recording(recorder, fixed, outputs, epoch)
         return tuple(t.clone() for t in outputs)
 
@@ -124,13 +127,18 @@ class _Recorder(TorchDispatchMode):
         self._written = False
 
     def watch(self, module: torch.nn.Module, inputs: Arguments) -> tuple[torch.Tensor, ...]:
-        token, self.native.recorder = observer.set(self.decided), self.instruction
+        tokens = decisions.observer.set(self.decided), instructions.set(self.instruction)
         try:
             with self:
                 return module(*inputs)
         finally:
-            self.native.recorder = None
-            observer.reset(token)
+            decisions.observer.reset(tokens[0])
+            instructions.reset(tokens[1])
+
+    def _fail(self, reason: str) -> None:
+        """Stop, and hold nothing any more."""
+        self.failed = reason
+        self.steps, self._kept = [], []
 
     def depends(self, tensor: torch.Tensor) -> None:
         """Its numbers may differ from run to run."""
@@ -138,14 +146,17 @@ class _Recorder(TorchDispatchMode):
 
     def decided(self, tensor: torch.Tensor, values: Any) -> None:
         """Python code decided by the numbers of a tensor."""
-        if _storage(tensor) not in self._dependent:
+        if self.failed or _storage(tensor) not in self._dependent:
             return
         if self._written:
-            self.failed = "a decision after the first write"
-        self._step(lambda: tensor.tolist() == values)
+            self._fail("a decision after the first write")
+        else:
+            self._step(lambda: tensor.tolist() == values)
 
     def instruction(self, kind: int, fields: bytes, result: torch.Tensor) -> None:
         """A native instruction was run."""
+        if self.failed:
+            return
         self.depends(result)
         self._written = True
         if self._program is None:
@@ -156,13 +167,16 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if self.failed:
+            return result
         given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
         made = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
         if func is torch.ops.aten._local_scalar_dense.default:
             self.decided(given[0], result)
             return result
         self._check(func, given)
-        self._note(func, args, kwargs, given, made)
+        if not self.failed:
+            self._note(func, args, kwargs, given, made)
         return result
 
     def _check(self, func: Any, given: list[torch.Tensor]) -> None:
@@ -171,7 +185,7 @@ class _Recorder(TorchDispatchMode):
         else:
             depends = not _DATA_DEPENDENT.isdisjoint(func.tags)
         if depends:
-            self.failed = f"the shape of what {func.name()} gives depends on numbers"
+            self._fail(f"the shape of what {func.name()} gives depends on numbers")
 
     def _note(
         self,
@@ -185,27 +199,33 @@ class _Recorder(TorchDispatchMode):
         new = [t for t in made if _storage(t) not in known]
         self._keep([*given, *made], new)
         if func._schema.is_mutable:
-            if known & self._constant:
-                self.failed = "a constant is written to"
-            self._written = True
-            self._dependent.update(known)
-            self._step(lambda: func(*args, **kwargs) is not None or True)
+            self._note_write(lambda: func(*args, **kwargs), known)
         elif new and "empty" not in func.name():
             if len(new) != len(made):
-                self.failed = f"{func.name()} gives views and values"
-            if known and not known & self._dependent:  # the same in every run
+                self._fail(f"{func.name()} gives views and values")
+            elif known and not known & self._dependent:  # the same in every run
                 self._constant.update(map(_storage, new))
-                return
-            self._dependent.update(map(_storage, new))
-            self._step(lambda: _again(func, args, kwargs, made))
+            else:
+                self._dependent.update(map(_storage, new))
+                self._step(lambda: _again(func, args, kwargs, made))
+
+    def _note_write(self, write: Callable[[], Any], known: set[int]) -> None:
+        if known & self._constant:
+            self._fail("a constant is written to")
+            return
+        self._written = True
+        self._dependent.update(known)
+        self._step(lambda: write() is not None or True)
 
     def _keep(self, tensors: list[torch.Tensor], new: list[torch.Tensor]) -> None:
         self._kept.extend(tensors)
         self._bytes += sum(t.nbytes for t in new)
         if self._bytes > MOST_BYTES:
-            self.failed = "its results take too much memory"
+            self._fail("its results take too much memory")
 
     def _step(self, step: Callable[[], bool]) -> None:
+        if self.failed:
+            return
         self._program = None
         self.steps.append(step)
 

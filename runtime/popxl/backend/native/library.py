@@ -7,6 +7,7 @@ import functools
 import logging
 import struct
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch  # its OpenMP is loaded before ours: the two share their threads
@@ -32,15 +33,15 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, t
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
+Observer = Callable[[int, bytes, torch.Tensor], None]
+observer: ContextVar[Observer | None] = ContextVar("instruction_observer", default=None)
+"""Is given each instruction that is done: its kind, its fields and its result."""
+
 _log = logging.getLogger(__name__)
 
 
 class Library:
-    """The kernels; `run` gives them to torch's threads.
-
-    Attributes:
-        recorder: told of each instruction: its kind, its fields and its result.
-    """
+    """The kernels; `run` gives them to torch's threads."""
 
     def __init__(self, path: Path):
         loaded = ctypes.CDLL(str(path))
@@ -50,7 +51,6 @@ class Library:
         self.run_list = loaded.popxl_run
         self.run_list.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self.run_list.restype = None
-        self.recorder: Callable[[int, bytes, torch.Tensor], None] | None = None
         self.read = loaded.popxl_read
         self.read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self.read.restype = ctypes.c_double
@@ -62,8 +62,9 @@ class Library:
         """Do one instruction, which makes `result`."""
         packed = FIELDS[kind].pack(*fields)
         self._run_one(kind, packed, torch.get_num_threads())
-        if self.recorder is not None:
-            self.recorder(kind, packed, result)
+        observe = observer.get()
+        if observe is not None:
+            observe(kind, packed, result)
 
 
 class Program:
