@@ -42,6 +42,8 @@ constexpr bool HAS_PAIRS = true;
 constexpr bool HAS_PAIRS = false;
 #endif
 
+constexpr float BASE = 16;  // added to numbers of 4 bits that are multiplied as pairs
+
 int terms_of(const Linear& op) {
     bool same = op.x_type == BFLOAT16 && op.w_type == BFLOAT16;
     if (!HAS_PAIRS || !(same || op.w_type == NIBBLES)) return AS_FLOATS;
@@ -110,19 +112,15 @@ template <> struct Decoder<NIBBLES, false> {  // a 16-bit word has four numbers,
 };
 
 #ifdef __AVX512BF16__
-template <> struct Decoder<NIBBLES, true> {
+template <> struct Decoder<NIBBLES, true> {  // BASE is added: it makes a number four bits of 16 to 31
     static constexpr int VECTORS = 4;
     static int element(int v, int i) { return 4 * i + 3 - v; }
     __m512i raw;
     explicit Decoder(const char* from) : raw(_mm512_loadu_si512(from)) {}
     template <int V> Floats get() const {
-        // 0 to 15 in bfloat16, twice: the lowest five bits of an index choose.
-        typedef uint16_t Table __attribute__((vector_size(64)));
-        const Table numbers = {
-            0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
-            0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
-            0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
-        return (Floats)_mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 4 * V), (__m512i)numbers);
+        __m512i number = V ? _mm512_srli_epi16(raw, 4 * V - 3) : _mm512_slli_epi16(raw, 3);
+        __m512i bits = _mm512_set1_epi16(0xf << 3), sixteen = _mm512_set1_epi16(0x4180);
+        return (Floats)_mm512_ternarylogic_epi32(number, bits, sixteen, 0xea);  // a & b | c
     }
 };
 #endif
@@ -232,10 +230,24 @@ void prepare_row(const Prepared& p, float* to, int64_t step, const char* x, floa
     }
 }
 
-// The scales and offsets of the groups of some outputs as floats.
+// The scales and offsets of the groups of some outputs as floats, and which of them a block's
+// elements have: one, or one for each lane.
 struct Scales {
     const float *scale, *offset;  // [output][segment][groups, padded]
     int64_t groups, per_output;   // padded; segments * groups
+    bool uniform;
+    int shift;           // of a block's place in bytes, to the number of its group
+    int64_t per_block;   // groups in a block
+    Ints lanes;
+
+    Scales(const Linear& op, const float* scale, const float* offset, int64_t groups)
+        : scale(scale), offset(offset), groups(groups), per_output(op.segments * groups) {
+        if (op.w_type != NIBBLES) return;
+        uniform = op.group >= 128;
+        shift = __builtin_ctzll(op.group) - 1;
+        per_block = 128 / op.group;
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] = 8 * lane % 128 / op.group;
+    }
 };
 
 template <int64_t TYPE, int TERMS, int R, int O> struct Tile {
@@ -339,11 +351,9 @@ template <int64_t TYPE, int TERMS, int R, int O> struct Tile {
             scale[o] = scales.scale + place;
             offset[o] = scales.offset + place;
         }
-        Ints lanes;
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] = 8 * lane % 128 / op.group;
-        bool uniform = op.group >= 128;
-        int shift = __builtin_ctzll(op.group) - 1;  // where it is a power of two
-        int64_t per_block = 128 / op.group;
+        Floats all[R][O];  // in registers, which members are not
+        for (int r = 0; r < R; r++)
+            for (int o = 0; o < O; o++) all[r][o] = total[r][o];
         for (int64_t b = 0; b < bytes; b += BLOCK, x += BLOCK_FLOATS) {
             Floats sums[R][O] = {};
             if (bytes - b >= BLOCK) {
@@ -352,17 +362,20 @@ template <int64_t TYPE, int TERMS, int R, int O> struct Tile {
             } else {
                 rest(sums, w + b, step, bytes - b, x);
             }
-            int64_t group = uniform ? b >> shift : b / BLOCK * per_block;
+            int64_t group = scales.uniform ? b >> scales.shift : b / BLOCK * scales.per_block;
             for (int o = 0; o < O; o++) {
-                Floats factor = uniform ? splat(scale[o][group]) : spread(scale[o] + group, lanes);
-                for (int r = 0; r < R; r++) total[r][o] += factor * sums[r][o];
+                Floats factor = scales.uniform ? splat(scale[o][group])
+                                               : spread(scale[o] + group, scales.lanes);
+                for (int r = 0; r < R; r++) all[r][o] += factor * sums[r][o];
             }
         }
         for (int64_t g = 0; g < p.sums; g++, x += R * LANES)
             for (int o = 0; o < O; o++) {
                 Floats values = load<Floats>(offset[o] + g * LANES);
-                for (int r = 0; r < R; r++) total[r][o] += values * load<Floats>(x + r * LANES);
+                for (int r = 0; r < R; r++) all[r][o] += values * load<Floats>(x + r * LANES);
             }
+        for (int r = 0; r < R; r++)
+            for (int o = 0; o < O; o++) total[r][o] = all[r][o];
         return x;
     }
 
@@ -385,7 +398,7 @@ struct Task {
     const float* x;  // all rows
     float* result;
     int64_t part, outputs;  // room for outputs; how many there are
-    Scales scales;
+    const Scales& scales;
     const char* scale;  // int8: of the part's first output
 };
 
@@ -539,9 +552,13 @@ void run(const Linear& op, const Share& share) {
         if (op.w_type == NIBBLES) {
             read_scales(op, op.scale, of_scale, first, outputs, groups, scale);
             read_scales(op, op.offset, of_scale, first, outputs, groups, offset);
+            if (prepared.terms)
+                for (int64_t i = 0; i < outputs * op.segments * groups; i++)
+                    offset[i] -= BASE * scale[i];
         }
+        Scales scales(op, scale, offset, groups);
         Task task{op, prepared, at(op.w, op.w_type, of_w), x, result, part, outputs,
-                  Scales{scale, offset, groups, op.segments * groups},
+                  scales,
                   op.w_type == INT8
                       ? at(op.scale, op.scale_type, of_scale + first * op.scale_output)
                       : nullptr};
@@ -665,7 +682,8 @@ struct Queries {
         for (int64_t row = 0; row < rows; row++)
             prepare_row(prepared, x + row * LANES, rows * LANES,
                         q + row * op.q_token * size_of(op.type), flat);
-        products(Task{product, prepared, keys, x, scores, padded, limit, Scales{}, nullptr});
+        Scales none(product, nullptr, nullptr, 0);
+        products(Task{product, prepared, keys, x, scores, padded, limit, none, nullptr});
     }
 
     void softmax() const {
