@@ -12,9 +12,9 @@ import pytest
 import torch
 from popxl.backend import cache
 from popxl.backend.native import build, library, read_bandwidth
-from popxl.backend.native.attention import token_attention
+from popxl.backend.native.attention import chunk_attention, token_attention
 from popxl.backend.native.library import Library
-from popxl.backend.native.linear import MOST_ROWS, Weight, linear
+from popxl.backend.native.linear import MOST_ROWS, Weight, decompressed, finish, linear
 from popxl.backend.native.norm import norm
 from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
@@ -166,6 +166,26 @@ def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
     assert linear(native, 0, normal(generator, 1, 64), Weight(w), torch.float32) is None
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_what_follows_a_product_of_many_rows(native, generator, dtype):
+    x, bias = normal(generator, 2, 1, 30, 37, dtype=dtype), normal(generator, 2, 1, 37, dtype=dtype)
+    residual = normal(generator, 1, 3, 30, 37, dtype=dtype)
+    y = finish(native, 2, x, dtype, bias=bias, activation="gelu", residual=residual)
+    expected = tanh_gelu(exact(x) + exact(bias)[:, :, None]) + exact(residual)
+    check(y, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("group", [4, 12, 16, 64])
+def test_words_become_floats(native, generator, group):
+    full = generator.standard_normal((7, 192), dtype=np.float32)
+    parts = group_quantize_compress_numpy(full, group, 1)
+    expected = group_quantize_decompress_numpy(
+        *(p.astype(np.float64) if i else p for i, p in enumerate(parts)), 0
+    )
+    values = decompressed(native, Weight(*map(torch.from_numpy, parts)), torch.float32)
+    check(values, expected, 1e-6)
+
+
 # --- layer norm ---
 
 
@@ -216,6 +236,27 @@ def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
         weights /= weights.sum(-1, keepdims=True)
         expected = np.einsum("...t,...td->...d", weights, values)
         check(y[..., row, :, :], expected, 3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [16, 20, 64, 128])
+@pytest.mark.parametrize("tokens, position", [(1, 0), (7, 3), (40, 0), (16, 24)])
+def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, tokens, position):
+    heads, length = 3, 40
+    q = normal(generator, 2, 1, tokens, heads, size, dtype=dtype)
+    caches = [normal(generator, 2, 1, heads, length, size, dtype=dtype) for _ in range(2)]
+    slopes = torch.from_numpy(generator.random((2, 1, heads), dtype=np.float32))
+    y = chunk_attention(native, 2, q, caches, slopes, position)
+
+    keys, values = map(exact, caches)
+    at, queries = np.arange(length), position + np.arange(tokens)
+    distance = at - queries[:, None]
+    scores = np.einsum("...qhd,...htd->...hqt", exact(q), keys) / np.sqrt(size)
+    scores += exact(slopes)[..., None, None] * distance
+    scores = np.where(distance > 0, -np.inf, scores)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    check(y, np.einsum("...hqt,...htd->...qhd", weights, values), 3 * TOLERANCE[dtype])
 
 
 # --- the library ---

@@ -10,6 +10,9 @@
 #include "work.hpp"
 // One unit: the compiler starts once.
 #include "attention.cpp"
+#include "chunk.cpp"
+#include "decompress.cpp"
+#include "finish.cpp"
 #include "linear.cpp"
 #include "norm.cpp"
 
