@@ -42,13 +42,14 @@ class Engine:
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
+        native = library() if composite_kernels and device.type == "cpu" else None
         around = Surroundings(
             self.mesh,
             device,
             self.remote,
             self._loader,
             self._storer,
-            Composites(composite_kernels, library() if device.type == "cpu" else None),
+            Composites(composite_kernels, native),
             lambda: self.pager.fits,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
