@@ -19,7 +19,10 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
 from popxl.backend.composites import composite
+from popxl.backend.decisions import numbers
 from popxl.backend.mesh import Mesh
+from popxl.backend.native.attention import chunk_attention, token_attention
+from popxl.backend.native.library import Library
 from popxl.graph import Graph
 
 CACHES = (3, 4)
@@ -27,25 +30,31 @@ CACHES = (3, 4)
 
 
 @composite("prompt_attention")
-def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+def _prompt(
+    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
-    return PromptAttention(mesh.lead) if fits else None
+    return PromptAttention(mesh.lead, native) if fits else None
 
 
 @composite("token_attention")
-def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+def _token(
+    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
-    return TokenAttention(mesh.lead) if fits else None
+    return TokenAttention(mesh.lead, native) if fits else None
 
 
 @composite("verify_attention")
-def _verify(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+def _verify(
+    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+) -> torch.nn.Module | None:
     fits = (
         _fits(graph, inputs=8)
         and graph.inputs[6].shape == graph.inputs[0].shape[:1]
         and graph.inputs[7].shape == ()
     )
-    return VerifyAttention(TokenAttention(mesh.lead)) if fits else None
+    return VerifyAttention(TokenAttention(mesh.lead, native)) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -63,9 +72,9 @@ def _fits(graph: Graph, inputs: int) -> bool:
 class PromptAttention(torch.nn.Module):
     """A chunk of tokens of one row."""
 
-    def __init__(self, lead: int):
+    def __init__(self, lead: int, native: Library | None):
         super().__init__()
-        self.lead = lead
+        self.lead, self.native = lead, native
 
     def forward(
         self,
@@ -83,6 +92,10 @@ class PromptAttention(torch.nn.Module):
             _write(cell, new, number, at, self.lead)
             for cell, new in ((key_cell, k), (value_cell, v))
         )
+        if self.native is not None:
+            done = chunk_attention(self.native, self.lead, q, (keys, values), slopes, at)
+            if done is not None:
+                return (done,)
         queries = _by_head(q, self.lead)
         filled = at + tokens
         bias = _bias(slopes, at, tokens, filled, q.dtype, self.lead)
@@ -93,9 +106,9 @@ class PromptAttention(torch.nn.Module):
 class TokenAttention(torch.nn.Module):
     """One token for every row."""
 
-    def __init__(self, lead: int):
+    def __init__(self, lead: int, native: Library | None):
         super().__init__()
-        self.lead = lead
+        self.lead, self.native = lead, native
 
     def forward(
         self,
@@ -108,6 +121,11 @@ class TokenAttention(torch.nn.Module):
         positions: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         lead = self.lead
+        if self.native is not None:
+            caches = [cell.writable(k.shape[:lead]) for cell in (key_cell, value_cell)]
+            done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)
+            if done is not None:
+                return (done,)
         rows = []
         for number, at in enumerate(_numbers(positions)):
             one = [t.narrow(lead, number, 1) for t in (q, k, v)]
@@ -157,7 +175,7 @@ def _numbers(value: torch.Tensor) -> list[int]:
     by_replica = value.reshape(-1, value.shape[-1])
     if by_replica.shape[0] > 1 and not bool((by_replica == by_replica[0]).all()):
         raise ValueError(f"attention: replicas give different positions, {by_replica.tolist()}")
-    return by_replica[0].tolist()
+    return numbers(by_replica[0])
 
 
 def _scalar(value: torch.Tensor) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
 from popxl.backend.arrays import broadcast_shapes
+from popxl.backend.decisions import numbers
 
 
 class Cell:
@@ -16,19 +18,27 @@ class Cell:
         tensor: what it holds, `(*mesh, *shape)`.
         shared: whether the tensor's memory is also someone else's (the program's host arrays, a
             memory map, another value); it is then copied before the first write.
+        lasts: whether it is there from run to run.
+        moves: how often the memory of any cell that lasts has become another.
     """
 
-    __slots__ = ("tensor", "shared")
+    __slots__ = ("tensor", "shared", "lasts")
+    moves: ClassVar[int] = 0
 
-    def __init__(self, tensor: torch.Tensor, shared: bool = True):
+    def __init__(self, tensor: torch.Tensor, shared: bool = True, lasts: bool = False):
+        self.tensor, self.shared, self.lasts = tensor, shared, lasts
+
+    def move(self, tensor: torch.Tensor, shared: bool) -> None:
+        """Hold other memory from now on."""
         self.tensor, self.shared = tensor, shared
+        Cell.moves += self.lasts
 
     def write(self, value: torch.Tensor) -> None:
         """Hold `value` from now on (a copy of it)."""
         if not self.shared and _holds(self.tensor, value):
             self.tensor.copy_(value)
         else:
-            self.tensor, self.shared = value.clone(), False
+            self.move(value.clone(), False)
 
     def writable(self, *meshes: tuple[int, ...]) -> torch.Tensor:
         """The tensor, its memory its own and wide enough for values of the given mesh sizes."""
@@ -36,7 +46,7 @@ class Cell:
         shape = self.tensor.shape
         wide = broadcast_shapes(shape[:lead], *meshes) + shape[lead:]
         if self.shared or wide != shape:
-            self.tensor, self.shared = self.tensor.expand(wide).clone(), False
+            self.move(self.tensor.expand(wide).clone(), False)
         return self.tensor
 
 
@@ -121,15 +131,16 @@ class RemoteStore:
     def place(self, offset: int, cell: Cell) -> None:
         """Make `cell` the slot."""
         self._slots[offset] = cell
+        Cell.moves += 1
 
     def _slot(self, offset: int) -> Cell:
         if offset not in self._slots:
-            self._slots[offset] = Cell(self._zeros(), shared=False)
+            self._slots[offset] = Cell(self._zeros(), shared=False, lasts=True)
         return self._slots[offset]
 
     def _distinct(self, offset: int | torch.Tensor) -> list[int]:
         """The slots that replicas reach, checked."""
-        offsets = [offset] if isinstance(offset, int) else sorted(set(offset.flatten().tolist()))
+        offsets = [offset] if isinstance(offset, int) else sorted(set(numbers(offset.flatten())))
         for at in offsets:
             if not 0 <= at < self._entries:
                 raise IndexError(

@@ -13,10 +13,12 @@ from collections.abc import Callable
 import torch
 
 from popxl.backend.mesh import Mesh
+from popxl.backend.native.library import Library
 from popxl.graph import Graph, Op
 
-Factory = Callable[[Graph, Mesh], torch.nn.Module | None]
-"""Makes the kernel of one graph; None where the graph is not what the kernel knows."""
+Factory = Callable[[Graph, Mesh, Library | None, torch.nn.Module], torch.nn.Module | None]
+"""Makes the kernel of one graph, with the native library or without, and the lowered graph to fall
+back on; None where the graph is not what the kernel knows."""
 
 _FACTORIES: dict[str, Factory] = {}
 
@@ -31,17 +33,25 @@ def composite(name: str) -> Callable[[Factory], Factory]:
     return register
 
 
+def function_name(graph: Graph) -> str:
+    """The name of the function that a graph was made from."""
+    return re.sub(r"_\d+$", "", graph.name).rsplit(".", 1)[-1]
+
+
 class Composites:
     """The kernels that a session uses: all that are known, or none."""
 
-    def __init__(self, enabled: bool = True):
-        self.enabled = enabled
+    def __init__(self, enabled: bool = True, native: Library | None = None):
+        """
+        Args:
+            native: the native library, where there is one for the device.
+        """
+        self.enabled, self.native = enabled, native if enabled else None
         if enabled:
-            from popxl.backend import attention  # noqa: F401 - registers its kernels
+            from popxl.backend import attention, norms  # noqa: F401 - they register their kernels
 
-    def find(self, op: Op, mesh: Mesh) -> torch.nn.Module | None:
+    def find(self, op: Op, mesh: Mesh, lowered: torch.nn.Module) -> torch.nn.Module | None:
         """The kernel for the graph that `op` calls, if there is one."""
         graph = op.graphs[0]
-        name = re.sub(r"_\d+$", "", graph.name).rsplit(".", 1)[-1]
-        factory = _FACTORIES.get(name) if self.enabled else None
-        return factory(graph, mesh) if factory else None
+        factory = _FACTORIES.get(function_name(graph)) if self.enabled else None
+        return factory(graph, mesh, self.native, lowered) if factory else None

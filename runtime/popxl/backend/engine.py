@@ -14,6 +14,7 @@ from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.composites import Composites
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
+from popxl.backend.native import library
 from popxl.backend.paging import Pager
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer
@@ -41,13 +42,15 @@ class Engine:
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
+        native = library() if composite_kernels and device.type == "cpu" else None
         around = Surroundings(
             self.mesh,
             device,
             self.remote,
             self._loader,
             self._storer,
-            Composites(composite_kernels),
+            Composites(composite_kernels, native),
+            lambda: self.pager.fits,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
@@ -75,10 +78,10 @@ class Engine:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
         cell = self._cells[variable]
-        cell.tensor, cell.shared = self._value(variable, array), self.device.type == "cpu"
+        cell.move(self._value(variable, array), self.device.type == "cpu")
 
     def _new_cell(self, variable: Variable) -> Cell:
-        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu")
+        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu", lasts=True)
         if variable._remote is not None:
             buffer, offset = variable._remote
             self.remote[buffer].place(offset, cell)

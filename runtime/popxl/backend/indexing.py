@@ -10,6 +10,7 @@ import torch
 
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
+from popxl.backend.decisions import numbers
 from popxl.backend.kernels import align, same_mesh
 
 
@@ -69,11 +70,11 @@ def dynamic_slice(
     sizes: tuple[int, ...],
 ) -> torch.Tensor:
     """The part of `x` of the given sizes from `index` on; a view where replicas agree on it."""
-    starts = index.reshape(-1, len(axes)).tolist()
+    starts = numbers(index.reshape(-1, len(axes)))
     if len(starts) == 1:
         return _narrow(x, starts[0], axes, sizes)
     wide, index = same_mesh(lead, x, index.reshape(*index.shape[:lead], len(axes)))
-    each = zip(wide.flatten(0, lead - 1), index.reshape(-1, len(axes)).tolist(), strict=True)
+    each = zip(wide.flatten(0, lead - 1), numbers(index.reshape(-1, len(axes))), strict=True)
     parts = torch.stack([_narrow(part, start, axes, sizes) for part, start in each])
     return parts.reshape(*wide.shape[:lead], *parts.shape[1:])
 
@@ -114,7 +115,7 @@ def _put(
     axes: tuple[int, ...],
     sizes: tuple[int, ...],
 ) -> None:
-    starts = index.reshape(-1, len(axes)).tolist()
+    starts = numbers(index.reshape(-1, len(axes)))
     if len(starts) == 1:
         _narrow(target, starts[0], axes, sizes).copy_(update)
         return
@@ -122,7 +123,7 @@ def _put(
     index = index.reshape(*index.shape[:lead], len(axes)).expand(*mesh, len(axes))
     update = update.expand(*mesh, *update.shape[lead:])
     for at in np.ndindex(*mesh):
-        _narrow(target[at], index[at].tolist(), axes, sizes).copy_(update[at])
+        _narrow(target[at], numbers(index[at]), axes, sizes).copy_(update[at])
 
 
 def _narrow(

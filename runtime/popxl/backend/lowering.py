@@ -23,6 +23,9 @@ from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
 from popxl.backend.mesh import Mesh
+from popxl.backend.norms import RunNorm
+from popxl.backend.products import Product, RunProduct, products
+from popxl.backend.recording import Recorded, is_steady
 from popxl.backend.rules import MOVES, RULES, SHARING, region
 from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
@@ -41,6 +44,7 @@ class Surroundings:
     load: Callable[[Stream], Callable[[], torch.Tensor]]
     store: Callable[[Stream], Callable[[torch.Tensor], None]]
     composites: Composites
+    settled: Callable[[], bool]
 
 
 class Lowering:
@@ -77,13 +81,18 @@ class _GraphLowering:
         self.root = torch.nn.Module()
         self.values = Values(graph, self.lead, self.call, self._constant)
         self.in_place_slots = slots_updated_in_place(graph, self.values.views)
+        self.products = self._native_products()
         for index, tensor in enumerate(inputs):
             self._bind_input(tensor, index, index in by_ref)
 
     def run(self) -> Lowered:
         for position, op in enumerate(self.graph._ops):
             self.values.position = position
-            self._lower_op(op)
+            product = self.products.get(op)
+            if product is None:
+                self._lower_op(op)
+            elif op is product.ops[-1]:
+                self._lower_product(product)
         outputs = self.graph._outputs
         self.fx.output(tuple(self.values.node(t) for t in outputs))
         module = GraphModule(self.root, self.fx, class_name=_identifier(self.graph.name or "main"))
@@ -226,12 +235,38 @@ class _GraphLowering:
             value = self.call(kernels.clone, value)
         self.call(self.around.store(op.stream), value)
 
+    # --- native products ---
+
+    def _native_products(self) -> dict[Op, Product]:
+        """The products that native kernels do, by each of their ops."""
+        if self.around.composites.native is None:
+            return {}
+        return {op: p for p in products(self.graph, self.around.mesh) for op in p.ops}
+
+    def _lower_layer_norm(self, op: Op) -> None:
+        nodes = [self.values.node(t) for t in op.inputs]
+        native = self.around.composites.native
+        if native is None:
+            made = RULES["layer_norm"](self, op, nodes)
+        else:
+            made = self.call(RunNorm(native, self.lead, op.eps), *nodes)
+        self.values.bind(op.outputs[0], made)
+
+    def _lower_product(self, product: Product) -> None:
+        native = self.around.composites.native
+        assert native is not None
+        run = RunProduct(product, self.lead, native)
+        nodes = [self.values.node(t) for t in product.inputs]
+        self.values.bind(product.output, self.call(run, *nodes))
+
     # --- calls of graphs ---
 
     def _lower_call(self, op: Op) -> None:
         lowered = self.program.lower(op.graphs[0], frozenset(op.modifies))
-        replaced = self.around.composites.find(op, self.around.mesh)
+        replaced = self.around.composites.find(op, self.around.mesh, lowered.module)
         module = lowered.module if replaced is None else replaced
+        if self.graph is self.graph.main_graph:
+            module = self._recorded(op.graphs[0], module)
         self._run_graphs(op, module, [Callee(lowered, 0)])
 
     def _lower_repeat(self, op: Op) -> None:
@@ -251,11 +286,20 @@ class _GraphLowering:
             for graph, start in zip(op.graphs, starts, strict=True)
         )
         separable = not any(reaches_outside(graph) for graph in op.graphs)
-        module = Conditional(
-            then_branch.module, else_branch.module, starts[1] - 1, self.lead, separable
+        then_module, else_module = (
+            self._recorded(graph, branch.module)
+            for graph, branch in zip(op.graphs, (then_branch, else_branch), strict=True)
         )
+        module = Conditional(then_module, else_module, starts[1] - 1, self.lead, separable)
         callees = [Callee(then_branch, starts[0]), Callee(else_branch, starts[1])]
         self._run_graphs(op, module, callees)
+
+    def _recorded(self, graph: Graph, module: torch.nn.Module) -> torch.nn.Module:
+        """`module`, the lowered `graph`, which is recorded where that is of use."""
+        native = self.around.composites.native
+        if native is None or not is_steady(graph):
+            return module
+        return Recorded(module, native, self.around.settled)
 
     def _run_graphs(self, op: Op, module: torch.nn.Module, callees: list[Callee]) -> None:
         """Call `module`; pass cells for inputs by reference and keep the books on memory."""

@@ -72,6 +72,11 @@ class Pager:
         """Whether the mapped slots are known to be larger than the budget."""
         return self._state == "streaming"
 
+    @property
+    def fits(self) -> bool:
+        """Whether loads need not be followed: slots fit the budget, or no large one was loaded."""
+        return self._state == "fits" or (self._state == "learning" and not self._order)
+
     def forget(self) -> None:
         """Slots have got other memory: learn anew."""
         self._state = "learning"

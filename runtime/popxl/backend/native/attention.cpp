@@ -1,0 +1,137 @@
+// Attention of one token a row over what is filled of a KV cache, with ALiBi (arXiv 2108.12409).
+
+#include <algorithm>
+#include <limits>
+
+#include "vectors.hpp"
+#include "work.hpp"
+
+namespace popxl {
+
+// All fields have 8 bytes; strides are in elements. Elements of a head lie side by side.
+struct Attention {
+    const void *q, *k, *v, *slopes, *positions;
+    void *keys, *values, *out;
+    int64_t type, rows, heads, size, length;
+    int64_t mesh[3];
+    int64_t q_mesh[3], q_row, q_head;
+    int64_t k_mesh[3], k_row, k_head;
+    int64_t v_mesh[3], v_row, v_head;
+    int64_t keys_mesh[3], keys_row, keys_head, keys_token;
+    int64_t values_mesh[3], values_row, values_head, values_token;
+    int64_t slopes_mesh[3];
+    int64_t out_mesh[3], out_row, out_head;
+};
+
+namespace {
+
+// One query over `count` keys and values; `query` and `context` are floats of the head's size,
+// padded, `scores` has room for `count`.
+struct Head {
+    const float* query;
+    const char *keys, *values;
+    int64_t key_step, value_step;  // bytes from one token to the next
+    int64_t size, count;
+    float slope, at;
+    float *scores, *context;
+
+    template <int64_t TYPE> void run() const {
+        softmax(dots<TYPE>());
+        std::fill(context, context + size + LANES, 0.0f);
+        for (int64_t i = 0; i < size; i += 4 * LANES) sums<TYPE>(i);
+    }
+
+    // The scores; returns the largest one.
+    template <int64_t TYPE> float dots() const {
+        float factor = 1.0f / std::sqrt(float(size)), largest = -std::numeric_limits<float>::max();
+        for (int64_t t = 0; t < count; t++) {
+            const char* key = keys + t * key_step;
+            Floats total = {};
+            int64_t i = 0;
+            for (; i + LANES <= size; i += LANES)
+                total += load<Floats>(query + i) * load_floats(key + i * size_of(TYPE), TYPE);
+            if (i < size)
+                total += load<Floats>(query + i) *
+                         load_some(key + i * size_of(TYPE), TYPE, size - i);
+            scores[t] = sum(total) * factor + slope * (float(t) - at);
+            largest = std::max(largest, scores[t]);
+        }
+        return largest;
+    }
+
+    void softmax(float largest) const {
+        Floats total = {};
+        for (int64_t t = 0; t < count; t += LANES) {
+            char* place = reinterpret_cast<char*>(scores + t);
+            Floats weights = exp(load_some(place, FLOAT32, count - t) - largest);
+            store_some(place, FLOAT32, weights, count - t);
+            total += load_some(place, FLOAT32, count - t);
+        }
+        float factor = 1.0f / sum(total);
+        for (int64_t t = 0; t < count; t++) scores[t] *= factor;
+    }
+
+    // Elements i to i + 64 of the context.
+    template <int64_t TYPE> void sums(int64_t i) const {
+        Floats total[4] = {};
+        bool whole = i + 4 * LANES <= size;
+        for (int64_t t = 0; t < count; t++) {
+            const char* value = values + t * value_step + i * size_of(TYPE);
+            Floats weight = splat(scores[t]);
+            for (int j = 0; j < 4; j++) {
+                int64_t left = size - i - j * LANES;
+                const char* from = value + j * LANES * size_of(TYPE);
+                if (whole) {
+                    total[j] += weight * load_floats(from, TYPE);
+                } else if (left > 0) {
+                    total[j] += weight * load_some(from, TYPE, left);
+                }
+            }
+        }
+        for (int j = 0; j < 4; j++) store(context + i + j * LANES, total[j]);
+    }
+};
+
+void keep(const char* token, char* cache, int64_t bytes) { std::memcpy(cache, token, bytes); }
+
+}  // namespace
+
+void run(const Attention& op, const Share& share) {
+    int64_t padded = (op.size + 63) / 64 * 64 + LANES;
+    float* query = share.room<float>(2 * padded + op.length + LANES);
+    float *context = query + padded, *scores = context + padded;
+    const int32_t* positions = static_cast<const int32_t*>(op.positions);
+    int64_t items = count_of(op.mesh) * op.rows * op.heads;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+        int64_t head = item % op.heads, row = item / op.heads % op.rows;
+        int64_t m = item / op.heads / op.rows;
+        Place place(op.mesh, m);
+        auto start = [&](const int64_t(&mesh)[3], int64_t row_step, int64_t head_step) {
+            return place.offset(mesh) + row * row_step + head * head_step;
+        };
+        const char* q = at(op.q, op.type, start(op.q_mesh, op.q_row, op.q_head));
+        const char* k = at(op.k, op.type, start(op.k_mesh, op.k_row, op.k_head));
+        const char* v = at(op.v, op.type, start(op.v_mesh, op.v_row, op.v_head));
+        char* keys = at(op.keys, op.type, start(op.keys_mesh, op.keys_row, op.keys_head));
+        char* values = at(op.values, op.type, start(op.values_mesh, op.values_row, op.values_head));
+
+        int64_t position = positions[row], size = size_of(op.type);
+        int64_t slot = std::clamp<int64_t>(position, 0, op.length - 1);
+        keep(k, keys + slot * op.keys_token * size, op.size * size);
+        keep(v, values + slot * op.values_token * size, op.size * size);
+        to_floats(query, q, op.type, op.size);
+        std::fill(query + op.size, query + padded, 0.0f);
+        float slope = static_cast<const float*>(op.slopes)[place.offset(op.slopes_mesh) + head];
+        Head one{query, keys, values, op.keys_token * size, op.values_token * size, op.size,
+                 std::clamp<int64_t>(position + 1, 1, op.length), slope, float(position), scores,
+                 context};
+        if (op.type == FLOAT32) one.run<FLOAT32>();
+        if (op.type == FLOAT16) one.run<FLOAT16>();
+        if (op.type == BFLOAT16) one.run<BFLOAT16>();
+        char* out = at(op.out, op.type, start(op.out_mesh, op.out_row, op.out_head));
+        for (int64_t i = 0; i < op.size; i += LANES)
+            store_some(out + i * size, op.type, load<Floats>(context + i), op.size - i);
+    }
+}
+
+}  // namespace popxl

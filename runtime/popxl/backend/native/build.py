@@ -1,0 +1,106 @@
+"""The compiling of the native library, and where it is kept."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from popxl.backend import cache
+
+SOURCES = Path(__file__).parent
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+]
+WIDE = ["-mprefer-vector-width=512"]
+"""For processors with AVX-512; what compilers take by themselves is half of it."""
+LIMIT = 300
+"""Seconds that the compiler may take."""
+NAME = "kernels.so"
+
+_log = logging.getLogger(__name__)
+
+
+class CannotBuildError(Exception):
+    """Why there is no library, in one line."""
+
+
+def built_library() -> Path:
+    """The compiled library, from the cache folder where it is there.
+
+    Raises:
+        CannotBuildError: where there is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    flags = FLAGS + (WIDE if has_avx512() else [])
+    key = {
+        "sources": _sources_hash(),
+        "compiler": _version(compiler),
+        "flags": " ".join(flags),
+        "machine": cache.machine(),
+    }
+
+    def make(place: Path) -> None:
+        _compile(compiler, flags, place / NAME)
+
+    place = cache.entry("native", key, make)
+    if place is None:
+        place = Path(tempfile.mkdtemp(prefix="popxl-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        make(place)
+    return place / NAME
+
+
+def has_avx512() -> bool:
+    """Whether the processor has the instructions that the kernels are written for."""
+    return {"avx512f", "avx512bw", "avx512vl"} <= set(cache.machine().split())
+
+
+def _compiler() -> str:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+    for name in names:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise CannotBuildError(f"there is no C++ compiler ({', '.join(names)})")
+
+
+def _sources_hash() -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")]):
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"]).stdout
+
+
+def _compile(compiler: str, flags: list[str], target: Path) -> None:
+    _log.info("compiling the native kernels")
+    _run([compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(target)])
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotBuildError(f"{command[0]} cannot be run: {error}") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line]
+        reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
+        raise CannotBuildError(f"{command[0]} fails: {reason}")
+    return done

@@ -1,0 +1,151 @@
+// Attention of a chunk of tokens of one row, with ALiBi (arXiv 2108.12409). Scores are products of few
+// rows: queries times keys.
+
+#include <algorithm>
+#include <limits>
+
+#include "linear.cpp"
+
+namespace popxl {
+
+// All fields have 8 bytes; strides are in elements. The chunk's own keys and values are in the
+// caches already. `position` is that of the first query.
+struct Chunk {
+    const void *q, *keys, *values, *slopes;
+    void* out;
+    int64_t type, tokens, heads, size, length, position;
+    int64_t mesh[3];
+    int64_t q_mesh[3], q_token, q_head;
+    int64_t keys_mesh[3], keys_head, keys_token;
+    int64_t values_mesh[3], values_head, values_token;
+    int64_t slopes_mesh[3];
+    int64_t out_mesh[3], out_token, out_head;
+};
+
+namespace {
+
+// A few queries of one head.
+struct Queries {
+    const Chunk& op;
+    int64_t rows, first, limit, padded;  // keys up to `limit` are seen by the last one
+    float slope;
+    float *x, *flat, *scores;  // scores: [rows][padded]
+
+    int64_t seen(int64_t row) const {
+        return std::clamp<int64_t>(op.position + first + row + 1, 1, op.length);
+    }
+
+    void find_scores(const char* q, const char* keys) const {
+        Linear product{};
+        product.x_type = product.w_type = op.type;
+        product.rows = rows, product.in = op.size, product.segments = 1;
+        product.w_output = op.keys_token;
+        Prepared prepared(product);
+        for (int64_t row = 0; row < rows; row++)
+            prepare_row(prepared, x + row * LANES, rows * LANES,
+                        q + row * op.q_token * size_of(op.type), flat);
+        Scales none(product, nullptr, nullptr, 0);
+        products(Task{product, prepared, keys, x, scores, padded, limit, none, nullptr});
+    }
+
+    void softmax() const {
+        float factor = 1.0f / std::sqrt(float(op.size));
+        Floats lanes;
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
+        for (int64_t row = 0; row < rows; row++) {
+            float* of_row = scores + row * padded;
+            float distance = -float(op.position + first + row);
+            int64_t count = seen(row);
+            Floats largest = splat(-std::numeric_limits<float>::max()), total = {};
+            for (int64_t t = 0; t < padded; t += LANES) {
+                Floats place = lanes + float(t);
+                Floats score = load<Floats>(of_row + t) * factor + (place + distance) * slope;
+                score = place < float(count) ? score : splat(-std::numeric_limits<float>::max());
+                largest = greatest(largest, score);
+                store(of_row + t, score);
+            }
+            float top = largest[0];
+            for (int lane = 1; lane < LANES; lane++) top = std::max(top, largest[lane]);
+            for (int64_t t = 0; t < padded; t += LANES) {
+                Floats weight = exp(load<Floats>(of_row + t) - top);
+                weight = lanes + float(t) < float(count) ? weight : Floats{};
+                total += weight;
+                store(of_row + t, weight);
+            }
+            float scale = 1.0f / sum(total);
+            for (int64_t t = 0; t < padded; t += LANES)
+                store(of_row + t, load<Floats>(of_row + t) * scale);
+        }
+    }
+
+    // Elements i to i + 64 of the contexts of four rows.
+    template <int64_t TYPE, bool WHOLE>
+    void sums(const char* values, char* out, int64_t row, int64_t i) const {
+        Floats total[4][4] = {};
+        int64_t last = std::min<int64_t>(rows - row, 4), left = op.size - i;
+        const float* weights[4];
+        for (int r = 0; r < 4; r++) weights[r] = scores + (row + std::min<int64_t>(r, last - 1)) * padded;
+        const char* value = values + i * size_of(TYPE);
+        int64_t step = op.values_token * size_of(TYPE);
+        for (int64_t t = 0; t < limit; t++, value += step) {
+            Floats part[4];
+            for (int j = 0; j < 4; j++) {
+                const char* from = value + j * LANES * size_of(TYPE);
+                if constexpr (WHOLE) {
+                    part[j] = load_floats(from, TYPE);
+                } else {
+                    part[j] = left > j * LANES ? load_some(from, TYPE, left - j * LANES) : Floats{};
+                }
+            }
+            for (int r = 0; r < 4; r++)
+                for (int j = 0; j < 4; j++) total[r][j] += part[j] * weights[r][t];
+        }
+        for (int r = 0; r < last; r++)
+            for (int j = 0; j < 4 && left > j * LANES; j++) {
+                int64_t place = (row + r) * op.out_token + i + j * LANES;
+                store_some(out + place * size_of(TYPE), TYPE, total[r][j], left - j * LANES);
+            }
+    }
+
+    template <int64_t TYPE> void contexts(const char* values, char* out) const {
+        for (int64_t row = 0; row < rows; row += 4)
+            for (int64_t i = 0; i < op.size; i += 4 * LANES) {
+                if (i + 4 * LANES <= op.size) {
+                    sums<TYPE, true>(values, out, row, i);
+                } else {
+                    sums<TYPE, false>(values, out, row, i);
+                }
+            }
+    }
+};
+
+}  // namespace
+
+void run(const Chunk& op, const Share& share) {
+    int64_t padded = up(op.length, LANES), room = up(op.size, 2 * BLOCK) + LANES;
+    float* x = share.room<float>(MOST_ROWS * (room + padded) + room);
+    float *flat = x + MOST_ROWS * room, *scores = flat + room;
+    int64_t blocks = (op.tokens + MOST_ROWS - 1) / MOST_ROWS;
+    int64_t items = count_of(op.mesh) * op.heads * blocks;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+        Place place(op.mesh, item / (op.heads * blocks));
+        int64_t head = item / blocks % op.heads, first = item % blocks * MOST_ROWS;
+        int64_t rows = std::min<int64_t>(op.tokens - first, MOST_ROWS);
+        int64_t limit = std::clamp<int64_t>(op.position + first + rows, 1, op.length);
+        float slope = static_cast<const float*>(op.slopes)[place.offset(op.slopes_mesh) + head];
+        Queries some{op, rows, first, limit, up(limit, LANES), slope, x, flat, scores};
+        auto start = [&](const int64_t(&mesh)[3], int64_t token_step, int64_t head_step) {
+            return place.offset(mesh) + first * token_step + head * head_step;
+        };
+        some.find_scores(at(op.q, op.type, start(op.q_mesh, op.q_token, op.q_head)),
+                         at(op.keys, op.type, start(op.keys_mesh, 0, op.keys_head)));
+        some.softmax();
+        const char* values = at(op.values, op.type, start(op.values_mesh, 0, op.values_head));
+        char* out = at(op.out, op.type, start(op.out_mesh, op.out_token, op.out_head));
+        if (op.type == FLOAT32) some.contexts<FLOAT32>(values, out);
+        if (op.type == FLOAT16) some.contexts<FLOAT16>(values, out);
+        if (op.type == BFLOAT16) some.contexts<BFLOAT16>(values, out);
+    }
+}
+
+}  // namespace popxl

@@ -1,0 +1,40 @@
+// Weights of four bits as floats, for products of many rows.
+
+#include <algorithm>
+
+#include "vectors.hpp"
+#include "work.hpp"
+
+namespace popxl {
+
+// All fields have 8 bytes. Words, scales and offsets of a shard lie without gaps.
+struct Decompress {
+    const void *words, *scale, *offset;
+    void* out;
+    int64_t scale_type, out_type, groups, group;  // groups of all shards together
+};
+
+void run(const Decompress& op, const Share& share) {
+    constexpr int64_t GROUPS = 256;  // of an item
+    int64_t items = (op.groups + GROUPS - 1) / GROUPS;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items))
+        for (int64_t g = item * GROUPS; g < std::min((item + 1) * GROUPS, op.groups); g++) {
+            float scale = load_some(at(op.scale, op.scale_type, g), op.scale_type, 1)[0];
+            float offset = load_some(at(op.offset, op.scale_type, g), op.scale_type, 1)[0];
+            const char* words = at(op.words, NIBBLES, g * op.group / 4);
+            char* out = at(op.out, op.out_type, g * op.group);
+            for (int64_t i = 0; i < op.group; i += LANES) {
+                int64_t count = std::min<int64_t>(op.group - i, LANES);
+                uint16_t four[4] = {};
+                std::memcpy(four, words + i / 2, count / 2);
+                Words number;
+                for (int lane = 0; lane < LANES; lane++) number[lane] = four[lane / 4];
+                const Words shifts = {12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0};
+                Floats values = __builtin_convertvector((Ints)(number >> shifts & 15), Floats);
+                store_some(out + i * size_of(op.out_type), op.out_type, values * scale + offset,
+                           count);
+            }
+        }
+}
+
+}  // namespace popxl

@@ -1,0 +1,102 @@
+// What the Python side calls: lists of instructions, and the rate at which memory is read.
+
+#include <omp.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+
+#include "vectors.hpp"
+#include "work.hpp"
+// One unit: the compiler starts once.
+#include "attention.cpp"
+#include "chunk.cpp"
+#include "decompress.cpp"
+#include "finish.cpp"
+#include "linear.cpp"
+#include "norm.cpp"
+
+namespace popxl {
+
+enum Kind : int64_t { LINEAR = 0, NORM = 1, ATTENTION = 2, FINISH = 3, DECOMPRESS = 4, CHUNK = 5 };
+
+struct Instruction {
+    int64_t kind;
+    const void* fields;
+};
+
+namespace {
+
+std::vector<char>& scratch_of_thread() {
+    thread_local std::vector<char> scratch;
+    return scratch;
+}
+
+void run(const Instruction& instruction, const Share& share) {
+    switch (instruction.kind) {
+        case LINEAR: return run(*static_cast<const Linear*>(instruction.fields), share);
+        case NORM: return run(*static_cast<const Norm*>(instruction.fields), share);
+        case ATTENTION: return run(*static_cast<const Attention*>(instruction.fields), share);
+        case FINISH: return run(*static_cast<const Finish*>(instruction.fields), share);
+        case DECOMPRESS: return run(*static_cast<const Decompress*>(instruction.fields), share);
+        default: return run(*static_cast<const Chunk*>(instruction.fields), share);
+    }
+}
+
+}  // namespace
+}  // namespace popxl
+
+using namespace popxl;
+
+extern "C" void popxl_run(const Instruction* instructions, int64_t count, int64_t threads) {
+    auto taken = std::make_unique<Taken[]>(count * threads);
+#pragma omp parallel num_threads(threads)
+    {
+        auto* scratch = &scratch_of_thread();
+        for (int64_t i = 0; i < count; i++) {
+            Share share{&taken[i * threads], omp_get_thread_num(), omp_get_num_threads(), scratch};
+            run(instructions[i], share);
+            if (i + 1 < count && instructions[i + 1].kind == LINEAR)
+                fetch(*static_cast<const Linear*>(instructions[i + 1].fields), share);
+#pragma omp barrier
+        }
+    }
+}
+
+extern "C" void popxl_run_one(int64_t kind, const void* fields, int64_t threads) {
+    Instruction one{kind, fields};
+    popxl_run(&one, 1, threads);
+}
+
+// Seconds that reading `bytes` once takes; a multiple of 64.
+extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
+    constexpr int64_t PART = 1 << 18;
+    std::atomic<int64_t> taken{0};
+    std::atomic<uint32_t> sink{0};
+    auto begin = std::chrono::steady_clock::now();
+#pragma omp parallel num_threads(threads)
+    {
+        Words all[4] = {};
+        for (int64_t first = taken.fetch_add(PART); first < bytes; first = taken.fetch_add(PART)) {
+            int64_t end = first + PART < bytes ? first + PART : bytes;
+            for (int64_t i = first; i + 256 <= end; i += 256) {
+                __builtin_prefetch(data + i + 4096, 0, 2);
+                __builtin_prefetch(data + i + 4160, 0, 2);
+                __builtin_prefetch(data + i + 4224, 0, 2);
+                __builtin_prefetch(data + i + 4288, 0, 2);
+                for (int j = 0; j < 4; j++) all[j] ^= load<Words>(data + i + 64 * j);
+            }
+        }
+        Words any = all[0] ^ all[1] ^ all[2] ^ all[3];
+        sink ^= any[0] ^ any[5];  // so that no load can be left out
+    }
+    std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+    return passed.count();
+}
+
+// The order of fields is known to both sides: their sizes must agree.
+extern "C" int64_t popxl_size(int64_t kind) {
+    const int64_t sizes[] = {sizeof(Linear), sizeof(Norm),       sizeof(Attention),
+                             sizeof(Finish), sizeof(Decompress), sizeof(Chunk)};
+    return sizes[kind];
+}

@@ -1,0 +1,80 @@
+// Layer norm (arXiv 1607.06450) of rows whose parts may lie apart, one a shard.
+
+#include "vectors.hpp"
+#include "work.hpp"
+
+namespace popxl {
+
+// All fields have 8 bytes; strides are in elements. A row is `segments` parts of `size` elements.
+struct Norm {
+    const void *x, *weight, *bias;
+    void* out;
+    int64_t x_type, weight_type, rows, size, segments;
+    double epsilon;
+    int64_t mesh[3];
+    int64_t x_mesh[3], x_segment, x_row;
+    int64_t weight_mesh[3], weight_segment;
+    int64_t out_mesh[3], out_segment, out_row;
+};
+
+namespace {
+
+struct Row {
+    const Norm& op;
+    int64_t x, weight, out;  // where its first segments lie
+    float* values;           // [segments][size, padded]
+    int64_t padded;
+
+    void run() const {
+        float count = float(op.size * op.segments);
+        float mean = total([](Floats v) { return v; }, true) / count;
+        Floats centre = splat(mean);
+        float variance = total([&](Floats v) { return (v - centre) * (v - centre); }, false) / count;
+        float factor = 1.0f / std::sqrt(variance + float(op.epsilon));
+        for (int64_t segment = 0; segment < op.segments; segment++)
+            for (int64_t i = 0; i < op.size; i += LANES) write(segment, i, mean, factor);
+    }
+
+    template <class F> float total(F of, bool first) const {
+        Floats sums = {};
+        for (int64_t segment = 0; segment < op.segments; segment++)
+            for (int64_t i = 0; i < op.size; i += LANES) {
+                float* kept = values + segment * padded + i;
+                int64_t count = op.size - i;
+                if (first) {
+                    int64_t place = x + segment * op.x_segment + i;
+                    store(kept, load_some(at(op.x, op.x_type, place), op.x_type, count));
+                }
+                Floats value = of(load<Floats>(kept));
+                if (count < LANES)
+                    value = load_some(reinterpret_cast<char*>(&value), FLOAT32, count);
+                sums += value;
+            }
+        return sum(sums);
+    }
+
+    void write(int64_t segment, int64_t i, float mean, float factor) const {
+        int64_t count = op.size - i, place = weight + segment * op.weight_segment + i;
+        Floats scale = load_some(at(op.weight, op.weight_type, place), op.weight_type, count);
+        Floats shift = load_some(at(op.bias, op.weight_type, place), op.weight_type, count);
+        Floats y = (load<Floats>(values + segment * padded + i) - mean) * factor * scale + shift;
+        store_some(at(op.out, op.x_type, out + segment * op.out_segment + i), op.x_type, y, count);
+    }
+};
+
+}  // namespace
+
+void run(const Norm& op, const Share& share) {
+    int64_t padded = (op.size + LANES - 1) / LANES * LANES;
+    float* values = share.room<float>(padded * op.segments);
+    int64_t items = count_of(op.mesh) * op.rows;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+        int64_t m = item / op.rows, row = item % op.rows;
+        Place place(op.mesh, m);
+        Row{op, place.offset(op.x_mesh) + row * op.x_row, place.offset(op.weight_mesh),
+            place.offset(op.out_mesh) + row * op.out_row, values, padded}
+            .run();
+    }
+}
+
+}  // namespace popxl

@@ -1,0 +1,81 @@
+// How threads share the work of an instruction.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace popxl {
+
+// How many items of a thread's range are taken, from its front (low half) and its back. On a cache
+// line of its own.
+struct alignas(64) Taken {
+    std::atomic<uint64_t> counts{0};
+
+    // The next of `size` items, or -1: from the front for the range's own thread, else the back.
+    int64_t take(int64_t size, bool own) {
+        uint64_t held = counts.load(std::memory_order_relaxed);
+        for (;;) {
+            int64_t front = held & 0xffffffff, back = held >> 32;
+            if (front + back >= size) return -1;
+            uint64_t one = own ? 1 : uint64_t(1) << 32;
+            if (counts.compare_exchange_weak(held, held + one, std::memory_order_relaxed))
+                return own ? front : size - 1 - back;
+        }
+    }
+};
+
+// One thread's view of an instruction. Each thread has a range of items, so that it reads memory in
+// one stream; who is done helps the others, since the machine's cores need not be equally fast.
+struct Share {
+    Taken* taken;  // of each thread
+    int thread, threads;
+    std::vector<char>* scratch;  // of this thread, kept from one instruction to the next
+
+    int64_t begin(int64_t items, int of) const { return items * of / threads; }
+
+    // The next item to do, or -1.
+    int64_t next(int64_t items) const {
+        for (int step = 0; step < threads; step++) {
+            int of = (thread + step) % threads;
+            int64_t first = begin(items, of), size = begin(items, of + 1) - first;
+            int64_t item = taken[of].take(size, step == 0);
+            if (item >= 0) return first + item;
+        }
+        return -1;
+    }
+
+    // Room for `count` elements, aligned to 64 bytes; what was there before is lost.
+    template <class T> T* room(int64_t count) const {
+        size_t bytes = count * sizeof(T) + 64;
+        if (scratch->size() < bytes) scratch->resize(bytes);
+        uintptr_t start = reinterpret_cast<uintptr_t>(scratch->data());
+        return reinterpret_cast<T*>((start + 63) / 64 * 64);
+    }
+};
+
+// A shard's place among those that an instruction is run for; at most three axes.
+struct Place {
+    int64_t index[3];
+
+    Place(const int64_t (&mesh)[3], int64_t number)
+        : index{number / (mesh[1] * mesh[2]), number / mesh[2] % mesh[1], number % mesh[2]} {}
+
+    int64_t offset(const int64_t (&strides)[3]) const {
+        return strides[0] * index[0] + strides[1] * index[1] + strides[2] * index[2];
+    }
+};
+
+inline int64_t count_of(const int64_t (&mesh)[3]) { return mesh[0] * mesh[1] * mesh[2]; }
+
+struct Linear;
+struct Norm;
+struct Attention;
+
+void run(const Linear& op, const Share& share);
+void fetch(const Linear& op, const Share& share);  // asks for the first weights of this thread
+void run(const Norm& op, const Share& share);
+void run(const Attention& op, const Share& share);
+
+}  // namespace popxl

@@ -1,0 +1,269 @@
+"""Matrix products and the ops that follow them, done by one native kernel where rows are few.
+
+A product is a `matmul` with a matrix, or the call of a graph made from a function that multiplies
+with quantised weights: `channel_quantized_matmul` or `group_quantized_matmul`. What follows it
+may be, in this order and each used nowhere else: a sum over replicas, a bias, GELU, an added
+tensor, a cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's custom
+
+from popxl.backend.aliasing import Uses, Views
+from popxl.backend.collectives import reduce
+from popxl.backend.composites import function_name
+from popxl.backend.kernels import align
+from popxl.backend.matmul import matmul
+from popxl.backend.mesh import Mesh
+from popxl.backend.native.library import Library
+from popxl.backend.native.linear import Weight, decompressed, finish, linear
+from popxl.graph import Graph, Op
+from popxl.tensor import Tensor
+
+GELU = {"gelu": "tanh", "geluerf": "none"}
+"""The kinds of GELU, and torch's names of their forms."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product and what follows it.
+
+    Attributes:
+        ops: all of them, the product first.
+        summed: the mesh axis of the sum over replicas, and its size.
+        bias, residual: the tensors that are added.
+        dtype: of the result.
+    """
+
+    ops: tuple[Op, ...]
+    summed: tuple[int, int] | None = None
+    bias: Tensor | None = None
+    activation: str | None = None
+    residual: Tensor | None = None
+    dtype: torch.dtype = field(default=torch.float32)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors that a call needs: those of the product, bias, residual."""
+        return [*self.ops[0].inputs, *(t for t in (self.bias, self.residual) if t is not None)]
+
+    @property
+    def output(self) -> Tensor:
+        return self.ops[-1].outputs[0]
+
+
+def products(graph: Graph, mesh: Mesh) -> list[Product]:
+    """The products of a graph, each with all that can be done in one with it."""
+    finder = _Finder(graph, mesh)
+    return [finder.extended(op) for op in graph._ops if _multiply(op) is not None]
+
+
+class _Finder:
+    def __init__(self, graph: Graph, mesh: Mesh):
+        self.mesh = mesh
+        self.position = {op: i for i, op in enumerate(graph._ops)}
+        self.ops = graph._ops
+        self.views = Views(graph)
+        self.uses = Uses(graph, self.views)
+        self.users: dict[Tensor, list[Op]] = {}
+        for op in graph._ops:
+            for tensor in op.inputs:
+                self.users.setdefault(tensor, []).append(op)
+        self.outputs = set(graph._outputs)
+
+    def extended(self, op: Op) -> Product:
+        product = Product((op,), dtype=op.outputs[0].dtype.as_torch())
+        for step in (self._sum, self._bias, self._gelu, self._residual, self._cast):
+            product = step(product) or product
+        return product
+
+    def _next(self, product: Product, *kinds: str) -> Op | None:
+        """The one op that uses the product, if nothing is written to in between."""
+        users = self.users.get(product.output, [])
+        if len(users) != 1 or product.output in self.outputs or users[0].kind not in kinds:
+            return None
+        begin, end = self.position[product.ops[0]], self.position[users[0]]
+        between = self.ops[begin + 1 : end]
+        if users[0].modifies or any(op.modifies or "remote" in op.kind for op in between):
+            return None
+        return users[0]
+
+    def _sum(self, product: Product) -> Product | None:
+        op = self._next(product, "all_reduce")
+        if op is None or op.reduction != "add":
+            return None
+        axes = self.mesh.axes_of(op.group)
+        if axes is None or len(axes) != 1:
+            return None
+        summed = (axes[0], self.mesh.dims[axes[0]])
+        return replace(product, ops=(*product.ops, op), summed=summed)
+
+    def _bias(self, product: Product) -> Product | None:
+        op, other = self._added(product)
+        if op is None or other is None or other.shape != product.output.shape[-1:]:
+            return None
+        return replace(product, ops=(*product.ops, op), bias=other)
+
+    def _gelu(self, product: Product) -> Product | None:
+        op = self._next(product, *GELU)
+        if op is None:
+            return None
+        return replace(product, ops=(*product.ops, op), activation=op.kind)
+
+    def _residual(self, product: Product) -> Product | None:
+        op, other = self._added(product)
+        if op is None or other is None or other.shape != product.output.shape:
+            return None
+        return replace(product, ops=(*product.ops, op), residual=other)
+
+    def _cast(self, product: Product) -> Product | None:
+        op = self._next(product, "cast")
+        if op is None or not op.outputs[0].dtype.is_floating_point:
+            return None
+        dtype = op.outputs[0].dtype.as_torch()
+        return replace(product, ops=(*product.ops, op), dtype=dtype)
+
+    def _added(self, product: Product) -> tuple[Op | None, Tensor | None]:
+        """The addition that follows, and what is added."""
+        op = self._next(product, "add")
+        if op is None or op.inputs[0] is op.inputs[1]:
+            return None, None
+        return op, op.inputs[1 if op.inputs[0] is product.output else 0]
+
+
+# --- running one ---
+
+Multiply = Callable[..., torch.Tensor]
+
+
+class RunProduct:
+    """Runs a product: natively where the kernels do it, else op by op.
+
+    Args:
+        lead: the number of mesh axes.
+    """
+
+    def __init__(self, product: Product, lead: int, native: Library):
+        multiply = _multiply(product.ops[0])
+        assert multiply is not None
+        self.product, self.lead, self.native = product, lead, native
+        self.weight_of, self.multiply = multiply
+        self.operands = len(product.ops[0].inputs)
+        self.between = product.ops[0].outputs[0].dtype.as_torch()
+        self.__name__ = f"product_{product.ops[0].kind}"
+
+    def __call__(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        product, lead = self.product, self.lead
+        operands, added = others[: self.operands - 1], list(others[self.operands - 1 :])
+        bias = added.pop(0) if product.bias is not None else None
+        residual = added.pop(0) if product.residual is not None else None
+        done = None
+        if self._sums_once(x, operands[0]):
+            done = linear(
+                self.native,
+                lead,
+                x,
+                self.weight_of(*operands),
+                product.dtype,
+                summed=product.summed and product.summed[0],
+                bias=bias,
+                activation=product.activation,
+                residual=residual,
+            )
+        if done is not None:
+            return done
+        return self._by_ops(self._multiplied(x, operands), bias, residual)
+
+    def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether the members of the sum are all there, not held once for several."""
+        if self.product.summed is None:
+            return True
+        axis, size = self.product.summed
+        return size in (x.shape[axis], weight.shape[axis])
+
+    def _multiplied(self, x: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        weight = self.weight_of(*operands)
+        values = decompressed(self.native, weight, x.dtype) if weight.grouped else None
+        if values is not None:
+            return matmul(x, values, self.lead, self.between)
+        return self.multiply(x, *operands, self.lead, self.between)
+
+    def _by_ops(
+        self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        product = self.product
+        if product.summed is not None:
+            axis, size = product.summed
+            y = reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
+        if bias is None and residual is None and product.activation is None:
+            return y.to(product.dtype)
+        done = finish(
+            self.native,
+            self.lead,
+            y,
+            product.dtype,
+            bias=bias,
+            activation=product.activation,
+            residual=residual,
+        )
+        if done is not None:
+            return done
+        if bias is not None:
+            y = y + align(bias, self.lead, y.ndim - bias.ndim)
+        if product.activation is not None:
+            y = F.gelu(y, approximate=GELU[product.activation])
+        if residual is not None:
+            y = y + residual
+        return y.to(product.dtype)
+
+
+def _multiply(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
+    """How the weight of a product is given to the kernels, and its product in torch."""
+    if not op.inputs or not op.inputs[0].dtype.is_floating_point:
+        return None
+    if op.kind == "matmul":
+        x, w = op.inputs
+        return (Weight, matmul) if x.rank >= 2 and w.rank == 2 else None
+    if op.kind == "call" and not op.modifies and len(op.outputs) == 1:
+        return _quantized(op)
+    return None
+
+
+def _quantized(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
+    name, inputs = function_name(op.graphs[0]), op.inputs
+    kinds = [t.dtype.name for t in inputs]
+    ranks = [t.rank for t in inputs]
+    if name == "channel_quantized_matmul" and ranks == [2, 2, 1] and kinds[1] == "int8":
+        return Weight, _by_channel
+    if name == "group_quantized_matmul" and ranks == [2, 3, 3, 3] and kinds[1] == "uint16":
+        return Weight, _by_group
+    return None
+
+
+def _by_channel(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, lead: int, dtype: torch.dtype
+) -> torch.Tensor:
+    # 8 bits are exact in bfloat16; in float16 sums could overflow before they are scaled.
+    between = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+    product = matmul(x, weight.to(x.dtype), lead, between)
+    return (product * align(scale, lead, 1)).to(dtype)
+
+
+def _by_group(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor,
+    lead: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    shifts = torch.tensor([12, 8, 4, 0], dtype=torch.int32, device=x.device)
+    numbers = (words.to(torch.int32).unsqueeze(-1) >> shifts) & 15  # [..., group_size / 4, 4]
+    values = numbers.flatten(-2).float() * scale.float() + offset.float()
+    weight = values.flatten(-2).transpose(-1, -2).to(x.dtype)
+    return matmul(x, weight, lead, dtype)

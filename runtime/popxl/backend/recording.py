@@ -1,0 +1,265 @@
+"""Graphs that do the same work every time, kept as a list of prepared calls.
+
+A token pass runs the same kernels on the same memory again and again; only the numbers in it
+differ. So what a graph does is recorded once, below Python: native instructions with the addresses
+they use, and the torch ops between them. From then on the list is run, a few native calls in all.
+
+A recording holds where everything lies: results have memory of their own, inputs are copied to
+where they were, and it is made anew when lasting memory has moved. What Python code decided by the
+numbers of an input is a condition that is checked again; where it does not hold, the graph is run
+as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from popxl.backend import decisions
+from popxl.backend.cells import Cell
+from popxl.backend.native.library import Library, Program
+from popxl.backend.native.library import observer as instructions
+from popxl.graph import Graph
+
+MOST_BYTES = 1 << 26
+"""Memory that the intermediate results of a recording may take."""
+
+MOST_TRIES = 4
+"""Recordings that may become useless before a graph is no longer recorded."""
+
+_DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+
+Arguments = tuple[Any, ...]
+
+
+def is_steady(graph: Graph, seen: set[Graph] | None = None) -> bool:
+    """Whether a graph, and all that it calls, has no branches and does nothing outside itself."""
+    seen = set() if seen is None else seen
+    if graph in seen:
+        return True
+    seen.add(graph)
+    outside = ("host_load", "host_store", "print_tensor", "conditional")
+    return not any(op.kind in outside for op in graph._ops) and all(
+        is_steady(called, seen) for called in graph.called_graphs
+    )
+
+
+class Recorded(torch.nn.Module):
+    """Runs a graph from a recording where there is one.
+
+    Args:
+        settled: whether lasting memory is where it stays, and need not be followed.
+    """
+
+    def __init__(self, module: torch.nn.Module, native: Library, settled: Callable[[], bool]):
+        super().__init__()
+        self.module, self.native, self.settled = module, native, settled
+        self._recordings: dict[Any, _Recording] = {}
+        self._runs, self._tries = 0, 0
+
+    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        if not self._may_record(inputs):
+            return self.module(*inputs)
+        key = tuple(_key(x) for x in inputs)
+        recording = self._recordings.get(key)
+        if recording is not None:
+            outputs = recording.run(inputs) if recording.epoch == Cell.moves else None
+            if outputs is not None:
+                return outputs
+            del self._recordings[key]
+            return self.module(*inputs)
+        self._runs += 1
+        if self._runs == 1:  # memory that lasts finds its place
+            return self.module(*inputs)
+        return self._record(key, inputs)
+
+    def _may_record(self, inputs: Arguments) -> bool:
+        return (
+            self._tries < MOST_TRIES
+            and decisions.observer.get() is None
+            and self.settled()
+            and all(x.lasts if isinstance(x, Cell) else x.device.type == "cpu" for x in inputs)
+        )
+
+    def _record(self, key: Any, inputs: Arguments) -> tuple[torch.Tensor, ...]:
+        self._tries += 1
+        recorder = _Recorder(self.native)
+        fixed = tuple(x if isinstance(x, Cell) else x.clone() for x in inputs)
+        for x in fixed:
+            recorder.depends(x.tensor if isinstance(x, Cell) else x)
+        epoch = Cell.moves
+        outputs = recorder.watch(self.module, fixed)
+        if recorder.failed is not None:
+            self._tries = MOST_TRIES
+        elif epoch == Cell.moves:
+            self._recordings[key] = _Recording(recorder, fixed, outputs, epoch)
+        return tuple(t.clone() for t in outputs)
+
+
+def _key(x: Any) -> Any:
+    if isinstance(x, Cell):
+        return x.tensor.data_ptr(), x.tensor.shape
+    return x.shape, x.stride(), x.dtype
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down what is done while it is on.
+
+    Attributes:
+        steps: functions that do it again; each returns whether what was decided still holds.
+        failed: why it cannot be done again.
+    """
+
+    def __init__(self, native: Library):
+        super().__init__()
+        self.native = native
+        self.steps: list[Callable[[], bool]] = []
+        self.failed: str | None = None
+        self._program: Program | None = None
+        self._kept: list[torch.Tensor] = []
+        self._bytes = 0
+        self._dependent: set[int] = set()
+        self._constant: set[int] = set()
+        self._written = False
+
+    def watch(self, module: torch.nn.Module, inputs: Arguments) -> tuple[torch.Tensor, ...]:
+        tokens = decisions.observer.set(self.decided), instructions.set(self.instruction)
+        try:
+            with self:
+                return module(*inputs)
+        finally:
+            decisions.observer.reset(tokens[0])
+            instructions.reset(tokens[1])
+
+    def _fail(self, reason: str) -> None:
+        """Stop, and hold nothing any more."""
+        self.failed = reason
+        self.steps, self._kept = [], []
+
+    def depends(self, tensor: torch.Tensor) -> None:
+        """Its numbers may differ from run to run."""
+        self._dependent.add(_storage(tensor))
+
+    def decided(self, tensor: torch.Tensor, values: Any) -> None:
+        """Python code decided by the numbers of a tensor."""
+        if self.failed or _storage(tensor) not in self._dependent:
+            return
+        if self._written:
+            self._fail("a decision after the first write")
+        else:
+            self._step(lambda: tensor.tolist() == values)
+
+    def instruction(self, kind: int, fields: bytes, result: torch.Tensor) -> None:
+        """A native instruction was run."""
+        if self.failed:
+            return
+        self.depends(result)
+        self._written = True
+        if self._program is None:
+            self._program = Program(self.native)
+            self.steps.append(self._program.run)
+        self._program.add(kind, fields)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.failed:
+            return result
+        given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+        made = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.decided(given[0], result)
+            return result
+        self._check(func, given)
+        if not self.failed:
+            self._note(func, args, kwargs, given, made)
+        return result
+
+    def _check(self, func: Any, given: list[torch.Tensor]) -> None:
+        if func is torch.ops.aten.index.Tensor:
+            depends = any(t.dtype == torch.bool for t in given[1:])
+        else:
+            depends = not _DATA_DEPENDENT.isdisjoint(func.tags)
+        if depends:
+            self._fail(f"the shape of what {func.name()} gives depends on numbers")
+
+    def _note(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        given: list[torch.Tensor],
+        made: list[torch.Tensor],
+    ) -> None:
+        known = {_storage(t) for t in given}
+        new = [t for t in made if _storage(t) not in known]
+        self._keep([*given, *made], new)
+        if func._schema.is_mutable:
+            self._note_write(lambda: func(*args, **kwargs), known)
+        elif new and "empty" not in func.name():
+            if len(new) != len(made):
+                self._fail(f"{func.name()} gives views and values")
+            elif known and not known & self._dependent:  # the same in every run
+                self._constant.update(map(_storage, new))
+            else:
+                self._dependent.update(map(_storage, new))
+                self._step(lambda: _again(func, args, kwargs, made))
+
+    def _note_write(self, write: Callable[[], Any], known: set[int]) -> None:
+        if known & self._constant:
+            self._fail("a constant is written to")
+            return
+        self._written = True
+        self._dependent.update(known)
+        self._step(lambda: write() is not None or True)
+
+    def _keep(self, tensors: list[torch.Tensor], new: list[torch.Tensor]) -> None:
+        self._kept.extend(tensors)
+        self._bytes += sum(t.nbytes for t in new)
+        if self._bytes > MOST_BYTES:
+            self._fail("its results take too much memory")
+
+    def _step(self, step: Callable[[], bool]) -> None:
+        if self.failed:
+            return
+        self._program = None
+        self.steps.append(step)
+
+
+class _Recording:
+    """What a recorder wrote down, to be run on other inputs."""
+
+    def __init__(
+        self,
+        recorder: _Recorder,
+        inputs: Arguments,
+        outputs: tuple[torch.Tensor, ...],
+        epoch: int,
+    ):
+        self.steps, self.epoch = recorder.steps, epoch
+        self._kept, self._inputs, self._outputs = recorder._kept, inputs, outputs
+
+    def run(self, inputs: Arguments) -> tuple[torch.Tensor, ...] | None:
+        """The outputs, in memory of their own; None where a decision no longer holds."""
+        for fixed, given in zip(self._inputs, inputs, strict=True):
+            if isinstance(fixed, torch.Tensor):
+                fixed.copy_(given)
+        for step in self.steps:
+            if not step():
+                return None
+        return tuple(t.clone() for t in self._outputs)
+
+
+def _again(func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> bool:
+    results = [t for t in tree_flatten(func(*args, **kwargs))[0] if isinstance(t, torch.Tensor)]
+    for held, new in zip(made, results, strict=True):
+        held.copy_(new)
+    return True
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

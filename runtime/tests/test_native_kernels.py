@@ -1,0 +1,317 @@
+"""Native kernels against numpy in float64: sizes, types, shards, and rows that depend on no other.
+
+Where the machine has no compiler there is nothing to test here.
+"""
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from popxl.backend import cache
+from popxl.backend.native import build, library, read_bandwidth
+from popxl.backend.native.attention import chunk_attention, token_attention
+from popxl.backend.native.library import Library
+from popxl.backend.native.linear import MOST_ROWS, Weight, decompressed, finish, linear
+from popxl.backend.native.norm import norm
+from popxl_addons.ops.group_quantize_decompress import (
+    group_quantize_compress_numpy,
+    group_quantize_decompress_numpy,
+)
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+TYPES = list(TOLERANCE)
+SIZES = [(1024, 100), (100, 37), (33, 5), (7, 3), (1, 1)]
+
+
+@pytest.fixture(scope="module")
+def native() -> Library:
+    found = library()
+    if found is None:
+        pytest.skip("no native library on this machine")
+    return found
+
+
+@pytest.fixture
+def generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def normal(generator, *shape, dtype=torch.float32) -> torch.Tensor:
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(dtype)
+
+
+def as_stored(generator, size, outputs, dtype) -> torch.Tensor:
+    """A weight `(in, outputs)` whose bytes lie as `(outputs, in)`."""
+    return normal(generator, outputs, size, dtype=dtype).T
+
+
+def exact(x: torch.Tensor) -> np.ndarray:
+    return x.to(torch.float64).numpy()
+
+
+def check(result: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(
+        exact(result), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
+    )
+
+
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+# --- products ---
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size, outputs", SIZES)
+def test_a_product_and_what_follows_it(native, generator, dtype, size, outputs):
+    w = as_stored(generator, size, outputs, dtype)
+    x, bias = normal(generator, 16, size, dtype=dtype), normal(generator, outputs, dtype=dtype)
+    residual = normal(generator, 16, outputs, dtype=dtype)
+    expected = tanh_gelu(exact(x) @ exact(w) + exact(bias)) + exact(residual)
+    for rows in range(1, MOST_ROWS + 1):
+        y = linear(
+            native,
+            0,
+            x[:rows],
+            Weight(w),
+            dtype,
+            bias=bias,
+            activation="gelu",
+            residual=residual[:rows],
+        )
+        check(y, expected[:rows], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
+def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
+    x, weight = normal(generator, 16, 256, dtype=dtype), _weight(generator, kind, 256, 45, dtype)[0]
+    alone = [linear(native, 0, row[None], weight, dtype) for row in x]
+    for rows in range(1, 17):
+        together = linear(native, 0, x[16 - rows :], weight, dtype)
+        assert torch.equal(together, torch.cat(alone[16 - rows :]))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size, outputs", [(256, 45), (96, 17), (40, 3), (8, 1)])
+@pytest.mark.parametrize("rows", [1, 3, 8, 13])
+def test_weights_of_8_bits(native, generator, dtype, size, outputs, rows):
+    weight, values = _weight(generator, "channels", size, outputs, dtype)
+    x = normal(generator, rows, size, dtype=dtype)
+    check(linear(native, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("group", [8, 16, 32, 64, 128, 512])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+def test_weights_of_4_bits(native, generator, dtype, group, rows):
+    weight, values = _weight(generator, "groups", 512, 37, dtype, group)
+    x = normal(generator, rows, 512, dtype=dtype)
+    check(linear(native, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])
+
+
+def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
+    weight, values = _weight(generator, "groups", 72, 19, torch.float32, 8)
+    x = normal(generator, 3, 72)
+    check(linear(native, 0, x, weight, torch.float32), exact(x) @ values, 2e-6)
+
+
+def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[Weight, np.ndarray]:
+    """A weight, and its values `(in, outputs)`."""
+    if kind == "floats":
+        w = as_stored(generator, size, outputs, dtype)
+        return Weight(w), exact(w)
+    if kind == "channels":
+        w = torch.from_numpy(generator.integers(-128, 128, (outputs, size), dtype=np.int8)).T
+        scale = normal(generator, outputs)
+        return Weight(w, scale), exact(w) * exact(scale)
+    full = generator.standard_normal((outputs, size), dtype=np.float32)
+    words, scale, offset = group_quantize_compress_numpy(full, group, 1)
+    wide = (part.astype(np.float64) for part in (scale, offset))
+    values = group_quantize_decompress_numpy(words, *wide, 0)
+    return Weight(*map(torch.from_numpy, (words, scale, offset))), values
+
+
+@pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
+@pytest.mark.parametrize("summed", [None, 0, 1])
+def test_shards_and_sums_over_them(native, generator, kind, summed):
+    shards = [[_weight(generator, kind, 64, 20, torch.float32) for _ in range(2)] for _ in range(4)]
+
+    def stacked(part: str) -> torch.Tensor | None:
+        parts = [[getattr(weight, part) for weight, _ in row] for row in shards]
+        if parts[0][0] is None:
+            return None
+        if kind == "groups" or part != "tensor":
+            return torch.stack([torch.stack(row) for row in parts])
+        stored = torch.stack([torch.stack([w.T for w in row]) for row in parts])
+        return stored.transpose(-1, -2)
+
+    weight = Weight(stacked("tensor"), stacked("scale"), stacked("offset"))
+    values = np.array([[v for _, v in row] for row in shards])  # [4, 2, in, outputs]
+    x = normal(generator, 1 if summed == 1 else 4, 1 if summed == 0 else 2, 3, 64)
+    expected = exact(x) @ values
+    if summed is not None:
+        expected = expected.sum(summed, keepdims=True)
+    y = linear(native, 2, x, weight, torch.float32, summed=summed)
+    check(y, expected, 1e-5)
+
+
+def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
+    w = normal(generator, 64, 32)
+    assert linear(native, 0, normal(generator, 1, 64), Weight(w), torch.float32) is None
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_what_follows_a_product_of_many_rows(native, generator, dtype):
+    x, bias = normal(generator, 2, 1, 30, 37, dtype=dtype), normal(generator, 2, 1, 37, dtype=dtype)
+    residual = normal(generator, 1, 3, 30, 37, dtype=dtype)
+    y = finish(native, 2, x, dtype, bias=bias, activation="gelu", residual=residual)
+    expected = tanh_gelu(exact(x) + exact(bias)[:, :, None]) + exact(residual)
+    check(y, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("group", [4, 12, 16, 64])
+def test_words_become_floats(native, generator, group):
+    full = generator.standard_normal((7, 192), dtype=np.float32)
+    parts = group_quantize_compress_numpy(full, group, 1)
+    expected = group_quantize_decompress_numpy(
+        *(p.astype(np.float64) if i else p for i, p in enumerate(parts)), 0
+    )
+    values = decompressed(native, Weight(*map(torch.from_numpy, parts)), torch.float32)
+    check(values, expected, 1e-6)
+
+
+# --- layer norm ---
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 5, 16, 100, 1024])
+def test_layer_norm(native, generator, dtype, size):
+    x, w, b = (normal(generator, *s, size, dtype=dtype) for s in ((2, 3), (), ()))
+    wide = exact(x)
+    variance = wide.var(-1, keepdims=True)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5)
+    check(norm(native, 0, x, w, b, 1e-5), expected * exact(w) + exact(b), 4 * TOLERANCE[dtype])
+
+
+def test_layer_norm_of_rows_that_lie_in_parts(native, generator):
+    x, w, b = (normal(generator, 1, 4, *s, 25) for s in ((3,), (), ()))
+    y = norm(native, 2, x, w, b, 1e-5, parts=(1, 4))
+    whole = exact(x).transpose(0, 2, 1, 3).reshape(3, 100)
+    normed = (whole - whole.mean(-1, keepdims=True)) / np.sqrt(whole.var(-1, keepdims=True) + 1e-5)
+    expected = normed * exact(w).reshape(100) + exact(b).reshape(100)
+    check(y, expected.reshape(3, 1, 4, 25).transpose(1, 2, 0, 3), 1e-5)
+
+
+# --- attention ---
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [16, 20, 64, 128])
+@pytest.mark.parametrize("mesh", [(), (2, 1)])
+def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
+    rows, heads, length = 3, 2, 40
+    tokens = [normal(generator, *mesh, rows, heads, size, dtype=dtype) for _ in range(3)]
+    shape = (*mesh, rows, heads, length, size)
+    caches = [normal(generator, *shape, dtype=dtype) for _ in range(2)]
+    before = [c.clone() for c in caches]
+    slopes = torch.from_numpy(generator.random((*mesh, heads), dtype=np.float32))
+    positions = torch.tensor([0, 17, 39], dtype=torch.int32).reshape((1,) * len(mesh) + (3,))
+    y = token_attention(native, len(mesh), tokens, caches, slopes, positions)
+
+    for row, at in enumerate(positions.flatten().tolist()):
+        for held, old, new in zip(caches, before, tokens[1:], strict=True):
+            old[..., row, :, at, :] = new[..., row, :, :]
+            assert torch.equal(held[..., row, :, :, :], old[..., row, :, :, :])
+        keys, values = (exact(c[..., row, :, : at + 1, :]) for c in caches)
+        query = exact(tokens[0][..., row, :, :])
+        scores = np.einsum("...d,...td->...t", query, keys) / np.sqrt(size)
+        scores += exact(slopes)[..., None] * (np.arange(at + 1) - at)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        expected = np.einsum("...t,...td->...d", weights, values)
+        check(y[..., row, :, :], expected, 3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [16, 20, 64, 128])
+@pytest.mark.parametrize("tokens, position", [(1, 0), (7, 3), (40, 0), (16, 24)])
+def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, tokens, position):
+    heads, length = 3, 40
+    q = normal(generator, 2, 1, tokens, heads, size, dtype=dtype)
+    caches = [normal(generator, 2, 1, heads, length, size, dtype=dtype) for _ in range(2)]
+    slopes = torch.from_numpy(generator.random((2, 1, heads), dtype=np.float32))
+    y = chunk_attention(native, 2, q, caches, slopes, position)
+
+    keys, values = map(exact, caches)
+    at, queries = np.arange(length), position + np.arange(tokens)
+    distance = at - queries[:, None]
+    scores = np.einsum("...qhd,...htd->...hqt", exact(q), keys) / np.sqrt(size)
+    scores += exact(slopes)[..., None, None] * distance
+    scores = np.where(distance > 0, -np.inf, scores)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    check(y, np.einsum("...hqt,...htd->...qhd", weights, values), 3 * TOLERANCE[dtype])
+
+
+# --- the library ---
+
+
+def test_the_read_rate_is_that_of_the_bytes_read(native):
+    assert read_bandwidth(1 << 24) > 1e8
+    with pytest.raises(ValueError, match="256"):
+        read_bandwidth(100)
+
+
+PROGRAM = """
+import logging
+logging.basicConfig()
+import numpy as np, popxl
+from popxl import ops
+ir = popxl.Ir()
+with ir.main_graph:
+    w = popxl.variable(np.eye(3, dtype=np.float32))
+    out = popxl.d2h_stream((2, 3), popxl.float32)
+    ops.host_store(out, popxl.constant(np.ones((2, 3), np.float32)) @ w)
+with popxl.Session(ir, "cpu") as session:
+    print(session.run()[out].sum())
+"""
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_torch_computes_and_one_line_says_so(tmp_path, compiler):
+    environment = {"CXX": compiler, cache.CACHE_DIR: str(tmp_path), "PATH": "/usr/bin:/bin"}
+    path = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment | path, capture_output=True, text=True
+    )
+    assert done.stdout == "6.0\n"
+    (line,) = done.stderr.splitlines()
+    assert "no native kernels" in line
+
+
+def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, native, caplog):
+    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-O0"])  # quicker to compile
+    monkeypatch.setenv(cache.CACHE_DIR, "/proc/nowhere")
+    with caplog.at_level(logging.WARNING):
+        path = build.built_library()
+    assert path.is_file()
+    assert len(caplog.records) == 1
+
+
+def test_the_portable_code_computes_the_same(native, generator, tmp_path):
+    """Compiled without the instructions that this machine may have."""
+    target = tmp_path / "portable.so"
+    flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-O3")]
+    build._compile(build._compiler(), flags, target)
+    portable = Library(target)
+    for dtype in TYPES:
+        for kind in ("floats", "channels", "groups"):
+            weight, values = _weight(generator, kind, 96, 21, dtype)
+            x = normal(generator, 3, 96, dtype=dtype)
+            check(linear(portable, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])

@@ -1,0 +1,222 @@
+"""Native kernels and recorded graphs in whole programs, against the ops one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import popxl
+import pytest
+from popxl import ops
+from popxl.backend import recording
+from popxl.backend.native import library
+
+RUNS = 5
+"""Enough for a graph to be run as it is, recorded, and run from the recording."""
+
+
+@pytest.fixture(autouse=True)
+def native():
+    if library() is None:
+        pytest.skip("no native library on this machine")
+
+
+def sessions(build: Callable[[], tuple], replicas: int = 1) -> list[tuple]:
+    """The program with kernels and without: sessions, and what `build` returned."""
+    made = []
+    for enabled in (True, False):
+        ir = popxl.Ir(replication=replicas)
+        with ir.main_graph:
+            given = build()
+        made.append((popxl.Session(ir, "cpu", composite_kernels=enabled), given))
+    return made
+
+
+def recordings(session: popxl.Session) -> int:
+    """How many there are now."""
+    modules = session._engine.main.modules()
+    return sum(len(m._recordings) for m in modules if isinstance(m, recording.Recorded))
+
+
+def call(function: Callable, *inputs: popxl.Tensor) -> popxl.Tensor:
+    (result,) = ops.call(popxl.gir().create_graph(function, *inputs), *inputs)
+    return result
+
+
+def stored(generator: np.random.Generator, replicas: int, *shape: int) -> np.ndarray:
+    """Matrices `(in, out)` whose bytes lie as `(out, in)`."""
+    lead = (replicas,) if replicas > 1 else ()
+    return generator.standard_normal((*lead, *shape[::-1]), dtype=np.float32).swapaxes(-1, -2)
+
+
+def layer(replicas: int, grid: tuple[int, int]) -> Callable[[], tuple]:
+    """A program of two products over a grid of replicas, as sharded layers have them."""
+
+    def build():
+        generator = np.random.default_rng(1)
+        ir = popxl.gir()
+        over = [
+            ir.replica_grouping(stride=grid[1], group_size=grid[0]),
+            ir.replica_grouping(stride=1, group_size=grid[1]),
+        ]
+        own = ir.replica_grouping(group_size=1)
+        weights = [
+            popxl.variable(stored(generator, replicas, *shape), replica_grouping=own)
+            for shape in ((24, 40), (40, 24))
+        ]
+        bias = popxl.variable(generator.standard_normal(40, dtype=np.float32))
+        x = popxl.h2d_stream((3, 24), popxl.float32)
+        y = popxl.d2h_stream((3, 24), popxl.float32)
+
+        def inside(x, first, second, bias):
+            sums = ops.collectives.replicated_all_reduce
+            wide = ops.gelu(sums(x @ first, group=over[1]) + bias)
+            return x + sums(wide @ second, group=over[0])
+
+        ops.host_store(y, call(inside, ops.host_load(x), *weights, bias))
+        return x, y
+
+    return build
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 1), (2, 3)])
+def test_products_are_those_of_the_ops(grid):
+    replicas = grid[0] * grid[1]
+    generator = np.random.default_rng(2)
+    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(layer(replicas, grid), replicas)
+    with fast, slow:
+        for _ in range(RUNS):
+            given = generator.standard_normal((replicas, 3, 24), dtype=np.float32)
+            given = given if replicas > 1 else given[0]
+            expected = slow.run({x_slow: given})[y_slow]
+            np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
+    assert recordings(fast) == 1
+    assert recordings(slow) == 0
+
+
+def test_a_result_is_not_written_to_by_the_next_run():
+    ((session, (x, y)), _) = sessions(layer(1, (1, 1)))
+    given = np.random.default_rng(3).standard_normal((RUNS, 3, 24), dtype=np.float32)
+    with session:
+        results = [session.run({x: one})[y] for one in given]
+        copies = [result.copy() for result in results]
+        session.run({x: given[0] + 1})
+    assert recordings(session) == 1
+    for result, copy in zip(results, copies, strict=True):
+        np.testing.assert_array_equal(result, copy)
+
+
+def test_weights_may_be_written_after_a_recording():
+    def build():
+        w = popxl.variable(np.zeros((2, 2), np.float32))
+        y = popxl.d2h_stream((1, 2), popxl.float32)
+        one = popxl.constant(np.ones((1, 2), np.float32))
+        ops.host_store(y, call(lambda one, w: one @ w + 1, one, w))
+        return w, y
+
+    ((session, (w, y)), _) = sessions(build)
+    with session:
+        for _ in range(RUNS):
+            session.run()
+        assert recordings(session) == 1
+        for number in range(1, RUNS):
+            session.write_variable_data(w, np.full((2, 2), number, np.float32))
+            np.testing.assert_array_equal(session.run()[y], [[2 * number + 1] * 2])
+
+
+def test_variables_are_updated_in_every_run():
+    def build():
+        total = popxl.variable(np.zeros(3, np.float32))
+        y = popxl.d2h_stream((3,), popxl.float32)
+
+        def count(total: popxl.TensorByRef) -> popxl.Tensor:
+            ops.add_(total, popxl.constant(np.ones(3, np.float32)))
+            return total * 2
+
+        ops.host_store(y, call(count, total))
+        return total, y
+
+    ((session, (total, y)), _) = sessions(build)
+    with session:
+        for number in range(1, 3 * RUNS):
+            np.testing.assert_array_equal(session.run()[y], [2 * number] * 3)
+        np.testing.assert_array_equal(session.get_tensor_data(total), [3 * RUNS - 1] * 3)
+
+
+def test_what_python_decides_by_is_decided_anew():
+    """Positions of a dynamic slice, and indices that must be inside their axis."""
+
+    def build():
+        at = popxl.h2d_stream((1,), popxl.int32)
+        y = popxl.d2h_stream((2,), popxl.float32)
+        table = popxl.variable(np.arange(10, dtype=np.float32))
+
+        def pick(table, at):
+            part = ops.dynamic_slice(table, at, [0], [2], True)
+            return part + ops.gather(table, at)
+
+        ops.host_store(y, call(pick, table, ops.host_load(at)))
+        return at, y
+
+    ((session, (at, y)), _) = sessions(build)
+    with session:
+        for start in (0, 0, 0, 0, 3, 3, 1, 1, 1, 8, 2, 2, 2, 2):
+            result = session.run({at: np.array([start], np.int32)})[y]
+            np.testing.assert_array_equal(result, [2 * start, 2 * start + 1])
+        with pytest.raises(IndexError, match="10"):
+            session.run({at: np.array([10], np.int32)})
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40])
+@pytest.mark.parametrize("dtype", [popxl.float32, popxl.float16])
+def test_quantised_products_are_those_of_their_graphs(rows, dtype):
+    generator = np.random.default_rng(4)
+    kind = dtype.as_numpy()
+
+    def channel_quantized_matmul(x, weight, scale):
+        return ops.cast(ops.cast(x @ ops.cast(weight, x.dtype), popxl.float32) * scale, x.dtype)
+
+    def build():
+        source = np.random.default_rng(5)
+        weight = source.integers(-127, 128, (20, 64), dtype=np.int8).T
+        scale = source.random(20, dtype=np.float32) / 127
+        x = popxl.h2d_stream((rows, 64), dtype)
+        y = popxl.d2h_stream((rows, 20), dtype)
+        given = [ops.host_load(x), popxl.variable(weight), popxl.variable(scale)]
+        bias = popxl.variable(np.ones(20, kind))
+        ops.host_store(y, call(channel_quantized_matmul, *given) + bias)
+        return x, y
+
+    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
+    given = generator.standard_normal((rows, 64), dtype=np.float32).astype(kind)
+    with fast, slow:
+        expected = slow.run({x_slow: given})[y_slow]
+        np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_products_with_grouped_weights_are_those_of_their_graph(rows):
+    from popxl_addons.ops.group_quantize_decompress import (
+        group_quantize_compress_numpy,
+        group_quantize_decompress,
+    )
+
+    generator = np.random.default_rng(6)
+    full = generator.standard_normal((20, 64), dtype=np.float32)
+    compressed = group_quantize_compress_numpy(full, 16, 1)
+
+    def group_quantized_matmul(x, words, scale, bias):
+        return x @ group_quantize_decompress(words, scale, bias, 0)
+
+    def build():
+        x = popxl.h2d_stream((rows, 64), popxl.float16)
+        y = popxl.d2h_stream((rows, 20), popxl.float16)
+        given = [ops.host_load(x), *(popxl.variable(part) for part in compressed)]
+        ops.host_store(y, call(group_quantized_matmul, *given))
+        return x, y
+
+    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
+    given = generator.standard_normal((rows, 64), dtype=np.float32).astype(np.float16)
+    with fast, slow:
+        expected = slow.run({x_slow: given})[y_slow]
+        np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-2, atol=3e-2)
