@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import popdist
 import popxl
 import popxl_addons as addons
 from popxl import ops
@@ -60,7 +61,8 @@ def inference(config: BloomConfig, **session_options: Any) -> InferenceSession:
     Raises:
         RuntimeError: where the configured device is not there.
     """
-    ir = popxl.Ir(replication=config.execution.replicas)
+    ir = popxl.Ir(replication="popdist" if popdist.isPopdistEnvSet() else 1)
+    ir.replication_factor = config.execution.replicas
     with ir.main_graph:
         phases = _Phases(config)
         inputs = addons.InputStreams(

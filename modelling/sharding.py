@@ -7,7 +7,9 @@ feed-forward's inner dimension and the vocabulary over tp1. Wherever a vector or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,21 @@ from popxl.utils import to_numpy
 from config import BloomConfig
 
 Axis = Literal["tp1", "tp2"]
+
+_wanted: ContextVar[Sequence[int] | None] = ContextVar("wanted", default=None)
+
+
+@contextmanager
+def only_replicas(replicas: Sequence[int]) -> Iterator[None]:
+    """Inside, `shard_matrix` fills the shards of these replicas alone: another process has others.
+
+    The other shards are not touched, so that they take no memory, and nothing is read for them.
+    """
+    token = _wanted.set(replicas)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 def axis_size(config: BloomConfig, axis: Axis) -> int:
@@ -83,7 +100,9 @@ def shard_matrix(
     columns: Axis = "tp2" if rows == "tp1" else "tp1"
     tile = (height // axis_size(config, rows), weight.shape[1] // axis_size(config, columns))
     shards = np.empty((replicas, *tile), config.model.dtype.as_numpy())
-    for replica, shard in enumerate(shards):
+    wanted = _wanted.get()
+    for replica in range(replicas) if wanted is None else wanted:
+        shard = shards[replica]
         index = dict(zip(("tp1", "tp2"), divmod(replica, axis_size(config, "tp2")), strict=True))
         top, left = index[rows] * tile[0], index[columns] * tile[1]
         part = host_array(config, weight[top : top + tile[0], left : left + tile[1]])

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 from config import BloomConfig
 from inference import InferenceSession, hf_mapping, inference
+from modelling.sharding import only_replicas
+from utils import distributed
 from utils.checkpoint import Checkpoint, open_checkpoint
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
@@ -32,9 +34,12 @@ class Loaded:
 def load(config: BloomConfig) -> Loaded:
     """Build the program and load the memory maps or the checkpoint that the settings name.
 
+    Of several processes it returns in the one that leads; the others follow it to the end.
+
     Raises:
         UserError: where these cannot be read, or are of another model than configured.
     """
+    distributed.join(config)
     if config.execution.memmap_dir is not None:
         maps = MemoryMaps(config)
         return _loaded(maps.config, maps.path, maps.write)
@@ -53,11 +58,15 @@ def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession
     session = build(config)
     write(session)
     session.__enter__()
-    return Loaded(config, session, Passes(config, session), tokenizer)
+    passes = Passes(config, session)
+    if not distributed.leads():
+        passes.replicas.follow()
+    return Loaded(config, session, passes, tokenizer)
 
 
 def build(config: BloomConfig) -> InferenceSession:
     """The session of `inference`, with a device that is not there told as a user's error."""
+    distributed.check(config)
     try:
         return inference(config)
     except RuntimeError as error:
@@ -65,10 +74,14 @@ def build(config: BloomConfig) -> InferenceSession:
 
 
 def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Checkpoint) -> None:
-    """Shard the checkpoint onto the session's variables, a part at a time."""
+    """Shard the checkpoint onto the session's variables, a part at a time.
+
+    Of several processes each reads its own shards.
+    """
     parts = hf_mapping(config, session.state, checkpoint.module())
     for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
-        session.write_variables_data(mapping())
+        with only_replicas(distributed.own_replicas(config)):
+            session.write_variables_data(mapping())
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
 from inference import InferenceSession
+from utils import distributed
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.plan import describe_plan, make_plan, peak_bytes, timed_build
@@ -99,6 +100,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
     """
     maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
     config = maps.config if maps else config
+    distributed.join(config)
     session, seconds = timed_build(config)
     generator = np.random.default_rng(arguments.seed)
     if maps:
@@ -107,6 +109,8 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
         fill_randomly(session, generator)
     with session:
         passes = Passes(config, session)
+        if not distributed.leads():
+            passes.replicas.follow()
         rounds = [
             _round(passes, arguments, generator)
             for _ in tqdm(range(arguments.repeats + 1), desc="rounds", leave=False, disable=None)

@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from popxl.backend import cells, indexing, kernels
+from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
 from popxl.backend.callees import Callee, Lowered, reaches_outside, repeated
@@ -41,6 +42,7 @@ class Surroundings:
     load: Callable[[Stream], Callable[[], torch.Tensor]]
     store: Callable[[Stream], Callable[[torch.Tensor], None]]
     composites: Composites
+    collectives: Collectives | AcrossProcesses
 
 
 class Lowering:
@@ -72,7 +74,7 @@ class _GraphLowering:
     ):
         self.program, self.graph, self.around = program, graph, program.around
         self.device, self.lead = self.around.device, self.around.mesh.lead
-        self.collectives = Collectives(self.around.mesh)
+        self.collectives = self.around.collectives
         self.fx = torch.fx.Graph()
         self.root = torch.nn.Module()
         self.values = Values(graph, self.lead, self.call, self._constant)
