@@ -70,6 +70,9 @@ class Throughput:
     decode_tokens_per_second_slowest: float
     decode_tokens_per_second_fastest: float
     peak_host_bytes: int
+    process_collectives_per_token: float
+    process_bytes_per_token: float
+    process_seconds_per_token: float
 
 
 def run_benchmark(argv: Sequence[str] | None = None) -> None:
@@ -116,6 +119,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
             for _ in tqdm(range(arguments.repeats + 1), desc="rounds", leave=False, disable=None)
         ][1:]
     prompt = statistics.median(r[0] for r in rounds)
+    exchanged = [step for r in rounds for step in r[2]]
     steps = [step for r in rounds for step in r[1]]
     decode = statistics.median(steps)
     rows = passes.batch_size
@@ -129,6 +133,9 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
         decode_tokens_per_second_slowest=min(by_round),
         decode_tokens_per_second_fastest=max(by_round),
         peak_host_bytes=peak_bytes(),
+        process_collectives_per_token=statistics.median(t.calls for t in exchanged),
+        process_bytes_per_token=statistics.median(t.bytes for t in exchanged),
+        process_seconds_per_token=statistics.median(t.seconds for t in exchanged),
     )
 
 
@@ -151,20 +158,21 @@ def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> 
 
 def _round(
     passes: Passes, arguments: BenchmarkArguments, generator: np.random.Generator
-) -> tuple[float, list[float]]:
-    """Seconds of all prompts, and of each step of decoding after them."""
+) -> tuple[float, list[float], list[Any]]:
+    """Seconds of all prompts, and of each step of decoding after them, and what those exchanged."""
     length, rows = arguments.prompt_tokens, passes.batch_size
     prompts = generator.integers(passes.vocab_size, size=(rows, length))
     begin = time.perf_counter()
     logits = np.stack([passes.prompt(row, list(prompts[row])) for row in range(rows)])
     prompt_seconds = time.perf_counter() - begin
-    steps = []
+    steps, exchanged = [], []
     for position in range(length, length + arguments.new_tokens - 1):
         tokens = logits.argmax(-1).astype(np.int32)
-        begin = time.perf_counter()
+        before, begin = passes.session.traffic, time.perf_counter()
         logits = passes.token(tokens, np.full(rows, position, np.int32))
         steps.append(time.perf_counter() - begin)
-    return prompt_seconds, steps
+        exchanged.append(passes.session.traffic - before)
+    return prompt_seconds, steps, exchanged
 
 
 def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Throughput) -> str:
@@ -184,6 +192,9 @@ def describe(config: BloomConfig, arguments: BenchmarkArguments, result: Through
             f"(rounds from {result.decode_tokens_per_second_slowest:.1f} "
             f"to {result.decode_tokens_per_second_fastest:.1f})",
             f"peak memory {result.peak_host_bytes / 1e9:8.2f} GB",
+            f"processes   {result.process_collectives_per_token:8.0f}     collectives a step of "
+            f"{result.process_bytes_per_token / 1e3:.1f} kB, "
+            f"{result.process_seconds_per_token:.4f} s of it",
         ]
     )
 

@@ -8,7 +8,8 @@ import queue
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import Any
 from unittest import mock
@@ -17,34 +18,42 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job"])  # torch is imported once
 
 
-def run_in_processes(count: int, function: Callable, *args: Any, timeout: float = 60) -> list:
+def run_in_processes(count: int, function: Callable, *args: Any) -> list[Any]:
     """What `function(*args)` returns in each of `count` processes.
 
     Raises:
         AssertionError: with the trace of the first that failed, or where they take too long.
     """
+    results = CONTEXT.Queue()
+    with started(count, _answered, results, function, args) as processes:
+        answers = dict(answer(results) for _ in processes)
+        for process in processes:
+            process.join(20)
+    return [answers[rank] for rank in range(count)]
+
+
+@contextmanager
+def started(count: int, function: Callable, *args: Any) -> Iterator[list[Any]]:
+    """Processes that run `function(*args)`; they are killed at the end."""
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         forkserver.ensure_running()
-    results = CONTEXT.Queue()
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_run, args=(results, count, rank, port, function, args))
+        CONTEXT.Process(target=_run, args=(job_environment(count, rank, port), function, args))
         for rank in range(count)
     ]
     for process in processes:
         process.start()
     try:
-        answers = dict(_answer(results, timeout) for _ in processes)
-        for process in processes:
-            process.join(timeout)
-        return [answers[rank] for rank in range(count)]
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _answer(results: Any, timeout: float) -> tuple[int, Any]:
+def answer(results: Any, timeout: float = 60) -> tuple[int, Any]:
+    """The next rank that has answered, and what."""
     try:
         rank, failed, value = results.get(timeout=timeout)
     except queue.Empty:
@@ -53,16 +62,24 @@ def _answer(results: Any, timeout: float) -> tuple[int, Any]:
     return rank, value
 
 
-def _run(
-    results: Any, count: int, rank: int, port: int, function: Callable, args: tuple[Any, ...]
-) -> None:
-    os.environ.update(job_environment(count, rank, port))
+def give(results: Any, function: Callable, *args: Any) -> None:
+    """Put what a function returns where `answer` finds it, or its error."""
+    rank = int(os.environ["RANK"])
     try:
         value = function(*args)
     except BaseException:
         results.put((rank, True, traceback.format_exc()))
     else:
         results.put((rank, False, value))
+
+
+def _answered(results: Any, function: Callable, args: tuple[Any, ...]) -> None:
+    give(results, function, *args)
+
+
+def _run(environment: dict[str, str], function: Callable, args: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
+    function(*args)
 
 
 def job_environment(count: int, rank: int, port: int) -> dict[str, str]:

@@ -94,7 +94,7 @@ class AcrossProcesses:
         axes = self.share.whole.axes_of(group)
         if axes is not None:
             return tuple(axis for axis in every if axis in axes)
-        return tuple(every) if crosses(group, self.share.replicas) else ()
+        return tuple(every) if group._crosses(self.share.replicas) else ()
 
     def _members(self, across: Axes) -> tuple[int, ...]:
         """The processes that this one exchanges with along these axes, itself among them."""
@@ -134,12 +134,3 @@ class AcrossProcesses:
             results = self.processes.gather(mine, members)
         joined = results.movedim(0, lead).flatten(lead)[..., : flat.shape[-1]]
         return joined.reshape(*joined.shape[:lead], *x.shape[lead:])
-
-
-def crosses(group: ReplicaGrouping, together: int) -> bool:
-    """Whether members of a group are in different processes of `together` replicas each."""
-    processes: dict[int, int] = {}
-    return any(
-        processes.setdefault(number, replica // together) != replica // together
-        for replica, number in enumerate(group.assignment)
-    )

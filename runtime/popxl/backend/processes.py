@@ -29,6 +29,11 @@ class Traffic:
     bytes: int = 0
     seconds: float = 0.0
 
+    def __sub__(self, before: Traffic) -> Traffic:
+        return Traffic(
+            self.calls - before.calls, self.bytes - before.bytes, self.seconds - before.seconds
+        )
+
 
 class Processes:
     """The processes that hold the replicas of a program together.
