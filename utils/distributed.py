@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -42,10 +43,21 @@ def prepare() -> None:
         raise ConfigError(str(error)) from None
     if follows:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to answer
+        _end_when_terminated()
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
     elif several:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+
+
+def first_here() -> bool:
+    """Whether this process does what is done once a machine."""
+    return int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex())) == 0
+
+
+def launched() -> bool:
+    """Whether `torchrun` started this process: an interrupt it passes on is meant for all."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def check(config: BloomConfig) -> None:
@@ -82,14 +94,13 @@ def finish(status: int, error: str = "") -> None:
     if job is not None:
         reason = f"rank {popdist.getInstanceIndex()}: {error}" if error and not leads() else ""
         job.watch.end(status, reason)
-    first_here = int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex())) == 0
-    if error and (leads() or (job is None and first_here)):
+    if error and (leads() or (job is None and first_here())):
         print(f"error: {error}", file=sys.stderr)
 
 
-def own_replicas(config: BloomConfig) -> range:
-    """The replicas that this process holds."""
-    count = config.execution.replicas // popdist.getNumInstances()
+def own_replicas(replicas: int) -> range:
+    """Those of all replicas that this process holds."""
+    count = replicas // popdist.getNumInstances()
     first = popdist.getInstanceIndex() * count
     return range(first, first + count)
 
@@ -99,7 +110,7 @@ class Replicas:
 
     def __init__(self, config: BloomConfig, session: Any):
         self._config, self._session = config, session
-        self._own = own_replicas(config)
+        self._own = own_replicas(config.execution.replicas)
         self._inputs = list(session.inputs.values())
         self._outputs = list(session.outputs.values())
         self._message = np.zeros(1 + sum(math.prod(s.shape) for s in self._inputs), np.int32)
@@ -193,6 +204,24 @@ class _NoTerminal:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _end_when_terminated() -> None:
+    """End the job on SIGTERM, also while the main thread is in a collective and runs no handler."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def wait() -> None:
+        while os.read(reading, 1)[0] != signal.SIGTERM:
+            pass
+        job = _job()
+        if job is not None:
+            job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
+        os._exit(TERMINATED)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _job() -> Any:

@@ -80,7 +80,7 @@ def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Ch
     """
     parts = hf_mapping(config, session.state, checkpoint.module())
     for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
-        with only_replicas(distributed.own_replicas(config)):
+        with only_replicas(distributed.own_replicas(config.execution.replicas)):
             session.write_variables_data(mapping())
 
 

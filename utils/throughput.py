@@ -142,8 +142,11 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments) -> Throughput:
 def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
     """Give every float variable normal values, the standard deviation that of BLOOM's, 0.02.
 
+    Of the matrices only those of this process's replicas are filled.
+
     Matrices lie in memory as a checkpoint's do: rows of outputs.
     """
+    own = distributed.own_replicas(session.ir.replication_factor)
     pool = generator.standard_normal(POOL, dtype=np.float32) * 0.02
     variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
     for variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
@@ -152,7 +155,10 @@ def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> 
             continue
         is_matrix = variable.rank == 2
         stored = (*shape[:-2], shape[-1], shape[-2]) if is_matrix else shape
-        values = np.resize(pool.astype(dtype), stored)
+        values = np.empty(stored, dtype)
+        every_one = is_matrix and len(shape) == 3  # a matrix a replica: another process has others
+        for part in (values[replica] for replica in own) if every_one else [values]:
+            part[:] = np.resize(pool.astype(dtype), part.shape)
         session.write_variable_data(variable, values.swapaxes(-1, -2) if is_matrix else values)
 
 

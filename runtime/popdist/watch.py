@@ -32,6 +32,9 @@ PATIENCE = 2.0
 """Seconds that the others leave to the one who says why the job ended: a launcher ends everybody
 when the first one exits."""
 
+SIGNALLED = 128
+"""Exit statuses above tell of a signal."""
+
 END = "end"
 
 
@@ -40,7 +43,7 @@ class Ending:
     """How the job ended.
 
     Attributes:
-        rank: who ended it, or was lost.
+        rank: who ended it, or was lost; -1 where that is no single one.
         status: with which the others exit.
         reason: what one of them says; nothing where empty.
         lost: whether that process was lost.
@@ -71,10 +74,12 @@ class Watch:
         self._launcher_holds_store = launcher_holds_store
         self._silence = _silence()
         self._members = self._introduce()
+        self.collective = ""  # the one that this process waits in; whoever does says so here
         self._beats: dict[int, tuple[bytes, float]] = {}  # the last one of each rank, and when
+        self._waits: dict[int, tuple[str, float]] = {}  # each rank's collective, and since when
         self._left: set[int] = set()
         self._answered = time.monotonic()  # when the store did last
-        self._ending = False  # by this process
+        self._status: int | None = None  # with which this process ends the job
         self._closing = threading.Event()
         self._exiting = threading.Lock()
         self._terminal = TerminalSettings()
@@ -84,7 +89,7 @@ class Watch:
         ]
         for thread in self._threads:
             thread.start()
-        atexit.register(self._leave)
+        atexit.register(self.leave)
         self._print_uncaught, sys.excepthook = sys.excepthook, self._uncaught
 
     def processes_here(self) -> int:
@@ -98,7 +103,8 @@ class Watch:
             status: with which the others exit.
             reason: one line that another process prints; nothing where empty.
         """
-        self._ending = True
+        self.look()
+        self._status = status
         try:
             ending = self._propose(Ending(self.index, status, reason))
         except RuntimeError:  # without a store the others end by themselves
@@ -107,15 +113,34 @@ class Watch:
         if reason:
             time.sleep(PATIENCE)
 
+    def leave(self) -> None:
+        """At exit: be watched no more, and keep the store until the others have gone.
+
+        To be called where a process ends without the functions that run at exit.
+        """
+        if self._closing.is_set():
+            return
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"left/{self.index}", "1")
+            until = time.monotonic() + (2 * PATIENCE if self._status is not None else float("inf"))
+            while self.index == 0 and not self._launcher_holds_store and self._remaining():
+                if time.monotonic() > until:
+                    break
+                time.sleep(LOOK / 5)
+        self._closing.set()
+        for thread in self._threads:
+            thread.join(2 * LOOK)
+
     def wait_for_end(self) -> None:
         """Wait for this process to be ended, for as long as it may take to find out why."""
         time.sleep(self._silence + 2 * BEAT + PATIENCE)
 
     def look(self) -> None:
         """End this process, and say why, if another one on this machine has died."""
-        for rank in self._watched():
-            if self._members[rank].died:
-                self._lose(rank, "has died")
+        with contextlib.suppress(RuntimeError):
+            for rank in self._watched():
+                if self._members[rank].died and not self._store.check([f"left/{rank}"]):
+                    self._lose(rank, "has died")
 
     def _introduce(self) -> dict[int, Member]:
         """All processes of the job, which tell each other what they are."""
@@ -139,7 +164,7 @@ class Watch:
                 now = time.monotonic()
                 if now >= due:
                     number, due = number + 1, now + BEAT
-                    self._store.set(f"beat/{self.index}", str(number))
+                    self._store.set(f"beat/{self.index}", f"{number} {self.collective}")
                     self._judge(now)
                 self._answered = time.monotonic()
         except RuntimeError:
@@ -157,8 +182,24 @@ class Watch:
                 self._beats[rank] = beat, now
             elif now - since > self._silence:
                 self._lose(rank, f"has not answered for {now - since:.0f} s")
-        if not self._ending:
+        if self._status is None:
             self.look()
+        self._judge_waits(now, dict(zip(watched, beats, strict=True)))
+
+    def _judge_waits(self, now: float, beats: dict[int, bytes]) -> None:
+        """Find whether all processes wait for each other, because the program went apart."""
+        told = {rank: beat.decode().partition(" ")[2] for rank, beat in beats.items()}
+        for rank, collective in (told | {self.index: self.collective}).items():
+            if self._waits.get(rank, ("", 0))[0] != collective:
+                self._waits[rank] = collective, now
+        waits = dict(sorted(self._waits.items()))
+        stuck = len(waits) == self.count and all(
+            collective and now - since > self._silence for collective, since in waits.values()
+        )
+        if stuck and len({collective for collective, _ in waits.values()}) > 1:
+            where = ", ".join(f"rank {rank} in {wait[0]}" for rank, wait in waits.items())
+            reason = f"the ranks wait for each other in different collectives: {where}"
+            self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
 
     def _watch_store(self) -> None:
         """See whether the store answers: the other thread waits for it."""
@@ -188,7 +229,7 @@ class Watch:
     def _lose_store(self, what: str) -> None:
         if self._launcher_holds_store:
             self._exit(Ending(-1, 1, f"the launcher {what}", lost=True))
-        elif self.index and 0 not in self._left and not self._ending:
+        elif self.index and 0 not in self._left and self._status is None:
             member = self._members[0]
             self._exit(Ending(0, 1, f"rank 0 ({member}) {what}{member.state}", lost=True))
 
@@ -203,7 +244,8 @@ class Watch:
         if ending.lost and ending.rank in self._members and ending.rank != self.index:
             self._members[ending.rank].kill()  # it may be stopped, and would never end
         self._terminal.restore()
-        if ending.reason and self.index == ending.speaker:
+        alike = self._status == ending.status > SIGNALLED  # the same signal came to both
+        if ending.reason and self.index == ending.speaker and not alike:
             print(f"error: {ending.reason}", file=sys.stderr, flush=True)
         elif ending.reason:
             time.sleep(PATIENCE)
@@ -219,19 +261,6 @@ class Watch:
         self._print_uncaught(kind, error, trace)
         first = str(error).partition("\n")[0]
         self.end(1, f"rank {self.index} ended by {kind.__name__}: {first}" if self.index else "")
-
-    def _leave(self) -> None:
-        """At exit: be watched no more, and keep the store until the others have gone."""
-        with contextlib.suppress(RuntimeError):
-            self._store.set(f"left/{self.index}", "1")
-            until = time.monotonic() + (2 * PATIENCE if self._ending else float("inf"))
-            while self.index == 0 and not self._launcher_holds_store and self._remaining():
-                if time.monotonic() > until:
-                    break
-                time.sleep(LOOK / 5)
-        self._closing.set()
-        for thread in self._threads:
-            thread.join(2 * LOOK)
 
     def _remaining(self) -> list[int]:
         """The others that neither left nor died."""

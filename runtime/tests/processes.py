@@ -14,6 +14,8 @@ from multiprocessing import forkserver
 from typing import Any
 from unittest import mock
 
+from popdist.job import joined
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job"])  # torch is imported once
 
@@ -80,6 +82,9 @@ def _answered(results: Any, function: Callable, args: tuple[Any, ...]) -> None:
 def _run(environment: dict[str, str], function: Callable, args: tuple[Any, ...]) -> None:
     os.environ.update(environment)
     function(*args)
+    job = joined()
+    if job is not None:
+        job.watch.leave()  # such processes end without what is registered for their exit
 
 
 def job_environment(count: int, rank: int, port: int) -> dict[str, str]:

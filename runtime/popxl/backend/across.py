@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl.backend.collectives import Collectives
-from popxl.backend.processes import Processes
+from popxl.backend.processes import Members, Processes
 from popxl.backend.share import Share
 from popxl.replica_grouping import ReplicaGrouping
 
@@ -37,6 +37,7 @@ class AcrossProcesses:
         self.share, self.processes = share, processes
         self._one = Collectives(share.whole)
         self._axes: dict[ReplicaGrouping, Axes] = {}
+        self._groups: dict[Axes, Members] = {}
 
     def open(self, groups: Iterable[ReplicaGrouping]) -> None:
         """Let the processes that these groupings bring together find each other."""
@@ -54,13 +55,14 @@ class AcrossProcesses:
         regular = self.share.whole.axes_of(group) is not None
         if across and regular and self._bytes(x) >= LARGE:
             return self._by_part(x, across, reduced)
-        return self._exchanged(x, across, reduced)
+        return self._exchanged("all_reduce", x, across, reduced)
 
     def all_gather(
         self, x: torch.Tensor, group: ReplicaGrouping, axis: int, new_axis: bool
     ) -> torch.Tensor:
         """As `Collectives.all_gather`."""
         return self._exchanged(
+            "all_gather",
             x,
             self._across(group),
             lambda wide: self._one.all_gather(wide, group, axis, new_axis),
@@ -71,6 +73,7 @@ class AcrossProcesses:
     ) -> torch.Tensor:
         """As `Collectives.reduce_scatter`."""
         return self._exchanged(
+            "reduce_scatter",
             x,
             self._across(group, op),
             lambda wide: self._one.reduce_scatter(wide, op, group, members),
@@ -96,10 +99,12 @@ class AcrossProcesses:
             return tuple(axis for axis in every if axis in axes)
         return tuple(every) if group._crosses(self.share.replicas) else ()
 
-    def _members(self, across: Axes) -> tuple[int, ...]:
+    def _members(self, across: Axes) -> Members:
         """The processes that this one exchanges with along these axes, itself among them."""
-        groups = self.share.neighbours(across)
-        return next(group for group in groups if self.processes.index in group)
+        if across not in self._groups:
+            groups = self.share.neighbours(across)
+            self._groups[across] = next(g for g in groups if self.processes.index in g)
+        return self._groups[across]
 
     def _bytes(self, x: torch.Tensor) -> int:
         """Of what goes into an exchange."""
@@ -107,11 +112,15 @@ class AcrossProcesses:
         return self.share.replicas * elements * x.element_size()
 
     def _exchanged(
-        self, x: torch.Tensor, across: Axes, collective: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        kind: str,
+        x: torch.Tensor,
+        across: Axes,
+        collective: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         if not across:
             return self.share.mine(collective(self.share.widen(x)))
-        with self.processes.counted(self._bytes(x)):
+        with self.processes.counted(kind, self._bytes(x)):
             wide = self._gathered(x, across)
         return self.share.mine(collective(wide))
 
@@ -128,7 +137,7 @@ class AcrossProcesses:
         part = math.ceil(flat.shape[-1] / len(members))
         padded = F.pad(flat, (0, part * len(members) - flat.shape[-1]))
         parts = padded.unflatten(-1, (len(members), part)).movedim(lead, 0)
-        with self.processes.counted(self._bytes(x)):
+        with self.processes.counted("all_reduce", self._bytes(x)):
             of_members = self.processes.exchange(parts, members)
             mine = self.share.mine(reduced(self.share.joined(of_members, across)))
             results = self.processes.gather(mine, members)

@@ -252,9 +252,9 @@ class _GraphLowering:
             )
             for graph, start in zip(op.graphs, starts, strict=True)
         )
-        separable = not any(reaches_outside(graph) for graph in op.graphs)
+        outside = next(filter(None, map(reaches_outside, op.graphs)), "")
         module = Conditional(
-            then_branch.module, else_branch.module, starts[1] - 1, self.lead, separable
+            then_branch.module, else_branch.module, starts[1] - 1, self.lead, outside
         )
         callees = [Callee(then_branch, starts[0]), Callee(else_branch, starts[1])]
         self._run_graphs(op, module, callees)

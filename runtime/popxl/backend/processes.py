@@ -62,10 +62,12 @@ class Processes:
         return self._job
 
     @contextmanager
-    def counted(self, size: int) -> Iterator[None]:
+    def counted(self, kind: str, size: int) -> Iterator[None]:
         """A collective of `size` bytes of this process."""
         begin = time.perf_counter()
+        self.job.watch.collective = f"{kind} number {self.traffic.calls + 1}"
         yield
+        self.job.watch.collective = ""
         self.traffic.calls += 1
         self.traffic.bytes += size
         self.traffic.seconds += time.perf_counter() - begin
