@@ -142,6 +142,7 @@ def main(
     )
     setup_logging(config.execution.log_level)
     check(arguments)
+    distributed.join(config)  # before what only the leader does, and may fail at
     prompt = given_prompt(arguments) if distributed.leads() else None
     generator = Generator((load or load_model)(config), arguments)
     if prompt is not None:

@@ -115,6 +115,7 @@ def serve(
     load: Callable[[BloomConfig], Any] | None,
 ) -> int:
     """Load the model and serve it; the exit status."""
+    distributed.join(config)
     if not distributed.leads():
         (load or load_model)(config)  # and follow
     listener = bind(arguments.host, arguments.port)

@@ -74,9 +74,10 @@ class Watch:
         self._launcher_holds_store = launcher_holds_store
         self._silence = _silence()
         self._members = self._introduce()
-        self.collective = ""  # the one that this process waits in; whoever does says so here
+        # The name and the ranks of the collective that this process waits in, if it does.
+        self.collective: tuple[str, tuple[int, ...]] | None = None
         self._beats: dict[int, tuple[bytes, float]] = {}  # the last one of each rank, and when
-        self._waits: dict[int, tuple[str, float]] = {}  # each rank's collective, and since when
+        self._waits: dict[int, tuple[list, float]] = {}  # each rank's collective, and since when
         self._left: set[int] = set()
         self._answered = time.monotonic()  # when the store did last
         self._status: int | None = None  # with which this process ends the job
@@ -144,7 +145,7 @@ class Watch:
 
     def _introduce(self) -> dict[int, Member]:
         """All processes of the job, which tell each other what they are."""
-        self._store.set(f"beat/{self.index}", "0")
+        self._store.set(f"beat/{self.index}", json.dumps([0, None]))
         self._store.set(f"member/{self.index}", json.dumps(asdict(Member.this())))
         keys = [f"member/{rank}" for rank in range(self.count)]
         return {
@@ -164,7 +165,7 @@ class Watch:
                 now = time.monotonic()
                 if now >= due:
                     number, due = number + 1, now + BEAT
-                    self._store.set(f"beat/{self.index}", f"{number} {self.collective}")
+                    self._store.set(f"beat/{self.index}", json.dumps([number, self.collective]))
                     self._judge(now)
                 self._answered = time.monotonic()
         except RuntimeError:
@@ -187,17 +188,16 @@ class Watch:
         self._judge_waits(now, dict(zip(watched, beats, strict=True)))
 
     def _judge_waits(self, now: float, beats: dict[int, bytes]) -> None:
-        """Find whether all processes wait for each other, because the program went apart."""
-        told = {rank: beat.decode().partition(" ")[2] for rank, beat in beats.items()}
-        for rank, collective in (told | {self.index: self.collective}).items():
-            if self._waits.get(rank, ("", 0))[0] != collective:
+        """Find whether all processes wait, one for another that is in a different collective."""
+        told = {rank: json.loads(beat)[1] for rank, beat in beats.items()}
+        told[self.index] = self.collective and [self.collective[0], list(self.collective[1])]
+        for rank, collective in told.items():
+            if not collective or self._waits.get(rank, ([], now))[0] != collective:
                 self._waits[rank] = collective, now
-        waits = dict(sorted(self._waits.items()))
-        stuck = len(waits) == self.count and all(
-            collective and now - since > self._silence for collective, since in waits.values()
-        )
-        if stuck and len({collective for collective, _ in waits.values()}) > 1:
-            where = ", ".join(f"rank {rank} in {wait[0]}" for rank, wait in waits.items())
+        if len(told) < self.count or any(now - t <= self._silence for _, t in self._waits.values()):
+            return
+        if any(told[other] != told[rank] for rank in told for other in told[rank][1]):
+            where = ", ".join(f"rank {rank} in {told[rank][0]}" for rank in sorted(told))
             reason = f"the ranks wait for each other in different collectives: {where}"
             self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
 

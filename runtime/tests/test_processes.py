@@ -9,7 +9,7 @@ import popxl
 import pytest
 from collectives_on_numpy import IRREGULAR, REPLICAS, STRIDED, check_all, own_replicas
 from popxl import ops
-from popxl.ops.collectives import replicated_all_gather, replicated_all_reduce
+from popxl.ops.collectives import replicated_all_reduce
 from processes import run_in_processes, started
 from programs import run_program
 
@@ -113,27 +113,49 @@ def test_collectives_between_processes_are_counted_as_predicted():
 
 
 def apart() -> None:
-    """A branch with a collective that only rank 0 takes, and another collective behind it."""
-    ir = spread(2)
+    """Ranks 0 and 3 reduce with a neighbour, ranks 1 and 2 across: each waits for the next one."""
+    ir = spread(4)
+    neighbours, across = ir.replica_grouping(1, 2), ir.replica_grouping(2, 2)
     with ir.main_graph:
-        stream = popxl.h2d_stream((), popxl.int32, "taken")
-        taken = ops.host_load(stream)
-        with_collective = ir.create_graph(lambda t: replicated_all_reduce(t), taken)
-        without = ir.create_graph(lambda t: t + 1, taken)
-        (x,) = ops.conditional(ops.equal(taken, 1), with_collective, without, [taken], [taken])
-        ops.host_store(popxl.d2h_stream((8, 1), popxl.int32, "y"), many_gathered(x))
+        stream = popxl.h2d_stream((), popxl.int32, "first")
+        first = ops.host_load(stream)
+        graphs = [
+            ir.create_graph(lambda t, group: replicated_all_reduce(t, group=group), first, group)
+            for group in (neighbours, across)
+        ]
+        (x,) = ops.conditional(ops.equal(first, 1), *graphs, [first], [first])
+        ops.host_store(popxl.d2h_stream((), popxl.int32, "y"), x)
     with popxl.Session(ir) as session:
-        session.run({stream: np.array(1 - popdist.getInstanceIndex(), np.int32)})
+        session.run({stream: np.array(popdist.getInstanceIndex() in (0, 3), np.int32)})
 
 
-def many_gathered(x: popxl.Tensor) -> popxl.Tensor:
-    return ops.reshape(replicated_all_gather(ops.concat([ops.reshape(x, (1,))] * 4)), (8, 1))
-
-
-def test_processes_that_go_apart_are_told_so(monkeypatch, capfd):
+def test_processes_that_wait_for_each_other_in_different_collectives_end(monkeypatch, capfd):
     monkeypatch.setenv("POPDIST_SILENCE", "2")
-    with started(2, apart) as processes:
+    with started(4, apart) as processes:
         for process in processes:
             process.join(20)
-    assert [process.exitcode for process in processes] == [1, 1]
-    assert "error: " in capfd.readouterr().err
+    assert [process.exitcode for process in processes] == [1] * 4
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert "different collectives: rank 0 in all_reduce 1, rank 1 in all_reduce 1" in line
+
+
+def differing() -> str:
+    """Replicas of a process differ in the condition of a branch that needs another process."""
+    ir = spread(4)
+    with ir.main_graph:
+        stream = popxl.h2d_stream((), popxl.int32, "first")
+        first = ops.host_load(stream)
+        graphs = [ir.create_graph(f, first) for f in (replicated_all_reduce, lambda t: t + 1)]
+        (x,) = ops.conditional(ops.equal(first, 1), *graphs, [first], [first])
+        ops.host_store(popxl.d2h_stream((), popxl.int32, "y"), x)
+    with popxl.Session(ir) as session:
+        try:
+            session.run({stream: np.arange(2, dtype=np.int32)})
+        except RuntimeError as error:
+            return str(error)
+    return ""
+
+
+def test_a_collective_between_processes_that_not_all_replicas_reach_is_refused():
+    for error in run_in_processes(2, differing):
+        assert "a branch has an all_reduce between processes" in error

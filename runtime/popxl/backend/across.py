@@ -22,6 +22,9 @@ LARGE = 1 << 16
 """Bytes from which each process reduces a part and the parts are put together: fewer bytes are
 sent, but one exchange more is waited for."""
 
+BLOCK = 64
+"""Elements by which a sum goes through memory: a part of whole blocks is summed as in the whole."""
+
 Axes = tuple[int, ...]
 """Outer axes of the share."""
 
@@ -120,7 +123,7 @@ class AcrossProcesses:
     ) -> torch.Tensor:
         if not across:
             return self.share.mine(collective(self.share.widen(x)))
-        with self.processes.counted(kind, self._bytes(x)):
+        with self.processes.counted(kind, self._bytes(x), self._members(across)):
             wide = self._gathered(x, across)
         return self.share.mine(collective(wide))
 
@@ -134,12 +137,12 @@ class AcrossProcesses:
         """Every process reduces one part of the elements, of all members."""
         lead, members = self.share.lead, self._members(across)
         flat = self.share.full(x).flatten(lead)
-        part = math.ceil(flat.shape[-1] / len(members))
-        padded = F.pad(flat, (0, part * len(members) - flat.shape[-1]))
-        parts = padded.unflatten(-1, (len(members), part)).movedim(lead, 0)
-        with self.processes.counted("all_reduce", self._bytes(x)):
+        part = math.ceil(flat.shape[-1] / len(members) / BLOCK) * BLOCK
+        parts = [flat[..., i * part : (i + 1) * part] for i in range(len(members))]
+        with self.processes.counted("all_reduce", self._bytes(x), members):
             of_members = self.processes.exchange(parts, members)
             mine = self.share.mine(reduced(self.share.joined(of_members, across)))
-            results = self.processes.gather(mine, members)
+            padded = F.pad(mine, (0, part - mine.shape[-1]))
+            results = self.processes.gather(padded, members)
         joined = results.movedim(0, lead).flatten(lead)[..., : flat.shape[-1]]
         return joined.reshape(*joined.shape[:lead], *x.shape[lead:])

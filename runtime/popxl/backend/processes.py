@@ -62,12 +62,12 @@ class Processes:
         return self._job
 
     @contextmanager
-    def counted(self, kind: str, size: int) -> Iterator[None]:
+    def counted(self, kind: str, size: int, members: Members) -> Iterator[None]:
         """A collective of `size` bytes of this process."""
         begin = time.perf_counter()
-        self.job.watch.collective = f"{kind} number {self.traffic.calls + 1}"
+        self.job.watch.collective = f"{kind} {self.traffic.calls + 1}", members
         yield
-        self.job.watch.collective = ""
+        self.job.watch.collective = None
         self.traffic.calls += 1
         self.traffic.bytes += size
         self.traffic.seconds += time.perf_counter() - begin
@@ -75,17 +75,27 @@ class Processes:
     def gather(self, x: torch.Tensor, members: Members) -> torch.Tensor:
         """Everybody's `x`, in order: `(processes, *shape)`."""
         # All at once, where an all-gather would pass them on from one to the next.
-        return self.exchange(x.expand(len(members), *x.shape), members)
+        return self.exchange([x] * len(members), members)
 
-    def exchange(self, parts: torch.Tensor, members: Members) -> torch.Tensor:
-        """Part i of `(processes, *shape)` to the i-th member; what they sent, likewise."""
-        sent = parts.contiguous()
-        received = torch.empty_like(sent)
+    def exchange(self, parts: Sequence[torch.Tensor], members: Members) -> torch.Tensor:
+        """Part i to the i-th member; what they sent to this one, `(processes, *shape)`.
+
+        Parts may differ in shape: everybody has the same ones.
+        """
+        own = parts[members.index(self.index)]
+        received = own.new_empty((len(members), *own.shape))
+        outgoing = torch.cat([_bytes(part) for part in parts])
+        sizes = [part.nbytes for part in parts]
         group = self.job.group(members)
-        # Bytes, because not every backend knows every type.
-        outgoing, incoming = (t.view(-1).view(torch.uint8) for t in (sent, received))
         try:
-            dist.all_to_all_single(incoming, outgoing, group=group)
+            dist.all_to_all_single(
+                _bytes(received), outgoing, [own.nbytes] * len(members), sizes, group=group
+            )
         except RuntimeError as error:
             self.job.lost(error)
         return received
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    """What a tensor is made of: not every way to send knows every type."""
+    return x.contiguous().view(-1).view(torch.uint8)
