@@ -21,13 +21,16 @@ CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job", "utils.lo
 
 
 @contextmanager
-def leading(count: int, config: BloomConfig, function: Callable) -> Iterator[tuple[Any, list[Any]]]:
+def leading(
+    count: int, config: BloomConfig, function: Callable, **environment: str
+) -> Iterator[tuple[Any, list[Any]]]:
     """What `function` makes of the loaded model in rank 0, and the processes while they wait.
 
     At the end all of them must leave by themselves, with status 0.
     """
     results, release = CONTEXT.Queue(), CONTEXT.Event()
-    with started(count, _lead_or_follow, results, release, config, function) as processes:
+    arguments = (results, release, config, function)
+    with started(count, _lead_or_follow, *arguments, **environment) as processes:
         yield answer(results)[1], processes
         release.set()
         for process in processes:

@@ -69,9 +69,9 @@ def idle_then_answer(loaded: Loaded) -> int:
     return len(answers(loaded)[1])
 
 
-def test_a_prompt_may_be_waited_for_longer_than_a_rank_may_be_silent(small, monkeypatch):
-    monkeypatch.setenv("POPDIST_SILENCE", str(SILENCE))
-    with leading(2, of(small, 2), idle_then_answer) as (tokens, _):
+def test_a_prompt_may_be_waited_for_longer_than_a_rank_may_be_silent(small):
+    silence = {"POPDIST_SILENCE": str(SILENCE)}
+    with leading(2, of(small, 2), idle_then_answer, **silence) as (tokens, _):
         assert tokens == 8
 
 
@@ -135,7 +135,7 @@ def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how, why):
     (line,) = errors(said)
     assert f"rank {lost} (process {ranks[lost].pid} on {socket.gethostname()})" in line
     assert why in line or (lost, how) == (0, "SIGKILL") and "has ended" in line
-    assert "Traceback" not in "".join(said)
+    assert "".join(said).strip() == line
 
 
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])

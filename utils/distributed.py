@@ -84,7 +84,7 @@ def join(config: BloomConfig) -> None:
 
     try:
         join(config.execution.device)
-    except JobError as error:
+    except (JobError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
 

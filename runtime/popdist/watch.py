@@ -123,11 +123,9 @@ class Watch:
             return
         with contextlib.suppress(RuntimeError):
             self._store.set(f"left/{self.index}", "1")
-            until = time.monotonic() + (2 * PATIENCE if self._status is not None else float("inf"))
-            while self.index == 0 and not self._launcher_holds_store and self._remaining():
-                if time.monotonic() > until:
-                    break
-                time.sleep(LOOK / 5)
+            if self._holds_store:
+                ending = self._status is not None
+                self._see_off(time.monotonic() + 2 * PATIENCE if ending else float("inf"))
         self._closing.set()
         for thread in self._threads:
             thread.join(2 * LOOK)
@@ -212,6 +210,10 @@ class Watch:
                 self._lose_store(f"has not answered for {now - self._answered:.0f} s")
             before = now
 
+    @property
+    def _holds_store(self) -> bool:
+        return self.index == 0 and not self._launcher_holds_store
+
     def _watched(self) -> list[int]:
         return [r for r in range(self.count) if r != self.index and r not in self._left]
 
@@ -247,11 +249,12 @@ class Watch:
         alike = self._status == ending.status > SIGNALLED  # the same signal came to both
         if ending.reason and self.index == ending.speaker and not alike:
             print(f"error: {ending.reason}", file=sys.stderr, flush=True)
-        elif ending.reason:
-            time.sleep(PATIENCE)
         with contextlib.suppress(RuntimeError):
-            if not ending.lost:
-                self._store.set(f"left/{self.index}", "1")
+            self._store.set(f"left/{self.index}", "1")
+            if self._holds_store:
+                self._see_off(time.monotonic() + PATIENCE)
+        if ending.reason and self._launcher_holds_store and self.index != ending.speaker:
+            time.sleep(PATIENCE)
         os._exit(ending.status)
 
     def _uncaught(
@@ -261,6 +264,11 @@ class Watch:
         self._print_uncaught(kind, error, trace)
         first = str(error).partition("\n")[0]
         self.end(1, f"rank {self.index} ended by {kind.__name__}: {first}" if self.index else "")
+
+    def _see_off(self, until: float) -> None:
+        """Wait for the others to leave, who need the store for it."""
+        while self._remaining() and time.monotonic() < until:
+            time.sleep(LOOK / 5)
 
     def _remaining(self) -> list[int]:
         """The others that neither left nor died."""

@@ -35,13 +35,22 @@ def run_in_processes(count: int, function: Callable, *args: Any) -> list[Any]:
 
 
 @contextmanager
-def started(count: int, function: Callable, *args: Any) -> Iterator[list[Any]]:
-    """Processes that run `function(*args)`; they are killed at the end."""
+def started(
+    count: int, function: Callable, *args: Any, errors: str = "", **environment: str
+) -> Iterator[list[Any]]:
+    """Processes that run `function(*args)`; they are killed at the end.
+
+    Args:
+        errors: a file for what they write to standard error.
+    """
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         forkserver.ensure_running()
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_run, args=(job_environment(count, rank, port), function, args))
+        CONTEXT.Process(
+            target=_run,
+            args=(job_environment(count, rank, port) | environment, errors, function, args),
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -79,8 +88,12 @@ def _answered(results: Any, function: Callable, args: tuple[Any, ...]) -> None:
     give(results, function, *args)
 
 
-def _run(environment: dict[str, str], function: Callable, args: tuple[Any, ...]) -> None:
+def _run(
+    environment: dict[str, str], errors: str, function: Callable, args: tuple[Any, ...]
+) -> None:
     os.environ.update(environment)
+    if errors:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     function(*args)
     job = joined()
     if job is not None:

@@ -129,13 +129,13 @@ def apart() -> None:
         session.run({stream: np.array(popdist.getInstanceIndex() in (0, 3), np.int32)})
 
 
-def test_processes_that_wait_for_each_other_in_different_collectives_end(monkeypatch, capfd):
-    monkeypatch.setenv("POPDIST_SILENCE", "2")
-    with started(4, apart) as processes:
+def test_processes_that_wait_for_each_other_in_different_collectives_end(tmp_path):
+    errors = tmp_path / "errors"
+    with started(4, apart, errors=str(errors), POPDIST_SILENCE="2") as processes:
         for process in processes:
             process.join(20)
     assert [process.exitcode for process in processes] == [1] * 4
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    (line,) = errors.read_text().splitlines()
     assert "different collectives: rank 0 in all_reduce 1, rank 1 in all_reduce 1" in line
 
 
