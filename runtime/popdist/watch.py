@@ -81,6 +81,7 @@ class Watch:
         self._left: set[int] = set()
         self._answered = time.monotonic()  # when the store did last
         self._status: int | None = None  # with which this process ends the job
+        self._store_lost = False
         self._closing = threading.Event()
         self._exiting = threading.Lock()
         self._terminal = TerminalSettings()
@@ -229,6 +230,7 @@ class Watch:
         self._obey(self._propose(Ending(rank, 1, reason, lost=True)))
 
     def _lose_store(self, what: str) -> None:
+        self._store_lost = True
         if self._launcher_holds_store:
             self._exit(Ending(-1, 1, f"the launcher {what}", lost=True))
         elif self.index and 0 not in self._left and self._status is None:
@@ -249,10 +251,11 @@ class Watch:
         alike = self._status == ending.status > SIGNALLED  # the same signal came to both
         if ending.reason and self.index == ending.speaker and not alike:
             print(f"error: {ending.reason}", file=sys.stderr, flush=True)
-        with contextlib.suppress(RuntimeError):
-            self._store.set(f"left/{self.index}", "1")
-            if self._holds_store:
-                self._see_off(time.monotonic() + PATIENCE)
+        if not self._store_lost:  # or this might wait for it
+            with contextlib.suppress(RuntimeError):
+                self._store.set(f"left/{self.index}", "1")
+                if self._holds_store:
+                    self._see_off(time.monotonic() + PATIENCE)
         if ending.reason and self._launcher_holds_store and self.index != ending.speaker:
             time.sleep(PATIENCE)
         os._exit(ending.status)
