@@ -21,7 +21,7 @@ from utils.generation import stream_generate
 from utils.loading import Loaded, load
 from utils.sampling import SamplingConfig
 
-SILENCE = 2
+SILENCE = 4
 """Seconds after which a rank that does not answer is lost, in these tests."""
 
 
@@ -65,7 +65,7 @@ def test_text_and_logits_are_those_of_one_process(small, count, tp):
 
 
 def idle_then_answer(loaded: Loaded) -> int:
-    time.sleep(2 * SILENCE)
+    time.sleep(1.5 * SILENCE)
     return len(answers(loaded)[1])
 
 

@@ -172,6 +172,8 @@ class Watch:
 
     def _judge(self, now: float) -> None:
         """Find the processes that are lost."""
+        if self._status is None:
+            self.look()  # first: of who has died more can be said than that it is silent
         was_stopped = now - self._answered > self._silence / 2  # this process itself
         self._left.update(r for r in self._watched() if self._store.check([f"left/{r}"]))
         watched = self._watched()
@@ -182,8 +184,6 @@ class Watch:
                 self._beats[rank] = beat, now
             elif now - since > self._silence:
                 self._lose(rank, f"has not answered for {now - since:.0f} s")
-        if self._status is None:
-            self.look()
         self._judge_waits(now, dict(zip(watched, beats, strict=True)))
 
     def _judge_waits(self, now: float, beats: dict[int, bytes]) -> None:
