@@ -20,6 +20,9 @@ from config import BloomConfig
 
 Axis = Literal["tp1", "tp2"]
 
+STRIP = 4096
+"""Rows of a checkpoint's matrix that are cut up at once."""
+
 _wanted: ContextVar[Sequence[int] | None] = ContextVar("wanted", default=None)
 
 
@@ -94,18 +97,33 @@ def shard_matrix(
         where nothing has to be added or converted. Otherwise it is the only copy that is made.
     """
     height = height or weight.shape[0]
-    replicas = config.execution.replicas
-    if replicas == 1 and height == weight.shape[0]:
+    if config.execution.replicas == 1 and height == weight.shape[0]:
         return host_array(config, weight)
-    columns: Axis = "tp2" if rows == "tp1" else "tp1"
-    tile = (height // axis_size(config, rows), weight.shape[1] // axis_size(config, columns))
-    shards = np.empty((replicas, *tile), config.model.dtype.as_numpy())
-    wanted = _wanted.get()
-    for replica in range(replicas) if wanted is None else wanted:
-        shard = shards[replica]
-        index = dict(zip(("tp1", "tp2"), divmod(replica, axis_size(config, "tp2")), strict=True))
-        top, left = index[rows] * tile[0], index[columns] * tile[1]
-        part = host_array(config, weight[top : top + tile[0], left : left + tile[1]])
-        shard[: len(part)] = part
-        shard[len(part) :] = 0
-    return shards if replicas > 1 else shards[0]
+    tp1, tp2 = axis_size(config, "tp1"), axis_size(config, "tp2")
+    across, down = (tp2, tp1) if rows == "tp1" else (tp1, tp2)
+    tile = (height // down, weight.shape[1] // across)
+    shards = np.empty((tp1, tp2, *tile), config.model.dtype.as_numpy())
+    by_row = shards if rows == "tp1" else shards.swapaxes(0, 1)  # (down, across, *tile)
+    wanted = _wanted_tiles(rows, tp1, tp2)  # (down, across)
+    for top, parts, taken in zip(range(0, height, tile[0]), by_row, wanted, strict=True):
+        columns = np.flatnonzero(taken)
+        if not columns.size:
+            continue
+        first, last = columns[0], columns[-1] + 1
+        for begin in range(0, tile[0], STRIP):  # of whole rows: each is read but once
+            target = parts[first:last, begin : begin + STRIP]
+            here = weight[top + begin : top + begin + target.shape[1]]
+            strip = host_array(config, here[:, first * tile[1] : last * tile[1]])
+            by_tile = strip.reshape(-1, last - first, tile[1]).swapaxes(0, 1)
+            target[:, : len(strip)] = by_tile
+            target[:, len(strip) :] = 0
+    return shards.reshape(-1, *tile) if config.execution.replicas > 1 else shards[0, 0]
+
+
+def _wanted_tiles(rows: Axis, tp1: int, tp2: int) -> np.ndarray:
+    """Which tiles of a matrix are filled, `(down, across)`."""
+    replicas = _wanted.get()
+    wanted = np.full(tp1 * tp2, replicas is None)
+    wanted[list(replicas or ())] = True
+    by_axis = wanted.reshape(tp1, tp2)
+    return by_axis if rows == "tp1" else by_axis.T

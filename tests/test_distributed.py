@@ -194,9 +194,9 @@ def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     planned = json.loads(output_of([sys.executable, *words, "--dry_run"]))
-    calls, sent = "process_collectives_per_token", "process_bytes_per_token"
-    assert measured[calls] == planned[calls] > 0
-    assert measured[sent] == planned[sent] > 0
+    exchange = measured["results"][0]["exchange"]
+    assert exchange["collectives"] == planned["process_collectives_per_token"] > 0
+    assert exchange["bytes"] == planned["process_bytes_per_token"] > 0
 
 
 def output_of(command: list[str]) -> str:

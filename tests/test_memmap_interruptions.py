@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from memmap_checkpoints import Small, contents, environment, identities, run_script
+from memmap_checkpoints import Small, contents, environment, identities, refusal, run_script
 from memmap_processes import generate_in_small_steps
 
 import generate_memmap
@@ -232,3 +232,13 @@ def test_a_full_disk_is_one_line_and_status_2(small, disk):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: not enough disk for ")
     assert done.stderr.count("\n") == 1
+
+
+def test_where_the_disk_has_no_room_nothing_is_overwritten(small, tmp_path, disk):
+    maps = small.generate(disk("2m") / "maps")
+    before = contents(maps)
+    larger = Small.save(tmp_path / "larger", layers=40)
+    assert "not enough disk" in refusal(lambda: larger.generate(maps, "--overwrite"))
+    assert contents(maps) == before
+    small.generate(maps, "--overwrite", tp1=2)  # for which there is room once those are gone
+    assert contents(maps) == contents(small.generate(tmp_path / "expected", tp1=2))

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import popdist
@@ -22,6 +22,9 @@ import popxl
 from config import BloomConfig, ConfigError
 
 LEADER = 0
+NOTHING_WANTED, RELEASED = -1, -2
+"""What a message of the leader begins with, where that is no number of an output."""
+
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -129,7 +132,7 @@ class Replicas:
             What is stored to it, `(tensor_parallel_1, *shape)`: that of the first replica of each
             row of replicas, as all outputs are the same over tp2. None where no stream is wanted.
         """
-        wanted = -1 if output is None else self._outputs.index(output)
+        wanted = NOTHING_WANTED if output is None else self._outputs.index(output)
         job = _job()
         if job is not None:
             parts = [inputs[stream].reshape(-1) for stream in self._inputs]
@@ -138,13 +141,22 @@ class Replicas:
         outputs = self._run(inputs)
         return None if output is None else self._collect(output, outputs)
 
-    def follow(self) -> NoReturn:
-        """Run what the leader does, until it ends the job."""
+    def release(self) -> None:
+        """Let the followers of this session go on to what comes next."""
+        job = _job()
+        if job is not None:
+            self._message[0] = RELEASED
+            job.broadcast(self._message)
+
+    def follow(self) -> None:
+        """Run what the leader does, until it releases the followers, or ends the job."""
         job = _job()
         assert job is not None
         while True:
             job.broadcast(self._message)
             wanted, *values = np.split(self._message, self._places())
+            if wanted[0] == RELEASED:
+                return
             inputs = zip(self._inputs, values, strict=True)
             outputs = self._run({stream: v.reshape(stream.shape) for stream, v in inputs})
             if wanted[0] >= 0:

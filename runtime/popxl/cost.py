@@ -27,8 +27,9 @@ class Cost:
         operations: multiplications and additions of matmuls.
         collective_calls: collectives that more than one replica takes part in.
         collective_bytes: of the tensors that go into them.
-        process_calls: those of them in which processes exchange something, where the replicas are
-            in several.
+        state_operations: of `operations`, those with memory that the program writes.
+        process_calls: those collectives in which processes exchange something, where the replicas
+            are in several.
         process_bytes: of the tensors that one process's replicas put into these.
     """
 
@@ -37,6 +38,7 @@ class Cost:
     operations: int = 0
     collective_calls: int = 0
     collective_bytes: int = 0
+    state_operations: int = 0
     process_calls: int = 0
     process_bytes: int = 0
 
@@ -118,8 +120,10 @@ class _Walk:
             if origin and index not in op.modifies:
                 picked = op.kind == "gather" and index == 0
                 read[origin] += num_bytes(op.outputs[0] if picked else tensor)
-        moved = self._collective(op)
-        return Cost(read["weights"], read["state"], _operations(op), *moved)
+        calls, moved, *between = self._collective(op)
+        operations = _operations(op)
+        on_state = operations if "state" in given else 0
+        return Cost(read["weights"], read["state"], operations, calls, moved, on_state, *between)
 
     def _collective(self, op: Op) -> tuple[int, int, int, int]:
         """The calls and bytes of a replica, and of a process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -107,35 +108,90 @@ def wait_until(look, accept, seconds: float = 20):
     return seen
 
 
-def test_the_next_slots_are_asked_for_before_they_are_used(monkeypatch):
-    asked = []
+class Recorded:
+    """An advisor that only notes what it is asked for, as `(advice, number of the slot)`."""
 
-    class Recorded:
-        def put(self, job):
-            asked.append(job)
+    def __init__(self, slots: list[torch.Tensor]):
+        self.starts = [Region.of(slot).start for slot in slots]
+        self.given: list[tuple[int, int]] = []
+        self.waited_for: list[int] = []
 
-    regions = [torch.zeros(paging.SMALL) for _ in range(6)]
+    def give(self, advice: int, region: Region) -> None:
+        self.given.append((advice, self.starts.index(region.start)))
+
+    def wait(self, region: Region, seconds: float) -> None:
+        self.waited_for.append(self.starts.index(region.start))
+
+    def take(self) -> list[tuple[int, int]]:
+        given, self.given = self.given, []
+        return given
+
+
+def pager_of(slots: list[torch.Tensor], budget: int, monkeypatch) -> tuple[paging.Pager, Recorded]:
+    """A pager that takes slots for mapped, and its advice."""
     monkeypatch.setattr(paging, "resident_share", lambda region: 1.0)
     monkeypatch.setattr(paging, "mapped_files", lambda: type("All", (), {"hold": lambda *_: True}))
-    monkeypatch.setattr(paging.threading.Thread, "start", lambda self: None)
-    size = Region.of(regions[0]).size
-    pager = paging.Pager(budget=4 * size)
-    pager._jobs = Recorded()
+    pager = paging.Pager(budget)
+    pager._advisor = Recorded(slots)
+    return pager, pager._advisor
+
+
+def test_the_next_slots_are_asked_for_before_they_are_used(monkeypatch):
+    slots = [torch.zeros(paging.SMALL) for _ in range(6)]
+    pager, advice = pager_of(slots, 4 * Region.of(slots[0]).size, monkeypatch)
     pager.begins()
-    for tensor in regions:
-        pager.loads(tensor)
+    for slot in slots:
+        pager.loads(slot, "layers")
     pager.begins()
-    order = []
-    for number, tensor in enumerate(regions * 2):
-        before = len(asked)
-        pager.loads(tensor)
-        order += [(number, advice, region.start) for advice, region in asked[before:]]
-    starts = [Region.of(t).start for t in regions]
-    for number in range(1, 12):  # each one is asked for while an earlier one is in use
-        wanted = starts[number % 6]
-        assert any(at < number and a == WILLNEED and s == wanted for at, a, s in order)
-    dropped = {s for _, a, s in order if a == PAGEOUT}
-    assert dropped == set(starts[3:])  # of a budget of 4, 3 stay and 1 is read ahead
+    assert advice.take() == [(PAGEOUT, 3), (PAGEOUT, 4), (PAGEOUT, 5)]  # 3 of a budget of 4 stay
+    asked, dropped = set(), set()
+    for number in [0, 1, 2, 3, 4, 5] * 2:
+        assert number in asked or not asked
+        pager.loads(slots[number], "layers")
+        for kind, slot in advice.take():
+            assert slot != number or kind == WILLNEED  # what is in use is not dropped
+            (asked if kind == WILLNEED else dropped).add(slot)
+            (dropped if kind == WILLNEED else asked).discard(slot)
+        assert len(asked - {0, 1, 2}) <= 2  # the one in use and the next
+    assert dropped <= {3, 4, 5}
+    assert advice.waited_for == [0, 1, 2, 3, 4, 5] * 2
+
+
+def test_slots_loaded_together_are_not_dropped_before_they_are_computed_with(monkeypatch):
+    """As in a loop over layers that loads the layer's weights first."""
+    slots = [torch.zeros(paging.SMALL) for _ in range(8)]
+    pager, advice = pager_of(slots, 4 * Region.of(slots[0]).size, monkeypatch)
+    for _ in range(2):
+        pager.begins()
+        advice.take()
+        for layer in range(4):
+            dropped = []
+            for part in range(2):
+                pager.loads(slots[2 * layer + part], f"part_{part}")
+                dropped += [slot for kind, slot in advice.take() if kind == PAGEOUT]
+            assert not {2 * layer, 2 * layer + 1} & set(dropped)
+    assert pager.streams
+    assert dropped == [4, 5]  # the last layer's loads end the use of the one before it
+
+
+def test_a_pager_waits_until_a_slot_is_asked_for(monkeypatch):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(region: Region, advice: int) -> bool:
+        begun.set()
+        return may_end.wait(20)
+
+    monkeypatch.setattr(paging, "advise", slow)
+    advisor, region = paging._Advisor(), Region(0, 1)
+    advisor.give(WILLNEED, region)
+    assert begun.wait(20)
+    waiting = threading.Thread(target=advisor.wait, args=(region, 20))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    may_end.set()
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 def test_a_table_that_rows_are_picked_from_is_not_read_ahead(tmp_path, monkeypatch):
@@ -148,11 +204,11 @@ def test_a_table_that_rows_are_picked_from_is_not_read_ahead(tmp_path, monkeypat
     assert advise(region, PAGEOUT)
     pager = paging.Pager(budget=region.size // 2)
     pager.begins()
-    pager.loads(mapped)
+    pager.loads(mapped, "table")
     mapped[5].sum()
     pager.begins()
     assert pager.streams
-    assert pager._order[0].sparse
+    assert pager._order[0] in pager._sparse
 
 
 def test_memory_in_no_file_is_left_alone(x):

@@ -7,10 +7,11 @@ says what is made here, and `<file>.json` what a complete file is. When every fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,11 +39,14 @@ class MapFolder:
         except OSError as error:
             raise UserError(f"cannot make folder {path}: {error.strerror}") from None
 
-    def begin(self, overwrite: bool = False) -> None:
+    def begin(self, overwrite: bool, check_room: Callable[[list[str], int], None]) -> None:
         """Take the folder for these maps, or go on with what was begun.
 
         Args:
             overwrite: discard maps of another checkpoint, model or sharding.
+            check_room: called before anything is changed, with the names of the files to be written
+                and the bytes of disk that will be free for them in addition; raises if these do
+                not suffice.
 
         Raises:
             UserError: where the folder has such maps, or files of the same names that no
@@ -50,17 +54,21 @@ class MapFolder:
         """
         with interrupts_between(), locked(self.path):
             found = self._found()
-            if found is not None:
-                differences = self.wanted.differences(found)
-                if not differences:
-                    return
-                if not overwrite:
-                    raise UserError(
-                        f"{self.path} has maps made for something else: {'; '.join(differences)}; "
-                        "give another --memmap-dir, or --overwrite to discard them"
-                    )
-                self._discard(found)
-            self._check_foreign()
+            differences = self.wanted.differences(found) if found else []
+            if found and not differences:
+                missing = [name for name in self.names if self.entry(name) is None]
+                check_room(missing, _bytes_on_disk(partial_path(self.path / n) for n in missing))
+                return
+            if found and not overwrite:
+                raise UserError(
+                    f"{self.path} has maps made for something else: {'; '.join(differences)}; "
+                    "give another --memmap-dir, or --overwrite to discard them"
+                )
+            discarded = self._made_here(found) if found else set()
+            self._check_foreign(discarded)
+            check_room(self.names, _bytes_on_disk(discarded))
+            if found:
+                self._discard(discarded)
             self._notes.mkdir(exist_ok=True)
             write_file(self._job, self.wanted.to_json().encode())
 
@@ -87,16 +95,6 @@ class MapFolder:
                     write_file(path, manifest)
                 shutil.rmtree(self._notes, ignore_errors=True)
         return [name for name in self.names if name not in files]
-
-    def bytes_begun(self, names: Sequence[str]) -> int:
-        """Bytes of disk that the beginnings of these files take."""
-        total = 0
-        for name in names:
-            try:
-                total += os.stat(partial_path(self.path / name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-        return total
 
     @property
     def _job(self) -> Path:
@@ -128,20 +126,35 @@ class MapFolder:
                 continue
         return None
 
-    def _discard(self, found: Manifest) -> None:
-        """Remove what generations made here; what lists it goes last, if this is interrupted."""
-        noted = [path.name.removesuffix(".json") for path in self._notes.glob("*.json")]
-        for name in [*found.files, *noted]:
-            (self.path / name).unlink(missing_ok=True)
-        for partial in self.path.glob(partial_path(Path("*")).name):
-            partial.unlink(missing_ok=True)
+    def _made_here(self, found: Manifest) -> set[Path]:
+        """What generations made in this folder, but for what lists it."""
+        notes = (path for path in self._notes.glob("*.json") if path != self._job)
+        noted = [path.name.removesuffix(".json") for path in notes]
+        partials = self.path.glob(partial_path(Path("*")).name)
+        return {self.path / name for name in (*found.files, *noted)} | set(partials)
+
+    def _discard(self, paths: Iterable[Path]) -> None:
+        """Remove what was made here; what lists it goes last, if this is interrupted."""
+        for path in paths:
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._notes, ignore_errors=True)
         (self.path / MANIFEST).unlink(missing_ok=True)
 
-    def _check_foreign(self) -> None:
+    def _check_foreign(self, discarded: set[Path]) -> None:
+        own = {*discarded, self.path / MANIFEST} if discarded else set()
         for name in (*self.names, MANIFEST):
-            if (self.path / name).exists():
+            path = self.path / name
+            if path.exists() and path not in own:
                 raise UserError(
                     f"{self.path} already has a file {name} that belongs to no memory maps: "
                     "give an empty or a new folder"
                 )
+
+
+def _bytes_on_disk(paths: Iterable[Path]) -> int:
+    """What files take on disk; those that are not there take nothing."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(path).st_blocks * 512
+    return total

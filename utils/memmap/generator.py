@@ -94,8 +94,7 @@ class Generator:
         Raises:
             UserError: where it has not, or the folder has other maps that are not to be discarded.
         """
-        self.folder.begin(overwrite)
-        self._check_room()
+        self.folder.begin(overwrite, self._check_room)
 
     def bytes_missing(self, share: Share) -> int:
         """How much a rank has to write."""
@@ -128,11 +127,11 @@ class Generator:
             for v in variables_of(self._session, self._parts[file]).values()
         )
 
-    def _check_room(self) -> None:
-        missing = [file for file in self.folder.names if self.folder.entry(file) is None]
+    def _check_room(self, missing: list[str], freed: int) -> None:
+        """Whether `missing` files find room once `freed` bytes of others are discarded."""
         # A page for the header, and one for what the file system adds to a file.
         needed = sum(self._bytes_of(file) + 2 * PAGE for file in missing)
-        free = shutil.disk_usage(self.folder.path).free + self.folder.bytes_begun(missing)
+        free = shutil.disk_usage(self.folder.path).free + freed
         if needed > free:
             raise UserError(
                 f"not enough disk for {self.folder.path}: {needed:,} bytes are needed, "

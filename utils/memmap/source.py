@@ -10,7 +10,7 @@ from utils.checkpoint import Checkpoint
 from utils.memory import MappedPages
 
 LARGE = 1 << 29
-"""Bytes of a tensor that is not kept in memory between its tiles."""
+"""Bytes of a tensor that is not kept in memory as a whole while it is cut up."""
 
 ROWS = 1 << 24
 """Bytes, about, of rows that are converted at once."""
@@ -48,12 +48,16 @@ class SourceTensor:
         self.shape = tensor.shape
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        part = self._tensor[index]
         if self._tensor.nbytes > LARGE:
-            self.release()  # of the tile before
+            self.release()  # of the rows before
+            if part.is_contiguous():
+                begin = part.data_ptr() - self._tensor.data_ptr()
+                self._pages.bring(begin, begin + part.nbytes)
         elif not self._read:
             self._pages.bring(0, self._tensor.nbytes)
         self._read = True
-        return self._tensor[index]
+        return part
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tensor, name)

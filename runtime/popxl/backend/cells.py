@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from popxl.backend.arrays import broadcast_shapes
+
 
 class Cell:
     """A value that can be written: a variable, a slot of a remote buffer, a by-reference input.
@@ -32,14 +34,14 @@ class Cell:
         """The tensor, its memory its own and wide enough for values of the given mesh sizes."""
         lead = len(meshes[0]) if meshes else 0
         shape = self.tensor.shape
-        wide = torch.broadcast_shapes(shape[:lead], *meshes) + shape[lead:]
+        wide = broadcast_shapes(shape[:lead], *meshes) + shape[lead:]
         if self.shared or wide != shape:
             self.tensor, self.shared = self.tensor.expand(wide).clone(), False
         return self.tensor
 
 
 def _holds(held: torch.Tensor, value: torch.Tensor) -> bool:
-    return torch.broadcast_shapes(held.shape, value.shape) == held.shape
+    return broadcast_shapes(held.shape, value.shape) == held.shape
 
 
 def make_cell(value: torch.Tensor) -> Cell:
@@ -72,12 +74,12 @@ class RemoteStore:
         entries: int,
         lead: int,
         zeros: Callable[[], torch.Tensor],
-        loads: Callable[[torch.Tensor], None],
+        loads: Callable[[torch.Tensor, str], None],
     ):
         """
         Args:
             zeros: makes what a slot holds before it is written to.
-            loads: told of each slot that is about to be used.
+            loads: told of each slot that is about to be used, and of the store's name.
         """
         self._name, self._entries, self._lead = name, entries, lead
         self._zeros, self._loads = zeros, loads
@@ -88,7 +90,7 @@ class RemoteStore:
         """What a slot holds: its own memory, not a copy, unless replicas load different slots."""
         first, *others = self._distinct(offset)
         value = self._slot(first).tensor
-        self._loads(value)
+        self._loads(value, self._name)
         for at in others:
             value = torch.where(self._replicas_at(offset, at), self._slot(at).tensor, value)
         return value

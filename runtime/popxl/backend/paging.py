@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,24 +30,33 @@ from popxl.backend.memory import (
 SMALL = 1 << 20
 """Bytes below which a slot is left to the kernel."""
 
-AHEAD = 0.25
-"""The share of the budget that may be filled by reading ahead."""
+IN_FLIGHT = 0.25
+"""The share of the budget for slots that do not stay: those in use and those being read ahead."""
+
+LAG = 16
+"""Loads after which a slot is taken to be done with, where its store is not loaded from sooner."""
 
 SPARSE = 0.5
 """A slot of which less is in memory after its use is one that rows are picked from."""
 
+PATIENCE = 10.0
+"""Seconds to wait at most for a slot to be asked for: after that the kernel reads it itself."""
+
 
 @dataclass(frozen=True)
 class _Load:
-    """One load in the order of a run."""
+    """One load in the order of a run: which slot, and the store that it is an entry of."""
 
+    pointer: int
     region: Region
-    stays: bool
-    sparse: bool
+    store: str
 
 
 class Pager:
     """Reads ahead and drops the mapped slots of one session.
+
+    A slot that is loaded is yet to be computed with. It is done with when another entry of the same
+    store is loaded, as in the next round of a loop over layers.
 
     Args:
         budget: bytes that mapped slots may take; 80 % of the memory that is available where None.
@@ -54,13 +64,8 @@ class Pager:
 
     def __init__(self, budget: int | None = None):
         self._budget = budget
-        self._seen: list[tuple[int, Region]] = []  # the loads of the run that is learned from
-        self._sparse: set[int] = set()
-        self._order: list[_Load] = []
-        self._places: dict[int, list[int]] = {}
-        self._state = "learning"
-        self._at = self._asked = -1
-        self._jobs: queue.SimpleQueue[tuple[int, Region]] = queue.SimpleQueue()
+        self._advisor = _Advisor()
+        self.forget()
 
     @property
     def streams(self) -> bool:
@@ -69,92 +74,131 @@ class Pager:
 
     def forget(self) -> None:
         """Slots have got other memory: learn anew."""
-        self._seen, self._order, self._state = [], [], "learning"
-        self._sparse = set()
+        self._state = "learning"
+        self._order: list[_Load] = []  # the loads of a run
+        self._sparse: set[_Load] = set()
+        self._staying: set[int] = set()  # pointers
+        self._places: dict[int, list[int]] = {}  # by pointer
+        self._at = self._asked = -1  # loaded last and asked for last, counted on over the runs
+        self._in_use: list[tuple[int, _Load]] = []  # with the number of the load
+        self._loads = 0
+        self._in_flight: dict[int, int] = {}  # bytes by pointer, of those that do not stay
 
     def begins(self) -> None:
         """A run begins."""
-        if self._state == "learning" and self._seen:
-            self._note_use()
+        if self._state == "learning" and self._order:
+            self._note_use(load for _, load in self._in_use)
             self._plan()
 
-    def loads(self, tensor: torch.Tensor) -> None:
-        """A slot is about to be used."""
+    def loads(self, tensor: torch.Tensor, store: str) -> None:
+        """A slot of the store is about to be used."""
         if self._state == "streaming":
             self._follow(tensor.data_ptr())
         elif self._state == "learning" and tensor.nbytes >= SMALL:
-            self._note_use()
-            self._seen.append((tensor.data_ptr(), Region.of(tensor)))
+            load = _Load(tensor.data_ptr(), Region.of(tensor), store)
+            self._order.append(load)
+            self._note_use(self._done_with(load))
 
-    def _note_use(self) -> None:
-        """See how much of the slot loaded last was read."""
-        if self._seen and resident_share(self._seen[-1][1]) < SPARSE:
-            self._sparse.add(len(self._seen) - 1)
+    def _done_with(self, load: _Load) -> list[_Load]:
+        """The slots in use that this load shows to be so no more."""
+        self._loads += 1
+        done = [
+            (number, other)
+            for number, other in self._in_use
+            if other.store == load.store or self._loads - number > LAG
+        ]
+        self._in_use = [use for use in self._in_use if use not in done] + [(self._loads, load)]
+        return [other for _, other in done]
+
+    def _note_use(self, done: Iterable[_Load]) -> None:
+        """See how much of some slots was read."""
+        self._sparse |= {load for load in done if resident_share(load.region) < SPARSE}
 
     def _plan(self) -> None:
         """Decide whether to stream, and which slots stay in memory."""
         files = mapped_files()
-        seen = [
-            (pointer, region, number in self._sparse)
-            for number, (pointer, region) in enumerate(self._seen)
-            if files.hold(region)
-        ]
-        total = sum({region.start: region.size for _, region, _ in seen}.values())
+        self._order = [load for load in self._order if files.hold(load.region)]
+        sizes = {load.pointer: load.region.size for load in self._order}
         budget = self._budget if self._budget is not None else int(0.8 * available_memory())
-        if total <= budget:
+        if sum(sizes.values()) <= budget:
             self._state = "fits"
             return
-        self._window = int(budget * AHEAD)
+        self._state, self._in_use = "streaming", []
+        self._window = int(budget * IN_FLIGHT)
         room = budget - self._window
-        staying: dict[int, bool] = {}
-        for pointer, region, _ in seen:
-            if pointer not in staying:
-                staying[pointer] = region.size <= room
-                room -= region.size * staying[pointer]
-        self._order = [_Load(region, staying[p], sparse) for p, region, sparse in seen]
-        self._places = {}
-        for place, (pointer, _, _) in enumerate(seen):
-            self._places.setdefault(pointer, []).append(place)
-        self._state, self._at, self._asked = "streaming", -1, 0
-        threading.Thread(target=_work, args=(self._jobs,), name="popxl-pager", daemon=True).start()
+        for pointer, size in sizes.items():
+            if size <= room:
+                self._staying.add(pointer)
+                room -= size
+        for place, load in enumerate(self._order):
+            self._places.setdefault(load.pointer, []).append(place)
+        self._drop(self._order)  # what the run that was learned from has left
 
     def _follow(self, pointer: int) -> None:
         places = self._places.get(pointer)
         if not places:
             return
-        before, count = self._at, len(self._order)
-        self._at = min(places, key=lambda place: (place - before - 1) % count)
-        self._drop(before)
+        count = len(self._order)
+        self._at += 1 + min((place - self._at - 1) % count for place in places)
+        self._asked = max(self._asked, self._at)
+        load = self._order[self._at % count]
+        self._drop(other for other in self._done_with(load) if other.pointer != pointer)
         self._read_ahead()
+        self._advisor.wait(load.region, PATIENCE)
 
-    def _drop(self, place: int) -> None:
-        """Give up the slot loaded before, unless it stays or is the one in use."""
-        if place < 0:
-            return
-        used = self._order[place]
-        if not used.stays and used.region != self._order[self._at].region:
-            self._jobs.put((PAGEOUT, used.region))
+    def _drop(self, loads: Iterable[_Load]) -> None:
+        """Give up slots, but for those that stay."""
+        for load in loads:
+            if load.pointer not in self._staying:
+                self._advisor.give(PAGEOUT, load.region)
+                self._in_flight.pop(load.pointer, None)
 
     def _read_ahead(self) -> None:
-        """Ask for the following slots, as far as the window reaches."""
-        count, reach = len(self._order), 0
-        for step in range(1, count):
-            place = (self._at + step) % count
-            load = self._order[place]
-            reach += load.region.size * (not load.sparse)
-            if reach > self._window and step > 1:
-                return
-            if self._is_new(place) and not load.sparse:
-                self._jobs.put((WILLNEED, load.region))
-                self._asked = place
-
-    def _is_new(self, place: int) -> bool:
-        """Whether a slot ahead has not been asked for in this round."""
+        """Ask for the following slots as far as the window reaches, and for one in any case."""
         count = len(self._order)
-        return (place - self._at) % count > (self._asked - self._at) % count
+        while self._asked + 1 < self._at + count:
+            load = self._order[(self._asked + 1) % count]
+            if load not in self._sparse:
+                if load.pointer not in self._staying:
+                    flying = sum(self._in_flight.values())
+                    if self._asked > self._at and flying + load.region.size > self._window:
+                        return
+                    self._in_flight[load.pointer] = load.region.size
+                self._advisor.give(WILLNEED, load.region)
+            self._asked += 1
 
 
-def _work(jobs: queue.SimpleQueue[tuple[int, Region]]) -> None:
-    while True:
-        advice, region = jobs.get()
-        advise(region, advice)
+class _Advisor:
+    """Gives the kernel advice in the background, in the order it came."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[int, Region]] = queue.SimpleQueue()
+        self._asked = threading.Condition()
+        self._waiting: dict[Region, int] = {}  # regions to be asked for, and how often
+        self._thread: threading.Thread | None = None
+
+    def give(self, advice: int, region: Region) -> None:
+        """Queue a piece of advice."""
+        if advice == WILLNEED:
+            with self._asked:
+                self._waiting[region] = self._waiting.get(region, 0) + 1
+        self._jobs.put((advice, region))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="popxl-pager", daemon=True)
+            self._thread.start()
+
+    def wait(self, region: Region, seconds: float) -> None:
+        """Until nothing that would read the region is queued."""
+        with self._asked:
+            self._asked.wait_for(lambda: region not in self._waiting, seconds)
+
+    def _work(self) -> None:
+        while True:
+            advice, region = self._jobs.get()
+            advise(region, advice)
+            if advice == WILLNEED:
+                with self._asked:
+                    self._waiting[region] -= 1
+                    if not self._waiting[region]:
+                        del self._waiting[region]
+                    self._asked.notify_all()
