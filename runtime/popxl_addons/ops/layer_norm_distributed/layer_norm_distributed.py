@@ -18,7 +18,7 @@ def layer_norm_distributed(
     """Layer norm (arXiv 1607.06450) of the last dimension, whose parts the members of a group hold.
 
     Mean and variance are taken in float32, the variance from centred values. One collective: every
-    replica gives the mean of its part and the squares round that, which add up to the whole's as
+    replica gives the sum of its part and the squares round its mean, which add up to the whole's as
     Chan, Golub and LeVeque have it (Updating formulae and a pairwise algorithm, 1979).
 
     Args:
@@ -52,33 +52,34 @@ def _build(
     assignment: tuple[int, ...],
 ) -> popxl.Tensor:
     group = popxl.gir().replica_grouping_from_assignments(list(assignment))
-    hidden_size = t.shape[-1] * group.group_size
     x = ops.cast(t, popxl.float32)
-    mean = ops.mean(x, -1, True)
-    centred = x - mean
-    squares = ops.sumsquare(centred, -1, True)
-    if group.group_size > 1:
-        shift, squares = _of_whole(mean, squares, t.shape[-1], group)
-        centred = centred + shift
-    normalised = centred / ops.sqrt(squares / hidden_size + epsilon)
+    own = ops.sum(x, -1, True)
+    squares = ops.sumsquare(x - own / t.shape[-1], -1, True)
+    if group.group_size == 1:
+        mean, variance = own / t.shape[-1], squares / t.shape[-1]
+    else:
+        mean, variance = _of_whole(own, squares, t.shape[-1], group)
+    normalised = (x - mean) / ops.sqrt(variance + epsilon)
     scaled = normalised * ops.cast(w, popxl.float32) + ops.cast(b, popxl.float32)
     return ops.cast(scaled, t.dtype)
 
 
 def _of_whole(
-    mean: popxl.Tensor, squares: popxl.Tensor, size: int, group: popxl.ReplicaGrouping
+    own: popxl.Tensor, squares: popxl.Tensor, size: int, group: popxl.ReplicaGrouping
 ) -> tuple[popxl.Tensor, popxl.Tensor]:
-    """From mean and squares round it of each part of `size` elements, `(..., 1)`, to the whole's.
+    """Mean and variance of the whole, `(..., 1)`.
 
-    Returns:
-        What lies between this part's mean and the whole's, and the squares round the latter.
+    Args:
+        own: the sum of this part, of `size` elements.
+        squares: round this part's mean, added up.
     """
-    own = ops.concat([mean, squares], -1)
-    every = ops.collectives.replicated_all_gather(own, 0, group, "new_axis")
-    means, parts = ops.split(every, 2, axis=-1)
-    whole = ops.mean(means, 0)
-    between = ops.sumsquare(means - whole, 0) * size
-    return mean - whole, ops.sum(parts, 0) + between
+    both = ops.concat([own, squares], -1)
+    every = ops.collectives.replicated_all_gather(both, 0, group, "new_axis")
+    sums, parts = ops.split(every, 2, axis=-1)
+    hidden_size = size * group.group_size
+    mean = ops.sum(sums, 0) / hidden_size
+    between = ops.sumsquare(sums / size - mean, 0) * size
+    return mean, (ops.sum(parts, 0) + between) / hidden_size
 
 
 _composite = composite("layer_norm_distributed", _build)
