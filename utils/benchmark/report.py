@@ -142,9 +142,7 @@ def result_of(
         prompt_share=statistics.median(p.share for p in prompts),
         decode_share=statistics.median(s.share for s in steps),
         peak_memory_bytes=peak_memory_bytes,
-        exchange=Exchange(
-            *(statistics.median(getattr(t, name) for t in samples.exchanged) for name in TRAFFIC)
-        ),
+        exchange=_exchange(samples),
         comparison=_comparison(samples, peer) if peer else None,
     )
 
@@ -232,6 +230,13 @@ def _with_spread(spread: Spread) -> str:
 
 def _rates(tokens: int, passes: Iterable[Timed]) -> Spread:
     return Spread.of(tokens / p.seconds for p in passes)
+
+
+def _exchange(samples: Samples) -> Exchange:
+    if not samples.exchanged:
+        return Exchange(0, 0, 0)
+    by_name = ([getattr(t, name) for t in samples.exchanged] for name in TRAFFIC)
+    return Exchange(*map(statistics.median, by_name))
 
 
 def _comparison(samples: Samples, peer: str) -> Comparison:
