@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -22,6 +23,9 @@ import popxl
 from config import BloomConfig, ConfigError
 
 LEADER = 0
+GRACE = 8.0
+"""Seconds that the leader has to end the job when a launcher ends all processes."""
+
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -216,6 +220,8 @@ def _end_when_terminated() -> None:
     def wait() -> None:
         while os.read(reading, 1)[0] != signal.SIGTERM:
             pass
+        if launched():  # it ends all of them: the leader takes its leave first
+            time.sleep(GRACE)
         job = _job()
         if job is not None:
             job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
