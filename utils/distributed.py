@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -22,6 +23,8 @@ import popxl
 from config import BloomConfig, ConfigError
 
 LEADER = 0
+GRACE = 8.0
+"""Seconds that the leader has to end the job when a launcher ends all processes."""
 NOTHING_WANTED, RELEASED = -1, -2
 """What a message of the leader begins with, where that is no number of an output."""
 
@@ -228,6 +231,8 @@ def _end_when_terminated() -> None:
     def wait() -> None:
         while os.read(reading, 1)[0] != signal.SIGTERM:
             pass
+        if launched():  # it ends all of them: the leader takes its leave first
+            time.sleep(GRACE)
         job = _job()
         if job is not None:
             job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")

@@ -73,11 +73,12 @@ def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession
     return Loaded(config, session, passes, tokenizer)
 
 
-def build(config: BloomConfig) -> InferenceSession:
+def build(config: BloomConfig, spread: bool = True) -> InferenceSession:
     """The session of `inference`, with a device that is not there told as a user's error."""
-    distributed.check(config)
+    if spread:
+        distributed.check(config)
     try:
-        return inference(config)
+        return inference(config, spread)
     except RuntimeError as error:
         raise UserError(str(error)) from None
 
