@@ -151,7 +151,7 @@ def encode_prompt(tokenizer: Any, prompt: str, passes: Passes) -> list[int]:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no valid text at character {error.start}") from None
-    ids = list(tokenizer(prompt, verbose=False).input_ids)  # what is too long is said below
+    ids = list(tokenizer(prompt).input_ids)
     if not ids:
         raise UserError("the prompt must have at least one token, not none: give it some text")
     if len(ids) > passes.sequence_length:

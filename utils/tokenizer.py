@@ -91,8 +91,7 @@ class Tokenizer:
         ids = [self._id(name) for name, token in self._special.items() if token is not None]
         return None not in ids
 
-    def __call__(self, text: str, verbose: bool = False) -> Encoding:
-        """The text's ids; `verbose` is transformers' and says nothing here."""
+    def __call__(self, text: str) -> Encoding:
         return Encoding(self.backend_tokenizer.encode(text).ids)
 
     def __bool__(self) -> bool:
