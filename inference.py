@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import popdist
 import popxl
 import popxl_addons as addons
 from popxl import ops
@@ -71,16 +72,18 @@ class InferenceSession(addons.TaskSession):
     pass_graphs: dict[str, popxl.Graph]
 
 
-def inference(config: BloomConfig, **session_options: Any) -> InferenceSession:
+def inference(config: BloomConfig, spread: bool = True, **session_options: Any) -> InferenceSession:
     """Build the program.
 
     Args:
+        spread: its replicas over all processes, where there are several.
         session_options: further ones of `popxl.Session`.
 
     Raises:
         RuntimeError: where the configured device is not there.
     """
-    ir = popxl.Ir(replication=config.execution.replicas)
+    ir = popxl.Ir(replication="popdist" if spread and popdist.isPopdistEnvSet() else 1)
+    ir.replication_factor = config.execution.replicas
     with ir.main_graph:
         phases = _Phases(config)
         longest = max(*chunk_sizes(config), *verify_sizes(config), config.execution.batch_size)

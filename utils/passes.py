@@ -9,6 +9,7 @@ from popxl import DeviceToHostStream
 
 from config import BloomConfig
 from inference import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes, verify_sizes
+from utils.distributed import Replicas
 
 
 class Passes:
@@ -28,6 +29,7 @@ class Passes:
         self.vocab_size = config.model.vocab_size
         self.chunks = chunk_sizes(config)
         self.verify_sizes = verify_sizes(config)
+        self.replicas = Replicas(config, session)
 
     def prompt(
         self,
@@ -154,7 +156,10 @@ class Passes:
         chosen_pass: int,
         output: DeviceToHostStream | None = None,
     ) -> np.ndarray:
-        """The logits of a pass: what it stores to `output`, which is the `logits` by default."""
+        """The logits of a pass: what it stores to `output`, which is the `logits` by default.
+
+        No rows where it has none.
+        """
         inputs = self.session.inputs
         arrays = {
             inputs.tokens: _padded(tokens, inputs.tokens.shape[0]),
@@ -163,18 +168,14 @@ class Passes:
             inputs.last: np.array(last, np.int32),
             inputs.chosen_pass: np.array(chosen_pass, np.int32),
         }
-        outputs = self.session.run({s: self._to_replicas(a) for s, a in arrays.items()})
-        return self._from_replicas(outputs[output or self.session.outputs.logits])
+        if output is None and last != NO_LOGITS:
+            output = self.session.outputs.logits
+        parts = self.replicas.run(arrays, output)
+        return self._joined(parts) if parts is not None else np.empty((0, self.vocab_size))
 
-    def _to_replicas(self, array: np.ndarray) -> np.ndarray:
-        replicas = self.config.execution.replicas
-        return array if replicas == 1 else np.broadcast_to(array, (replicas, *array.shape))
-
-    def _from_replicas(self, logits: np.ndarray) -> np.ndarray:
+    def _joined(self, parts: np.ndarray) -> np.ndarray:
         """`(rows, vocab_size)` from the parts of the vocabulary that lie over tp1."""
-        if self.config.execution.replicas > 1:
-            parts = logits[:: self.config.execution.tensor_parallel_2]
-            logits = np.concatenate(list(parts), axis=-1)
+        logits = parts[0] if len(parts) == 1 else np.concatenate(list(parts), axis=-1)
         return logits[:, : self.vocab_size]
 
 

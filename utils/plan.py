@@ -23,7 +23,9 @@ class Plan:
     """What a program needs, for one replica unless said otherwise; sizes in bytes.
 
     `bytes_read_per_token`: weights that one token pass reads; `cache_bytes_per_token`: the KV cache
-    when it is full. `collective_bytes_per_token`: of the tensors that go into its collectives.
+    when it is full. `collective_bytes_per_token`: of the tensors that go into its collectives;
+    `process_bytes_per_token`: of those that one process's replicas put into collectives with other
+    processes.
     """
 
     replicas: int
@@ -38,6 +40,8 @@ class Plan:
     operations_per_token: int
     collectives_per_token: int
     collective_bytes_per_token: int
+    process_collectives_per_token: int
+    process_bytes_per_token: int
     weight_bytes_all_replicas: int
     streaming: Streaming
 
@@ -72,6 +76,8 @@ def make_plan(
         operations_per_token=cost.operations,
         collectives_per_token=cost.collective_calls,
         collective_bytes_per_token=cost.collective_bytes,
+        process_collectives_per_token=cost.process_calls,
+        process_bytes_per_token=cost.process_bytes,
         weight_bytes_all_replicas=all_bytes,
         streaming=estimate(
             all_bytes,
@@ -97,6 +103,10 @@ def describe_plan(plan: Plan) -> str:
         (
             "collectives a token",
             f"{plan.collectives_per_token} of {_size(plan.collective_bytes_per_token)} in all",
+        ),
+        (
+            "between processes",
+            f"{plan.process_collectives_per_token} of {_size(plan.process_bytes_per_token)} in all",
         ),
         ("program built in", f"{plan.build_seconds:.1f} s, {_size(plan.peak_host_bytes)} of host"),
     ]

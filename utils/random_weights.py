@@ -7,6 +7,7 @@ from popxl import Variable
 from tqdm import tqdm
 
 from inference import InferenceSession
+from utils.distributed import own_replicas
 
 POOL = 1 << 20
 """Random numbers that weights are filled with, over and over."""
@@ -33,15 +34,18 @@ def fill_randomly(
 ) -> None:
     """Give every variable of the weights that is not of integers random values.
 
+    Of several processes each fills its own replicas' matrices alone.
+
     Args:
         alike: sessions of programs with the same variables; they get the same memory.
     """
     pool = generator.standard_normal(POOL, dtype=np.float32) * np.float32(DEVIATION)
+    own = own_replicas(session.ir.replication_factor)
     others = [(other, other.state.to_dict()) for other in alike]
     variables = session.state.to_dict().items()
     for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
         assert isinstance(variable, Variable)
-        values = random_values(name, variable, pool)
+        values = random_values(name, variable, pool, slice(own.start, own.stop))
         if values is not None:
             session.write_variable_data(variable, values)
             for other, theirs in others:
@@ -50,7 +54,9 @@ def fill_randomly(
                 other.write_variable_data(twin, values)
 
 
-def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray | None:
+def random_values(
+    name: str, variable: Variable, pool: np.ndarray, own: slice = slice(None)
+) -> np.ndarray | None:
     """Host data for the variable called `name`, laid out as a checkpoint's; None for integers.
 
     Floats are normal, the scales of norms such around 1. Quantised weights stand for values of the
@@ -58,6 +64,7 @@ def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray
 
     Args:
         pool: normal values of deviation `DEVIATION`, float32.
+        own: the replicas whose part of a matrix is filled.
     """
     shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
     constant = CONSTANTS.get(name.rpartition(".")[2])
@@ -70,9 +77,12 @@ def random_values(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray
         return np.resize(numbers, shape) + dtype.type(1)
     if name.endswith("alibi_slopes"):  # of another sign they would turn masked scores into NaN
         return np.resize(np.abs(numbers), shape)
-    if variable.rank != 2 or name in TABLES:
-        return np.resize(numbers, shape)
-    return np.resize(numbers, (*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
+    swapped = variable.rank == 2 and name not in TABLES
+    stored = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
+    values = np.empty(stored, numbers.dtype)
+    filled = values[own] if len(stored) == 3 and variable.rank == 2 else values
+    filled[...] = np.resize(numbers, filled.shape)
+    return values.swapaxes(-1, -2) if swapped else values
 
 
 def _numbers(pool: np.ndarray, dtype: np.dtype) -> np.ndarray | None:

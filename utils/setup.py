@@ -11,6 +11,7 @@ from typing import NoReturn
 import numpy as np
 
 from config import ConfigError
+from utils import distributed
 
 # Libraries that write a line for each request or file lock.
 CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "matplotlib")
@@ -25,14 +26,16 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
     The status is what `main` returns (None is 0). A `UserError` or `ConfigError` is printed as
     ``error: ...`` on stderr, status 2; an interrupt is status 130, as shells have it. Any other
-    exception is a fault of the program and keeps its traceback.
+    exception is a fault of the program and keeps its traceback. Of several processes the others
+    end with this one.
     """
+    status, message = 1, ""
     try:
+        distributed.prepare()
         status = main() or 0
         sys.stdout.flush()
     except (UserError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status, message = 2, str(error)
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
@@ -40,6 +43,9 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         # again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 0
+    distributed.finish(status, message)
     sys.exit(status)
 
 

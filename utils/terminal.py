@@ -16,12 +16,14 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output import create_output
 
+from utils import distributed
 from utils.generation import GenerationStep, check_num_tokens
 from utils.sampling import SamplingConfig
 from utils.setup import UserError
 from utils.writing import for_terminal, say, summary, write
 
 WELCOME = "Enter keeps the value in brackets. Ctrl-C stops a text, Ctrl-D leaves."
+INTERRUPTED = 128 + signal.SIGINT
 SHOWN_PROMPT = 40  # characters of the last prompt shown in brackets
 
 Number = TypeVar("Number", int, float)
@@ -127,7 +129,7 @@ class Interrupt:
     """Catches Ctrl-C while something runs, so that it ends between two steps and not within one.
 
     The first is only noted, for `check` to raise. A second one raises at once, for a step that
-    takes too long to wait for.
+    takes too long to wait for. One that a launcher passes on ends the script.
     """
 
     def __init__(self) -> None:
@@ -151,6 +153,8 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if distributed.launched():
+            sys.exit(INTERRUPTED)
         self.check()
         self._noted = True
 

@@ -44,3 +44,8 @@ def _number(variable: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{variable} is {text!r}, it must be a whole number") from None
+
+
+if isPopdistEnvSet():
+    # Who loses another process says so itself; torch would add pages of its own stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -28,6 +28,9 @@ class Cost:
         collective_calls: collectives that more than one replica takes part in.
         collective_bytes: of the tensors that go into them.
         state_operations: of `operations`, those with memory that the program writes.
+        process_calls: those collectives in which processes exchange something, where the replicas
+            are in several.
+        process_bytes: of the tensors that one process's replicas put into these.
     """
 
     weight_bytes: int = 0
@@ -36,6 +39,8 @@ class Cost:
     collective_calls: int = 0
     collective_bytes: int = 0
     state_operations: int = 0
+    process_calls: int = 0
+    process_bytes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -66,6 +71,7 @@ def num_bytes(t: Tensor) -> int:
 class _Walk:
     def __init__(self, graph: Graph):
         self._known: dict = {}
+        self._together = graph.ir.instance_replication_factor
         self._written = {op.buffer for op in graph.ir._reachable_ops() if op.kind == "remote_store"}
 
     def cost(self, graph: Graph, origins: tuple[Origin, ...]) -> tuple[Cost, tuple[Origin, ...]]:
@@ -114,10 +120,19 @@ class _Walk:
             if origin and index not in op.modifies:
                 picked = op.kind == "gather" and index == 0
                 read[origin] += num_bytes(op.outputs[0] if picked else tensor)
-        calls, moved = _collective(op)
+        calls, moved, *between = self._collective(op)
         operations = _operations(op)
         on_state = operations if "state" in given else 0
-        return Cost(read["weights"], read["state"], operations, calls, moved, on_state)
+        return Cost(read["weights"], read["state"], operations, calls, moved, on_state, *between)
+
+    def _collective(self, op: Op) -> tuple[int, int, int, int]:
+        """The calls and bytes of a replica, and of a process."""
+        if "group" not in op.attributes or max(map(op.group.assignment.count, {0})) == 1:
+            return 0, 0, 0, 0
+        size = num_bytes(op.inputs[0])
+        if op.attributes.get("reduction") == "local" or not op.group._crosses(self._together):
+            return 1, size, 0, 0
+        return 1, size, 1, self._together * size
 
 
 def _own_origin(t: Tensor) -> Origin:
@@ -128,9 +143,3 @@ def _operations(op: Op) -> int:
     if op.kind != "matmul":
         return 0
     return 2 * op.outputs[0].nelms * op.inputs[0].shape[-1]
-
-
-def _collective(op: Op) -> tuple[int, int]:
-    if "group" not in op.attributes or max(map(op.group.assignment.count, {0})) == 1:
-        return 0, 0
-    return 1, num_bytes(op.inputs[0])

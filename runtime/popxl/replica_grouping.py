@@ -103,6 +103,10 @@ class ReplicaGrouping:
             self._ir, [rank_in_group[r] for r in range(len(self._assignment))]
         )
 
+    def _crosses(self, together: int) -> bool:
+        """Whether a group has members in two processes of `together` replicas each."""
+        return any(len({r // together for r in members}) > 1 for members in self._members())
+
     def _members(self) -> list[list[int]]:
         groups: list[list[int]] = [[] for _ in range(self.num_groups)]
         for replica, group in enumerate(self._assignment):

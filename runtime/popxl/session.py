@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.utils import to_numpy
+
+if TYPE_CHECKING:
+    from popxl.backend.processes import Traffic
 
 DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
 
@@ -28,7 +31,6 @@ class Session:
     Raises:
         ValueError: for another device.
         RuntimeError: where the device is not there.
-        NotImplementedError: where the replicas are spread over several processes.
     """
 
     def __init__(
@@ -41,12 +43,6 @@ class Session:
     ):
         from popxl.backend.engine import Engine
 
-        if ir.instance_replication_factor < ir.replication_factor:
-            raise NotImplementedError(
-                f"the Ir has {ir.replication_factor} replicas, this process "
-                f"{ir.instance_replication_factor}: replicas in several processes are not "
-                "supported yet"
-            )
         self._ir = ir
         self._attached = 0
         self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
@@ -61,7 +57,13 @@ class Session:
     def is_attached(self) -> bool:
         return self._attached > 0
 
+    @property
+    def traffic(self) -> Traffic:
+        """Ours: the collectives that this process took part in with others so far."""
+        return self._engine.traffic()
+
     def __enter__(self) -> Session:
+        self._engine.attach()
         self._attached += 1
         return self
 

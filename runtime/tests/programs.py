@@ -30,14 +30,14 @@ def run_program(
     """Load `arrays` in a program, store what `build` makes of them, and run it once.
 
     Args:
-        arrays: with a leading replica axis where there are several replicas.
+        arrays: with a leading axis of this process's replicas where there are several.
         ir: where the program is built; a new one of `replicas` where None.
 
     Returns:
         The outputs, with a leading replica axis where there are several replicas.
     """
     ir = ir or popxl.Ir(replication=replicas)
-    replicas = ir.replication_factor
+    replicas = ir.instance_replication_factor
     with ir.main_graph:
         shapes = [a.shape[1:] if replicas > 1 else a.shape for a in arrays]
         streams = [

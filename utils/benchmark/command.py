@@ -14,6 +14,7 @@ from popxl import machine
 from tqdm import tqdm
 
 from config import BloomConfig
+from utils import distributed
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
@@ -68,6 +69,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
 
     Where the configuration has a folder of memory maps, these are the weights.
     """
+    distributed.join(config)
     gc.collect()  # the session before may be in cycles
     restart_peak_memory()
     maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
@@ -85,6 +87,9 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     total = sum(progress_of(c, arguments.repeats) for c in wanted)
     with session, _bar(config, total) as bar:
         passes = Passes(config, session)
+        if not distributed.leads():
+            passes.replicas.follow()
+            return
         start = Start(compile_seconds, _seconds(passes.warm_up))
         rounds = Rounds(passes, work, generator, peer, bar.update)
         for combination in wanted:
@@ -97,6 +102,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
                     peak = peak_memory() - machine.held_bytes()
                     result = result_of(samples, start, work, limits, peak, arguments.compare)
                     measured.results.append(result)
+        passes.replicas.release()
 
 
 def report(config: BloomConfig, arguments: BenchmarkArguments, measured: Measured) -> None:

@@ -52,6 +52,7 @@ class Samples:
         prompts: of all rows of a round.
         steps: of decoding.
         logits_differ_by: most that a logit differed from the peer's.
+        exchanged: with other processes, by each step.
     """
 
     combination: Combination
@@ -59,6 +60,7 @@ class Samples:
     prompts: list[Timed] = field(default_factory=list)
     steps: list[Timed] = field(default_factory=list)
     logits_differ_by: float = 0.0
+    exchanged: list[Any] = field(default_factory=list)
 
 
 class Rounds:
@@ -125,7 +127,9 @@ class Rounds:
     ) -> tuple[np.ndarray, float, float | None]:
         tokens = logits.argmax(-1).astype(np.int32)
         positions = np.full(len(tokens), filled, np.int32)
+        before = self.passes.session.traffic
         logits, seconds = _timed(partial(self.passes.token, tokens, positions))
+        samples.exchanged.append(self.passes.session.traffic - before)
         theirs = self._timed_peer(samples, "token", tokens, logits)
         self.progress()
         return logits, seconds, theirs

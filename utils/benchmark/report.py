@@ -16,6 +16,9 @@ from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Samples, Timed
 from utils.benchmark.work import Work
 
+TRAFFIC = ("calls", "bytes", "seconds")
+"""Of the runtime's `Traffic`, in the order of `Exchange`."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -44,6 +47,21 @@ class Comparison:
     prompt_ratio: float
     decode_ratio: float
     logits_differ_by: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """With other processes, a step of decoding: medians of rank 0.
+
+    Attributes:
+        collectives: in which processes exchange something.
+        bytes: of the tensors that this process put into them.
+        seconds: in them, with the wait for the others.
+    """
+
+    collectives: float
+    bytes: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,7 @@ class Result:
     prompt_share: float
     decode_share: float
     peak_memory_bytes: int
+    exchange: Exchange
     comparison: Comparison | None = None
 
 
@@ -123,6 +142,7 @@ def result_of(
         prompt_share=statistics.median(p.share for p in prompts),
         decode_share=statistics.median(s.share for s in steps),
         peak_memory_bytes=peak_memory_bytes,
+        exchange=_exchange(samples),
         comparison=_comparison(samples, peer) if peer else None,
     )
 
@@ -161,6 +181,11 @@ def as_text(config: BloomConfig, limits: MachineLimits, results: Sequence[Result
 
 def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Result]) -> list[str]:
     model, execution, first = config.model, config.execution, results[0]
+    exchange = first.exchange
+    between = (
+        f"between processes, a step: {exchange.collectives:.0f} collectives of "
+        f"{exchange.bytes / 1e3:.1f} kB, {exchange.seconds * 1e3:.2f} ms of it"
+    )
     precisions = " or ".join(dict.fromkeys(r.matmul_precision for r in results))
     return [
         f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, vocabulary "
@@ -169,6 +194,7 @@ def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Resul
         f"limits: memory read by {limits.reading}; torch.mm in {precisions}",
         f"compiled in {first.compile_seconds:.2f} s, "
         f"each pass run once in {first.first_pass_seconds:.2f} s",
+        *([between] if exchange.collectives else []),
     ]
 
 
@@ -204,6 +230,13 @@ def _with_spread(spread: Spread) -> str:
 
 def _rates(tokens: int, passes: Iterable[Timed]) -> Spread:
     return Spread.of(tokens / p.seconds for p in passes)
+
+
+def _exchange(samples: Samples) -> Exchange:
+    if not samples.exchanged:
+        return Exchange(0, 0, 0)
+    by_name = ([getattr(t, name) for t in samples.exchanged] for name in TRAFFIC)
+    return Exchange(*map(statistics.median, by_name))
 
 
 def _comparison(samples: Samples, peer: str) -> Comparison:

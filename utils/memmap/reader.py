@@ -10,6 +10,7 @@ from popxl import Variable
 
 from config import BloomConfig
 from inference import InferenceSession
+from utils import distributed
 from utils.memmap.manifest import MANIFEST, map_settings
 from utils.memmap.parts import part_files, variables_of
 from utils.memmap.tensor_file import map_tensors
@@ -41,7 +42,7 @@ class MemoryMaps:
         )
         self.config = dataclasses.replace(config, model=model)
         self._check_settings()
-        if config.execution.verify_memmap:
+        if config.execution.verify_memmap and distributed.first_here():
             verify(self.path)
         else:
             self._check_files()

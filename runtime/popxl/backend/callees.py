@@ -55,9 +55,12 @@ def repeated(body: Lowered, by_ref: frozenset[int]) -> tuple[Lowered, list[bool]
     return Lowered(body.module, tuple(shares), writes), copied
 
 
-def reaches_outside(graph: Graph) -> bool:
-    """Whether it, or a graph it calls, uses a stream or stores to a remote buffer."""
-    outside = ("host_load", "host_store", "remote_store")
-    return any(op.kind in outside for op in graph._ops) or any(
-        reaches_outside(called) for called in graph.called_graphs
-    )
+def reaches_outside(graph: Graph) -> str:
+    """What it, or a graph it calls, does outside of its replica's tensors; empty where nothing."""
+    together = graph.ir.instance_replication_factor
+    for op in graph._ops:
+        if op.kind in ("host_load", "host_store", "remote_store"):
+            return "stores to a remote buffer or uses a stream"
+        if "group" in op.attributes and op.group._crosses(together):
+            return f"has an {op.kind} between processes"
+    return next(filter(None, map(reaches_outside, graph.called_graphs)), "")

@@ -48,7 +48,8 @@ class Conditional(torch.nn.Module):
 
     Args:
         lead: the number of mesh axes.
-        separable: whether that is all the graphs do: they reach no stream and store nothing.
+        outside: what the graphs do besides, which both must not do: reach a stream or a remote
+            buffer, or other processes; nothing where empty.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Conditional(torch.nn.Module):
         else_branch: torch.nn.Module,
         split: int,
         lead: int,
-        separable: bool,
+        outside: str,
     ):
         super().__init__()
         self.then_branch, self.else_branch = then_branch, else_branch
-        self.split, self.lead, self.separable = split, lead, separable
+        self.split, self.lead, self.outside = split, lead, outside
 
     def forward(self, condition: torch.Tensor, *inputs: Any) -> Outputs:
         chosen = condition.flatten().tolist()
@@ -69,10 +70,10 @@ class Conditional(torch.nn.Module):
             return self.then_branch(*inputs[: self.split])
         if not any(chosen):
             return self.else_branch(*inputs[self.split :])
-        if not self.separable:
+        if self.outside:
             raise RuntimeError(
-                "conditional: replicas differ in the condition, and a branch stores to a remote "
-                "buffer or uses a stream: all must take the same branch"
+                f"conditional: replicas differ in the condition, and a branch {self.outside}: all "
+                "must take the same branch"
             )
         return self._each_its_own(condition, inputs)
 

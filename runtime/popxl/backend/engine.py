@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import popdist
 import torch
 
+from popxl.backend.across import AcrossProcesses
 from popxl.backend.arrays import to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
+from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
 from popxl.backend.paging import Pager
+from popxl.backend.processes import Processes, Traffic
+from popxl.backend.share import Share
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer
+from popxl.replica_grouping import ReplicaGrouping
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Variable
 
@@ -36,13 +43,14 @@ class Engine:
 
     def __init__(self, ir: Ir, device: torch.device, composite_kernels: bool = True):
         self.ir, self.device = ir, device
-        self.mesh = Mesh(ir.replication_factor, _groupings(ir))
+        self.mesh, self.collectives = _layout(ir, device)
         self.pager = Pager(_mapped_memory())
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
-        native = library() if composite_kernels and device.type == "cpu" else None
+        alone = isinstance(self.collectives, Collectives)  # native calls know no other processes
+        native = library() if composite_kernels and device.type == "cpu" and alone else None
         around = Surroundings(
             self.mesh,
             device,
@@ -51,6 +59,7 @@ class Engine:
             self._storer,
             Composites(composite_kernels, native),
             lambda: self.pager.fits,
+            self.collectives,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
@@ -67,12 +76,28 @@ class Engine:
             self.main(*self._arguments)
             return {stream: self._collect(stream) for stream in outputs}
 
+    def attach(self) -> None:
+        """Let the processes that hold replicas find each other, where there are several."""
+        if isinstance(self.collectives, AcrossProcesses):
+            self.collectives.open(_collective_groupings(self.ir))
+
+    def traffic(self) -> Traffic:
+        """What this process exchanged with others so far."""
+        if isinstance(self.collectives, AcrossProcesses):
+            return replace(self.collectives.processes.traffic)
+        return Traffic()
+
     def read(self, variable: Variable, every_replica: bool = False) -> np.ndarray:
-        """The variable's value, in host shape, or `(replicas, *shape)`."""
-        value = self._cells[variable].tensor
-        if every_replica and variable.replica_grouping.num_groups < self.mesh.replicas:
-            return to_numpy(self.mesh.flat(value).clone())
-        return to_numpy(self.mesh.to_groups(value, variable.replica_grouping).clone())
+        """The variable's value, in host shape, or `(replicas, *shape)`.
+
+        Of groups that other processes hold it is asked from these: all must read it.
+        """
+        value, mesh, grouping = self._cells[variable].tensor, self.mesh, variable.replica_grouping
+        if isinstance(self.collectives, AcrossProcesses) and grouping.num_groups > 1:
+            value, mesh = self.collectives.everywhere(value), self.collectives.share.whole
+        if every_replica and grouping.num_groups < self.ir.replication_factor:
+            return to_numpy(mesh.flat(value).clone())
+        return to_numpy(mesh.to_groups(value, grouping).clone())
 
     def write(self, variable: Variable, array: np.ndarray) -> None:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
@@ -88,8 +113,8 @@ class Engine:
         return cell
 
     def _value(self, variable: Variable, array: np.ndarray) -> torch.Tensor:
-        on_device = to_torch(array).to(self.device)
-        return self.mesh.from_groups(on_device, variable.replica_grouping)
+        own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
+        return own.to(self.device)
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
         lead = self.mesh.lead
@@ -156,7 +181,18 @@ def _mapped_memory() -> int | None:
     return int(given)
 
 
-def _groupings(ir: Ir) -> list:
-    """Every grouping that the program uses, those of collectives first: they gain most."""
-    collective = [op.group for op in ir._reachable_ops() if "group" in op.attributes]
-    return collective + [v.replica_grouping for v in ir.main_graph.variables]
+def _layout(ir: Ir, device: torch.device) -> tuple[Mesh, Collectives | AcrossProcesses]:
+    """The mesh of the replicas that this process holds, and the collectives on it."""
+    together = ir.instance_replication_factor
+    # The groupings of collectives first: they gain most.
+    groupings = [*_collective_groupings(ir), *(v.replica_grouping for v in ir.main_graph.variables)]
+    mesh = Mesh(ir.replication_factor, groupings, together)
+    count = ir.replication_factor // together
+    if count == 1:
+        return mesh, Collectives(mesh)
+    share = Share(mesh, popdist.getInstanceIndex(), count)
+    return share, AcrossProcesses(share, Processes(popdist.getInstanceIndex(), count, device))
+
+
+def _collective_groupings(ir: Ir) -> list[ReplicaGrouping]:
+    return [op.group for op in ir._reachable_ops() if "group" in op.attributes]

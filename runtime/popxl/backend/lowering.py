@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from popxl.backend import cells, indexing, kernels
+from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
 from popxl.backend.callees import Callee, Lowered, reaches_outside, repeated
@@ -45,6 +46,7 @@ class Surroundings:
     store: Callable[[Stream], Callable[[torch.Tensor], None]]
     composites: Composites
     settled: Callable[[], bool]
+    collectives: Collectives | AcrossProcesses
 
 
 class Lowering:
@@ -76,7 +78,7 @@ class _GraphLowering:
     ):
         self.program, self.graph, self.around = program, graph, program.around
         self.device, self.lead = self.around.device, self.around.mesh.lead
-        self.collectives = Collectives(self.around.mesh)
+        self.collectives = self.around.collectives
         self.fx = torch.fx.Graph()
         self.root = torch.nn.Module()
         self.values = Values(graph, self.lead, self.call, self._constant)
@@ -285,12 +287,12 @@ class _GraphLowering:
             )
             for graph, start in zip(op.graphs, starts, strict=True)
         )
-        separable = not any(reaches_outside(graph) for graph in op.graphs)
+        outside = next(filter(None, map(reaches_outside, op.graphs)), "")
         then_module, else_module = (
             self._recorded(graph, branch.module)
             for graph, branch in zip(op.graphs, (then_branch, else_branch), strict=True)
         )
-        module = Conditional(then_module, else_module, starts[1] - 1, self.lead, separable)
+        module = Conditional(then_module, else_module, starts[1] - 1, self.lead, outside)
         callees = [Callee(then_branch, starts[0]), Callee(else_branch, starts[1])]
         self._run_graphs(op, module, callees)
 

@@ -23,11 +23,15 @@ _SMALL = 1 << 20
 
 
 class Mesh:
-    """The layout of `replicas` replicas for the groupings of a program."""
+    """The layout of `replicas` replicas for the groupings of a program.
 
-    def __init__(self, replicas: int, groupings: Iterable[ReplicaGrouping] = ()):
+    Args:
+        together: replicas that some axes are to hold between them: those of one process.
+    """
+
+    def __init__(self, replicas: int, groupings: Iterable[ReplicaGrouping] = (), together: int = 1):
         self.replicas = replicas
-        bounds = {1, replicas}
+        bounds = {1, together, replicas}
         for grouping in dict.fromkeys(groupings):
             wanted = bounds | _boundaries(grouping)
             if _is_chain(wanted):

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 from torch.fx import Node
 
 from popxl.backend import indexing, kernels
+from popxl.backend.across import AcrossProcesses
 from popxl.backend.collectives import Collectives
 from popxl.backend.matmul import matmul
 from popxl.graph import Op
@@ -25,7 +26,7 @@ class Emitter(Protocol):
 
     lead: int
     device: torch.device
-    collectives: Collectives
+    collectives: Collectives | AcrossProcesses
 
     def call(self, function: Callable, *args: Any, **kwargs: Any) -> Node:
         """Add a call."""

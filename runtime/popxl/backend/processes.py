@@ -1,0 +1,101 @@
+"""What the processes of a job send each other while a program runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import popdist.job
+import torch
+import torch.distributed as dist
+
+Members = tuple[int, ...]
+"""Numbers of processes, ascending."""
+
+
+@dataclass
+class Traffic:
+    """The collectives in which this process took part with others.
+
+    Attributes:
+        calls: their number.
+        bytes: of the tensors that this process's replicas put into them.
+        seconds: until the others' tensors were there, waiting for these included.
+    """
+
+    calls: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __sub__(self, before: Traffic) -> Traffic:
+        return Traffic(
+            self.calls - before.calls, self.bytes - before.bytes, self.seconds - before.seconds
+        )
+
+
+class Processes:
+    """The processes that hold the replicas of a program together.
+
+    Args:
+        index: of this process.
+        count: of all.
+        device: where tensors are; between CUDA devices NCCL is used, otherwise gloo.
+    """
+
+    def __init__(self, index: int, count: int, device: torch.device):
+        self.index, self.count, self.device = index, count, device
+        self.traffic = Traffic()
+        self._job: popdist.job.Job | None = None
+
+    def open(self, groups: Sequence[Members]) -> None:
+        """Let the members of each group find each other. All processes must do the same."""
+        for members in groups:
+            self.job.group(members)
+
+    @property
+    def job(self) -> popdist.job.Job:
+        """The job, which is joined when it is first needed."""
+        if self._job is None:
+            self._job = popdist.job.join(self.device.type)
+        return self._job
+
+    @contextmanager
+    def counted(self, kind: str, size: int, members: Members) -> Iterator[None]:
+        """A collective of `size` bytes of this process."""
+        begin = time.perf_counter()
+        self.job.watch.collective = f"{kind} {self.traffic.calls + 1}", members
+        yield
+        self.job.watch.collective = None
+        self.traffic.calls += 1
+        self.traffic.bytes += size
+        self.traffic.seconds += time.perf_counter() - begin
+
+    def gather(self, x: torch.Tensor, members: Members) -> torch.Tensor:
+        """Everybody's `x`, in order: `(processes, *shape)`."""
+        # All at once, where an all-gather would pass them on from one to the next.
+        return self.exchange([x] * len(members), members)
+
+    def exchange(self, parts: Sequence[torch.Tensor], members: Members) -> torch.Tensor:
+        """Part i to the i-th member; what they sent to this one, `(processes, *shape)`.
+
+        Parts may differ in shape: everybody has the same ones.
+        """
+        own = parts[members.index(self.index)]
+        received = own.new_empty((len(members), *own.shape))
+        outgoing = torch.cat([_bytes(part) for part in parts])
+        sizes = [part.nbytes for part in parts]
+        group = self.job.group(members)
+        try:
+            dist.all_to_all_single(
+                _bytes(received), outgoing, [own.nbytes] * len(members), sizes, group=group
+            )
+        except RuntimeError as error:
+            self.job.lost(error)
+        return received
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    """What a tensor is made of: not every way to send knows every type."""
+    return x.contiguous().view(-1).view(torch.uint8)

@@ -1,0 +1,118 @@
+"""Functions run by several processes of one job, told apart as launchers do: by environment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from typing import Any
+from unittest import mock
+
+from popdist.job import joined
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job"])  # torch is imported once
+
+
+def run_in_processes(count: int, function: Callable, *args: Any) -> list[Any]:
+    """What `function(*args)` returns in each of `count` processes.
+
+    Raises:
+        AssertionError: with the trace of the first that failed, or where they take too long.
+    """
+    results = CONTEXT.Queue()
+    with started(count, _answered, results, function, args) as processes:
+        answers = dict(answer(results) for _ in processes)
+        for process in processes:
+            process.join(20)
+    return [answers[rank] for rank in range(count)]
+
+
+@contextmanager
+def started(
+    count: int, function: Callable, *args: Any, errors: str = "", **environment: str
+) -> Iterator[list[Any]]:
+    """Processes that run `function(*args)`; they are killed at the end.
+
+    Args:
+        errors: a file for what they write to standard error.
+    """
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    port = free_port()
+    processes = [
+        CONTEXT.Process(
+            target=_run,
+            args=(job_environment(count, rank, port) | environment, errors, function, args),
+        )
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def answer(results: Any, timeout: float = 60) -> tuple[int, Any]:
+    """The next rank that has answered, and what."""
+    try:
+        rank, failed, value = results.get(timeout=timeout)
+    except queue.Empty:
+        raise AssertionError(f"no answer within {timeout} s") from None
+    assert not failed, f"rank {rank}:\n{value}"
+    return rank, value
+
+
+def give(results: Any, function: Callable, *args: Any) -> None:
+    """Put what a function returns where `answer` finds it, or its error."""
+    rank = int(os.environ["RANK"])
+    try:
+        value = function(*args)
+    except BaseException:
+        results.put((rank, True, traceback.format_exc()))
+    else:
+        results.put((rank, False, value))
+
+
+def _answered(results: Any, function: Callable, args: tuple[Any, ...]) -> None:
+    give(results, function, *args)
+
+
+def _run(
+    environment: dict[str, str], errors: str, function: Callable, args: tuple[Any, ...]
+) -> None:
+    os.environ.update(environment)
+    if errors:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
+    function(*args)
+    job = joined()
+    if job is not None:
+        job.watch.leave()  # such processes end without what is registered for their exit
+
+
+def job_environment(count: int, rank: int, port: int) -> dict[str, str]:
+    """What tells a process which one of its job it is."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,78 @@
+"""Jobs of several processes: of a function with a loaded model, and of the scripts as they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from processes import CONTEXT, answer, free_port, give, job_environment, started
+
+from config import BloomConfig
+from utils import distributed
+from utils.loading import load
+
+REPOSITORY = Path(__file__).parents[1]
+CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job", "utils.loading"])
+
+
+@contextmanager
+def leading(
+    count: int, config: BloomConfig, function: Callable, **environment: str
+) -> Iterator[tuple[Any, list[Any]]]:
+    """What `function` makes of the loaded model in rank 0, and the processes while they wait.
+
+    At the end all of them must leave by themselves, with status 0.
+    """
+    results, release = CONTEXT.Queue(), CONTEXT.Event()
+    arguments = (results, release, config, function)
+    with started(count, _lead_or_follow, *arguments, **environment) as processes:
+        yield answer(results)[1], processes
+        release.set()
+        for process in processes:
+            process.join(20)
+        assert [process.exitcode for process in processes] == [0] * count
+
+
+def _lead_or_follow(results: Any, release: Any, config: BloomConfig, function: Callable) -> None:
+    distributed.prepare()
+    give(results, lambda: function(load(config)))
+    release.wait(60)
+    distributed.finish(0)
+
+
+@contextmanager
+def scripts(
+    count: int, *words: str, last: dict[str, str] | None = None, **environment: str
+) -> Iterator[list[subprocess.Popen]]:
+    """Processes of `run_inference.py`, without a launcher; they are killed at the end.
+
+    Args:
+        last: further environment of the last rank.
+    """
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "run_inference.py"), *words],
+            env=os.environ
+            | {"PYTHONPATH": str(REPOSITORY / "runtime")}
+            | job_environment(count, rank, port)
+            | environment
+            | (last or {} if rank == count - 1 else {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

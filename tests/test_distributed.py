@@ -1,0 +1,275 @@
+"""The program in several processes: same text as in one, and all end when one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import REPOSITORY, leading, scripts
+from memmap_checkpoints import Small
+
+from config import BloomConfig, ConfigError, load_config, parse_arguments
+from utils.generation import stream_generate
+from utils.loading import Loaded, load
+from utils.sampling import SamplingConfig
+
+SILENCE = 4
+"""Seconds after which a rank that does not answer is lost, in these tests."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Small:
+    """A checkpoint with random weights, of two layers."""
+    return Small.save(tmp_path_factory.mktemp("job") / "bloom", layers=2, shard="1GB")
+
+
+def of(small: Small, tp: int) -> BloomConfig:
+    """Its settings for tp x tp shards and two rows."""
+    return parse_arguments(words_of(small, tp))[0]
+
+
+def words_of(small: Small, tp: int) -> list[str]:
+    words = [*small.words(Path(), tp, tp)[:-2], "--batch_size", "2"]
+    assert "--memmap_dir" not in words
+    return words
+
+
+def answers(loaded: Loaded) -> tuple[list[np.ndarray], list[int], list[int]]:
+    """Logits of two rows, greedy ids, and ids drawn with a seed."""
+    prompt = list(range(5, 12))
+    logits = [loaded.passes.prompt(row, prompt[row:]) for row in range(2)]
+    logits.append(loaded.passes.token(np.array([3, 4]), np.array([7, 6])))
+    texts = []
+    for sampling in (SamplingConfig(), SamplingConfig(temperature=0.9, seed=7)):
+        steps = stream_generate(loaded.passes, loaded.tokenizer, "A dog", sampling, num_tokens=8)
+        texts.append([step.token for step in steps])
+    return logits, texts[0], texts[1]
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("count", [2, 4])
+def test_text_and_logits_are_those_of_one_process(small, count, tp):
+    logits, greedy, drawn = answers(load(of(small, tp)))
+    with leading(count, of(small, tp), answers) as (theirs, _):
+        assert theirs[1:] == (greedy, drawn)
+        for ours, other in zip(logits, theirs[0], strict=True):
+            np.testing.assert_allclose(other, ours, atol=1e-5)
+
+
+def idle_then_answer(loaded: Loaded) -> int:
+    time.sleep(1.5 * SILENCE)
+    return len(answers(loaded)[1])
+
+
+def test_a_prompt_may_be_waited_for_longer_than_a_rank_may_be_silent(small):
+    silence = {"POPDIST_SILENCE": str(SILENCE)}
+    with leading(2, of(small, 2), idle_then_answer, **silence) as (tokens, _):
+        assert tokens == 8
+
+
+def mapped(pid: int, folder: Path) -> int:
+    """Bytes of a folder's files that are in a process's memory."""
+    resident, inside = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if "-" in name and " " in name:
+            inside = f" {folder}/" in line
+        elif inside and name == "Rss":
+            resident += int(value.split()[0]) * 1024
+    return resident
+
+
+def test_each_process_reads_its_own_shards_of_the_maps(tmp_path):
+    small = Small.save(tmp_path / "bloom", layers=2, heads=4, head_dim=128, shard="1GB")
+    maps = small.generate(tmp_path / "maps", tp1=2, tp2=2)
+    weights = sum(path.stat().st_size for path in maps.glob("*.safetensors"))
+    config = small.config(maps, 2, 2)
+    with leading(2, config, whole_prompt) as (_, processes):
+        for process in processes:
+            assert 0.3 * weights < mapped(process.pid, maps) < 0.6 * weights
+
+
+def whole_prompt(loaded: Loaded) -> None:
+    loaded.passes.prompt(0, list(range(16)))
+
+
+# --- endings ---
+
+LONG = ("--num_tokens", "900", "--prompt", "A dog is", "--tensor_parallel_1", "2")
+
+
+def wait_for_text(leader: subprocess.Popen) -> None:
+    """Until it generates."""
+    assert leader.stdout is not None
+    assert leader.stdout.read(1)
+
+
+def ended(ranks: list[subprocess.Popen], seconds: float) -> tuple[list[int], list[str]]:
+    """Exit statuses and what was said, once all have ended within this time."""
+    until = time.monotonic() + seconds
+    said = [rank.communicate(timeout=max(until - time.monotonic(), 0.1))[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], said
+
+
+def errors(said: list[str]) -> list[str]:
+    return [line for text in said for line in text.splitlines() if line.startswith("error")]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("how, why", [("SIGKILL", "died"), ("SIGSTOP", "stopped")])
+def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how, why):
+    with scripts(2, *LONG, POPDIST_SILENCE=str(SILENCE)) as ranks:
+        wait_for_text(ranks[0])
+        ranks[lost].send_signal(getattr(signal, how))
+        statuses, said = ended(ranks, SILENCE + 10)
+    assert statuses[lost] == -signal.SIGKILL  # a stopped one, too: none is left behind
+    assert statuses[1 - lost] == 1
+    (line,) = errors(said)
+    assert f"rank {lost} (process {ranks[lost].pid} on {socket.gethostname()})" in line
+    assert why in line or (lost, how) == (0, "SIGKILL") and "has ended" in line
+    assert "".join(said).strip() == line
+
+
+@pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_front_end_that_is_stopped_stops_all(number, status):
+    with scripts(2, *LONG) as ranks:
+        wait_for_text(ranks[0])
+        ranks[0].send_signal(getattr(signal, number))
+        statuses, said = ended(ranks, 10)
+    assert statuses == [status, status]
+    assert "".join(said).strip() == ""
+
+
+def test_an_error_of_all_ranks_is_told_once(tmp_path):
+    with scripts(2, *LONG, "--hf_model", str(tmp_path)) as ranks:
+        statuses, said = ended(ranks, 30)
+    assert statuses == [2, 2]
+    (line,) = errors(said)
+    assert "config.json" in line
+
+
+def test_a_fault_of_one_rank_ends_all():
+    with scripts(2, *LONG, last={"POPXL_MAPPED_MEMORY": "plenty"}) as ranks:
+        statuses, said = ended(ranks, 30)
+    assert statuses == [1, 1]
+    (line,) = errors(said)
+    assert line.startswith("error: rank 1 ended by ValueError: POPXL_MAPPED_MEMORY must be")
+
+
+def test_processes_that_cannot_share_the_replicas_are_told_what_can(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="4 replicas cannot be .* by 3 processes: start 1, 2, 4"):
+        load(load_config("bloom_tiny", {"tensor_parallel_1": 4}))
+
+
+# --- launchers ---
+
+
+def torchrun(*words: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *words]
+
+
+def script(name: str, tp: int, *words: str) -> list[str]:
+    shards = ["--tensor_parallel_1", str(tp), "--tensor_parallel_2", str(tp)]
+    return [str(REPOSITORY / name), *shards, *words]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")}
+
+
+def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
+    size = ["--layers", "3", "--prompt_tokens", "4", "--new_tokens", "3", "--repeats", "1"]
+    words = script("inference.py", 2, "--json", *size)
+    measured = json.loads(output_of(torchrun("--nproc-per-node", "2", *words)))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    planned = json.loads(output_of([sys.executable, *words, "--dry_run"]))
+    exchange = measured["results"][0]["exchange"]
+    assert exchange["collectives"] == planned["process_collectives_per_token"] > 0
+    assert exchange["bytes"] == planned["process_bytes_per_token"] > 0
+
+
+def output_of(command: list[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def namespaces() -> str | None:
+    """Why network namespaces cannot be made here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        done = subprocess.run(["ip", "netns", "add", "bloom-probe"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "network namespaces need `ip` (Debian's iproute2)"
+    if done.returncode:
+        return f"ip netns: {done.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", "bloom-probe"], check=True)
+    return None
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces with a link between them: their names and addresses."""
+    if reason := namespaces():
+        pytest.skip(reason)
+    names = [f"bloom-{os.getpid()}-{number}" for number in range(2)]
+    links = [f"bl{os.getpid()}{letter}" for letter in "ab"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
+        for number, (name, link) in enumerate(zip(names, links, strict=True)):
+            ip("link", "set", link, "netns", name)
+            ip("-n", name, "address", "add", f"10.77.0.{number + 1}/24", "dev", link)
+            ip("-n", name, "link", "set", link, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names, ["10.77.0.1", "10.77.0.2"]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def test_two_hosts_give_the_text_of_one_process(two_hosts, small):
+    names, addresses = two_hosts
+    words = [*words_of(small, 2), "--prompt", "A dog", "--num_tokens", "8", "--json"]
+    ranks = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name]
+            + torchrun("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number))
+            + ["--master-addr", addresses[0], "--master-port", "29500"]
+            + [str(REPOSITORY / "run_inference.py"), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
+        )
+        for number, name in enumerate(names)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert json.loads(outputs[0][0])["ids"] == answers(load(of(small, 2)))[1]
+    assert outputs[1][0] == ""

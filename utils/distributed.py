@@ -1,0 +1,250 @@
+"""One program in several processes: rank 0 leads, and alone talks to the user; the others follow.
+
+A process holds an equal share of the replicas. The leader decides what is run: it sends the inputs
+of each run to the followers, which run it with their replicas and send the outputs that only they
+have. Tokens are chosen by the leader, so that nothing can go apart.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+import popdist
+import popxl
+
+from config import BloomConfig, ConfigError
+
+LEADER = 0
+GRACE = 8.0
+"""Seconds that the leader has to end the job when a launcher ends all processes."""
+NOTHING_WANTED, RELEASED = -1, -2
+"""What a message of the leader begins with, where that is no number of an output."""
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+def leads() -> bool:
+    """Whether this process is the one that talks to the user."""
+    return popdist.getInstanceIndex() == LEADER
+
+
+def prepare() -> None:
+    """What a script does first: followers are silent, and end when the leader does.
+
+    Raises:
+        ConfigError: where the launcher's variables are not possible.
+    """
+    try:
+        several = popdist.getNumInstances() > 1
+        follows = not leads()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if follows:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to answer
+        _end_when_terminated()
+        sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
+        sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
+    elif several:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+
+
+def first_here() -> bool:
+    """Whether this process does what is done once a machine."""
+    return int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex())) == 0
+
+
+def launched() -> bool:
+    """Whether `torchrun` started this process: an interrupt it passes on is meant for all."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def check(config: BloomConfig) -> None:
+    """Raises a `ConfigError` where the processes cannot share the replicas evenly."""
+    replicas, count = config.execution.replicas, popdist.getNumInstances()
+    if replicas % count:
+        possible = [str(n) for n in range(1, replicas + 1) if replicas % n == 0]
+        raise ConfigError(
+            f"tensor_parallel_1 * tensor_parallel_2 = {replicas} replicas cannot be shared evenly "
+            f"by {count} processes: start {', '.join(possible)}"
+        )
+
+
+def join(config: BloomConfig) -> None:
+    """Meet the other processes, if there are any.
+
+    Raises:
+        ConfigError: they do not come, or are too many for the replicas.
+    """
+    check(config)
+    if popdist.getNumInstances() == 1:
+        return
+    from popdist.job import JobError, join
+
+    try:
+        join(config.execution.device)
+    except (JobError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def finish(status: int, error: str = "") -> None:
+    """What a script does last: end the other processes, print the error that ended this one."""
+    job = _job()
+    if job is not None:
+        reason = f"rank {popdist.getInstanceIndex()}: {error}" if error and not leads() else ""
+        job.watch.end(status, reason)
+    if error and (leads() or (job is None and first_here())):
+        print(f"error: {error}", file=sys.stderr)
+
+
+def own_replicas(replicas: int) -> range:
+    """Those of all replicas that this process holds."""
+    count = replicas // popdist.getNumInstances()
+    first = popdist.getInstanceIndex() * count
+    return range(first, first + count)
+
+
+class Replicas:
+    """Runs of a session on all replicas, whichever processes hold them."""
+
+    def __init__(self, config: BloomConfig, session: Any):
+        self._config, self._session = config, session
+        self._own = own_replicas(config.execution.replicas)
+        self._inputs = list(session.inputs.values())
+        self._outputs = list(session.outputs.values())
+        self._message = np.zeros(1 + sum(math.prod(s.shape) for s in self._inputs), np.int32)
+
+    def run(
+        self,
+        inputs: Mapping[popxl.HostToDeviceStream, np.ndarray],
+        output: popxl.DeviceToHostStream | None,
+    ) -> np.ndarray | None:
+        """A run with the same int32 inputs for every replica.
+
+        Args:
+            output: the stream that is wanted.
+
+        Returns:
+            What is stored to it, `(tensor_parallel_1, *shape)`: that of the first replica of each
+            row of replicas, as all outputs are the same over tp2. None where no stream is wanted.
+        """
+        wanted = NOTHING_WANTED if output is None else self._outputs.index(output)
+        job = _job()
+        if job is not None:
+            parts = [inputs[stream].reshape(-1) for stream in self._inputs]
+            self._message[:] = np.concatenate([[wanted], *parts])
+            job.broadcast(self._message)
+        outputs = self._run(inputs)
+        return None if output is None else self._collect(output, outputs)
+
+    def release(self) -> None:
+        """Let the followers of this session go on to what comes next."""
+        job = _job()
+        if job is not None:
+            self._message[0] = RELEASED
+            job.broadcast(self._message)
+
+    def follow(self) -> None:
+        """Run what the leader does, until it releases the followers, or ends the job."""
+        job = _job()
+        assert job is not None
+        while True:
+            job.broadcast(self._message)
+            wanted, *values = np.split(self._message, self._places())
+            if wanted[0] == RELEASED:
+                return
+            inputs = zip(self._inputs, values, strict=True)
+            outputs = self._run({stream: v.reshape(stream.shape) for stream, v in inputs})
+            if wanted[0] >= 0:
+                held = self._held(outputs[self._outputs[wanted[0]]])
+                for replica in self._rows(self._own):
+                    job.send(held[replica - self._own.start], LEADER)
+
+    def _run(self, inputs: Mapping[popxl.HostToDeviceStream, np.ndarray]) -> dict:
+        count = len(self._own)
+        return self._session.run(
+            {
+                s: a if count == 1 else np.broadcast_to(a, (count, *a.shape))
+                for s, a in inputs.items()
+            }
+        )
+
+    def _collect(self, output: popxl.DeviceToHostStream, outputs: dict) -> np.ndarray:
+        """The output of every row of replicas, those of other processes received."""
+        held = self._held(outputs[output])
+        rows = self._rows(range(self._config.execution.replicas))
+        if len(self._own) == self._config.execution.replicas:
+            return held[:: self._config.execution.tensor_parallel_2]
+        collected = np.empty((len(rows), *output.shape), output.dtype.as_numpy())
+        missing: dict[int, int] = {}
+        for number, replica in enumerate(rows):
+            if replica in self._own:
+                collected[number] = held[replica - self._own.start]
+            else:
+                missing[number] = replica // len(self._own)
+        job = _job()
+        assert job is not None
+        job.receive([collected[number] for number in missing], list(missing.values()))
+        return collected
+
+    def _held(self, output: np.ndarray) -> np.ndarray:
+        """An output with its axis of replicas."""
+        return output[None] if len(self._own) == 1 else output
+
+    def _rows(self, replicas: range) -> Sequence[int]:
+        """The first ones of the rows of replicas that lie over tp2."""
+        return [r for r in replicas if r % self._config.execution.tensor_parallel_2 == 0]
+
+    def _places(self) -> np.ndarray:
+        """Where in a message the inputs begin."""
+        sizes = [1, *(math.prod(stream.shape) for stream in self._inputs[:-1])]
+        return np.cumsum(sizes)
+
+
+class _NoTerminal:
+    """A stream that is no terminal: progress bars stay away."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _end_when_terminated() -> None:
+    """End the job on SIGTERM, also while the main thread is in a collective and runs no handler."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def wait() -> None:
+        while os.read(reading, 1)[0] != signal.SIGTERM:
+            pass
+        if launched():  # it ends all of them: the leader takes its leave first
+            time.sleep(GRACE)
+        job = _job()
+        if job is not None:
+            job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
+        os._exit(TERMINATED)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _job() -> Any:
+    """The job that this process has joined, or None."""
+    if popdist.getNumInstances() == 1:
+        return None
+    from popdist.job import joined
+
+    return joined()
