@@ -265,7 +265,7 @@ def hf_mapping(
 
 def main(argv: list[str] | None = None) -> None:
     """The benchmark's command line."""
-    from utils.throughput import run_benchmark
+    from utils.benchmark import run_benchmark
 
     run_benchmark(argv)
 

@@ -26,12 +26,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - found just above
 from run_inference_gradio import for_many  # noqa: E402
+from utils.benchmark.weights import fill_randomly  # noqa: E402
 from utils.engine import Engine  # noqa: E402
 from utils.loading import Loaded, build, load, load_tokenizer  # noqa: E402
 from utils.passes import Passes  # noqa: E402
 from utils.service import Service  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
-from utils.throughput import fill_randomly  # noqa: E402
 
 CLIENTS = Path(__file__).with_name("serving_clients.py")
 DESCRIPTION = "Measure the page's server with many clients at once, and with one after another."

@@ -156,20 +156,6 @@ def test_dry_run_counts_the_parameters_of_the_presets(preset):
     assert plan["peak_host_bytes"] < 1e9
 
 
-def test_benchmark_prints_duration_and_throughput():
-    done = run(
-        *("--layers", "2", "--tensor_parallel_1", "2", "--vocab_size", "128", "--heads", "4"),
-        *("--sequence_length", "8", "--hidden_size", "64", "--batch_size", "4", "--json"),
-        script="inference.py",
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    rate = result["decode_tokens_per_second"]
-    assert rate == pytest.approx(4 / result["decode_seconds"])
-    assert result["prompt_seconds"] > 0
-    assert result["prompt_tokens_per_second"] == pytest.approx(16 / result["prompt_seconds"])
-
-
 @pytest.mark.parametrize("script", ["inference.py", "run_inference.py"])
 def test_an_impossible_setting_is_one_line_and_status_2(script):
     done = run("--heads", "7", script=script)

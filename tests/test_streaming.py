@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from utils.benchmark import run_benchmark
 from utils.setup import UserError
 from utils.streaming import estimate, measured_rate
-from utils.throughput import run_benchmark
 
 GB = 10**9
 

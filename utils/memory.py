@@ -6,7 +6,11 @@ nothing is let go early.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import resource
+from pathlib import Path
 
 import numpy as np
 
@@ -57,3 +61,17 @@ def available_memory() -> int:
     if memory is not None:
         return memory.available_memory()
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held, mapped pages included."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024
+
+
+def restart_peak_memory() -> None:
+    """Let `peak_memory` be that from now on, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

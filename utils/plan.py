@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from popxl import Variable
 from config import BloomConfig
 from inference import InferenceSession
 from utils.loading import build
+from utils.memory import peak_memory
 from utils.streaming import Streaming, estimate
 
 
@@ -60,7 +60,7 @@ def make_plan(
     return Plan(
         replicas=replicas,
         build_seconds=seconds,
-        peak_host_bytes=peak_bytes(),
+        peak_host_bytes=peak_memory(),
         parameters=sum(v.nelms for v in variables),
         parameters_all_replicas=sum(math.prod(v.shape_on_host) for v in variables),
         weight_bytes=weights,
@@ -123,11 +123,6 @@ def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
     begin = time.perf_counter()
     session = build(config)
     return session, time.perf_counter() - begin
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _bytes_on_host(variable: Variable) -> int:

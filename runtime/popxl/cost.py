@@ -27,6 +27,7 @@ class Cost:
         operations: multiplications and additions of matmuls.
         collective_calls: collectives that more than one replica takes part in.
         collective_bytes: of the tensors that go into them.
+        state_operations: of `operations`, those with memory that the program writes.
     """
 
     weight_bytes: int = 0
@@ -34,6 +35,7 @@ class Cost:
     operations: int = 0
     collective_calls: int = 0
     collective_bytes: int = 0
+    state_operations: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -113,7 +115,9 @@ class _Walk:
                 picked = op.kind == "gather" and index == 0
                 read[origin] += num_bytes(op.outputs[0] if picked else tensor)
         calls, moved = _collective(op)
-        return Cost(read["weights"], read["state"], _operations(op), calls, moved)
+        operations = _operations(op)
+        on_state = operations if "state" in given else 0
+        return Cost(read["weights"], read["state"], operations, calls, moved, on_state)
 
 
 def _own_origin(t: Tensor) -> Origin:

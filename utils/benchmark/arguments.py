@@ -1,0 +1,172 @@
+"""The benchmark's command line: settings of which several values may be given, and their bounds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from simple_parsing import field
+
+from config import BloomConfig, ConfigError, parse_arguments
+from utils.setup import UserError
+
+DESCRIPTION = (
+    "Measure throughput with random inputs, and random weights or --memmap_dir's, beside the "
+    "machine's limits, or plan a run (--dry_run). Several values may be given for --batch_size "
+    "too; every combination is measured."
+)
+PEERS = ("hf",)
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    dry_run: bool = field(
+        default=False,
+        action="store_true",
+        help="build the program without weights and print what it needs",
+    )
+    memory_gb: float = field(
+        default=0, help="with --dry_run: memory of the machine; 0: what is available now"
+    )
+    disk_gb_per_s: float = field(
+        default=0, help="with --dry_run: rate that weights can be read at from disk; 0: measured"
+    )
+    prompt_tokens: list[int] = field(
+        default_factory=list,
+        help="lengths of the prompt of every row, 1 or more; 128, or half the context",
+    )
+    new_tokens: list[int] = field(
+        default_factory=list,
+        help="numbers of tokens to generate in every row, 2 or more; 64, or what the context holds",
+    )
+    repeats: int = field(default=5, help="measured rounds after one to warm up, 1 or more")
+    seed: int = field(default=0, help="of weights and inputs")
+    json: bool = field(default=False, action="store_true", help="print one JSON object")
+    plot: str | None = field(
+        default=None, nargs=None, metavar="FILE.png", help="draw throughput against the limits"
+    )
+    compare: str | None = field(
+        default=None,
+        nargs=None,
+        metavar="PEER",
+        help=f"run another implementation on the same weights, pass by pass: {', '.join(PEERS)}",
+    )
+
+
+class Combination(NamedTuple):
+    """One thing to measure."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[list[BloomConfig], BenchmarkArguments]:
+    """The configuration for each batch size, and the arguments with their defaults filled in.
+
+    Raises:
+        ConfigError, UserError: for values that are not possible.
+    """
+    batch_sizes, rest = _batch_sizes(list(sys.argv[1:] if argv is None else argv))
+    first = [f"--batch_size={batch_sizes[0]}"] if batch_sizes else []
+    config, arguments = parse_arguments(
+        [*rest, *first], extra=BenchmarkArguments, prog="inference.py", description=DESCRIPTION
+    )
+    _fill_in(config, arguments)
+    _check(config, arguments, batch_sizes)
+    rows_of_each = batch_sizes or [config.execution.batch_size]
+    return [_with_rows(config, rows) for rows in rows_of_each], arguments
+
+
+def combinations(config: BloomConfig, arguments: BenchmarkArguments) -> list[Combination]:
+    """Those of one configuration, in the order given."""
+    rows = config.execution.batch_size
+    pairs = itertools.product(arguments.prompt_tokens, arguments.new_tokens)
+    return [Combination(rows, prompt, new) for prompt, new in pairs]
+
+
+def _batch_sizes(argv: list[str]) -> tuple[list[int], list[str]]:
+    """What stands after --batch_size, of which the settings take one, and the words without it."""
+    parser = _ListParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--batch_size", "--batch-size", nargs="+", type=int, default=[])
+    found, rest = parser.parse_known_args(argv)
+    return found.batch_size, rest
+
+
+class _ListParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(f"{message} (--help lists every option)")
+
+
+def _with_rows(config: BloomConfig, rows: int) -> BloomConfig:
+    execution = dataclasses.replace(config.execution, batch_size=rows)
+    return dataclasses.replace(config, execution=execution).validate()
+
+
+def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:
+    length = config.model.sequence_length
+    if not arguments.prompt_tokens:
+        arguments.prompt_tokens = [max(min(128, length // 2), 1)]
+    if not arguments.new_tokens:
+        arguments.new_tokens = [max(min(64, length - max(arguments.prompt_tokens)), 2)]
+
+
+def _check(config: BloomConfig, arguments: BenchmarkArguments, batch_sizes: list[int]) -> None:
+    bounds = {"prompt_tokens": 1, "new_tokens": 2, "repeats": 1, "seed": 0}
+    for name, least in (bounds | {"memory_gb": 0, "disk_gb_per_s": 0}).items():
+        given = getattr(arguments, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value < least:
+                raise UserError(f"{name} must be {least} or more, not {value}")
+    if arguments.dry_run:
+        _check_dry_run(arguments, batch_sizes)
+    else:
+        _check_context(config, arguments)
+        _check_plot(arguments.plot)
+        _check_peer(config, arguments.compare)
+
+
+def _check_dry_run(arguments: BenchmarkArguments, batch_sizes: list[int]) -> None:
+    for name in ("plot", "compare"):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name} measures, --dry_run does not: give one of them")
+    if len(batch_sizes) > 1:
+        raise UserError("--dry_run plans for one --batch_size: give one value")
+
+
+def _check_context(config: BloomConfig, arguments: BenchmarkArguments) -> None:
+    total = max(arguments.prompt_tokens) + max(arguments.new_tokens)
+    if total > config.model.sequence_length:
+        raise UserError(
+            f"prompt_tokens + new_tokens must be at most sequence_length = "
+            f"{config.model.sequence_length}, not {total}"
+        )
+
+
+def _check_plot(file: str | None) -> None:
+    if file is None:
+        return
+    path = Path(file)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"plot must be a file that ends in .png, not {file!r}")
+    if not path.parent.is_dir():
+        raise UserError(f"plot: there is no folder {str(path.parent)!r}; make it first")
+
+
+def _check_peer(config: BloomConfig, peer: str | None) -> None:
+    if peer is None:
+        return
+    if peer not in PEERS:
+        raise UserError(f"compare must be one of {', '.join(PEERS)}, not {peer!r}")
+    if config.execution.memmap_dir is not None:
+        raise UserError("--compare makes its own weights: leave out --memmap_dir")
+    if config.execution.device != "cpu":
+        raise UserError(f"--compare runs on device cpu, not {config.execution.device}")

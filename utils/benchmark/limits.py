@@ -1,0 +1,72 @@
+"""The machine's limits, sampled between the passes that they are limits of.
+
+A machine's rates move by half within seconds, so each pass is compared with what was sampled just
+before and just after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from popxl import machine
+
+from config import BloomConfig
+
+ROWS_AT_MOST = 512
+"""Of a sample's products: more do not multiply faster."""
+
+
+class Limit:
+    """A rate of the machine round what it limits."""
+
+    def __init__(self, sample: Callable[[], float]):
+        self._sample = sample
+        self._before = 0.0
+
+    def begin(self) -> None:
+        self._before = self._sample()
+
+    def end(self) -> float:
+        """The mean of before and after; what is after is before what follows."""
+        before, self._before = self._before, self._sample()
+        return (before + self._before) / 2
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """How the limits are sampled.
+
+    Attributes:
+        reading: what memory is read with.
+        matmul_precision: the type that matmuls are sampled in, the fastest that is as precise as
+            the model's.
+    """
+
+    device: str
+    reading: str
+    matmul_precision: str
+    products: tuple[machine.Product, ...]
+
+    @classmethod
+    def of(cls, config: BloomConfig, prompt_tokens: int) -> MachineLimits:
+        """For prompts of a length: products are those of a layer."""
+        device = config.execution.device
+        products = _layer_products(config, min(prompt_tokens, ROWS_AT_MOST))
+        fastest = machine.fastest_matmul_type(products, config.model.dtype, device)
+        return cls(device, machine.reading_method(device), fastest.as_numpy().name, products)
+
+    def bandwidth(self) -> Limit:
+        """Bytes a second."""
+        return Limit(lambda: machine.read_bandwidth(self.device))
+
+    def matmuls(self) -> Limit:
+        """Multiplications and additions a second."""
+        dtype = machine.dtypes.dtype.from_name(self.matmul_precision)
+        return Limit(lambda: machine.matmul_rate(self.products, dtype, self.device))
+
+
+def _layer_products(config: BloomConfig, rows: int) -> tuple[machine.Product, ...]:
+    """The matmuls of a layer's weights: attention's two, the feed-forward's two."""
+    h = config.model.hidden_size
+    return (rows, h, 3 * h), (rows, h, h), (rows, h, 4 * h), (rows, 4 * h, h)
