@@ -22,6 +22,9 @@ SAMPLES = 9
 SIDE = 1024
 """Of the matrix that arithmetic is measured with: it stays in a cache, so memory is no limit."""
 
+THIN_WIDTH = 128
+"""Of the thin program, where shards allow it: wide enough for the kernels that others get too."""
+
 PASSES = 30
 """Of the thin program, from whose median what a call takes is worked out."""
 
@@ -43,6 +46,8 @@ def this_machine(
     if disk_rate is None and held > memory:
         folder = config.execution.memmap_dir
         disk_rate = measured_rate(Path(folder).expanduser() if folder else Path())
+    with ThinProgram(config) as thin:
+        call = thin.seconds_a_call()
     return Machine(
         name=THIS,
         description=f"the {device} at hand, measured",
@@ -52,7 +57,7 @@ def this_machine(
         memory_rate=memory_rate(device),
         arithmetic={config.model.precision: arithmetic_rate(config)},
         disk_rate=disk_rate or 0,
-        call=seconds_a_call(config),
+        call=call,
     )
 
 
@@ -69,39 +74,47 @@ def arithmetic_rate(config: BloomConfig) -> float:
     return statistics.median(rates)
 
 
-def seconds_a_call(config: BloomConfig) -> float:
-    """What an op takes beside its work: a token pass of the thin program, by its calls."""
-    thin = thin_config(config)
-    session = build(thin)
-    tokens = positions = np.zeros(thin.execution.batch_size, np.int32)
-    with session:
-        passes = Passes(thin, session)
-        passes.token(tokens, positions)
-        seconds = statistics.median(
-            _timed(lambda: passes.token(tokens, positions)) for _ in range(PASSES)
-        )
-    return seconds / session.pass_graphs["token"].cost().calls
+class ThinProgram:
+    """The same program but for its sizes: next to nothing to read, and as many calls.
+
+    Use it inside `with`.
+    """
+
+    def __init__(self, config: BloomConfig):
+        self.config = thin_config(config)
+        self._session = build(self.config)
+        self._passes = Passes(self.config, self._session)
+
+    def __enter__(self) -> ThinProgram:
+        self._session.__enter__()
+        self._pass()  # makes what is made at first use
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._session.__exit__(*exception)
+
+    def seconds_a_call(self, passes: int = PASSES) -> float:
+        """What an op takes beside its work: a token pass by its calls, the median of some."""
+        calls = self._session.pass_graphs["token"].cost().calls
+        return statistics.median(self._pass() for _ in range(passes)) / calls
+
+    def _pass(self) -> float:
+        rows = np.zeros(self.config.execution.batch_size, np.int32)
+        begin = time.perf_counter()
+        self._passes.token(rows, rows)
+        return time.perf_counter() - begin
 
 
 def thin_config(config: BloomConfig) -> BloomConfig:
-    """The same program but for its sizes: tensors so small that there is next to no work.
-
-    It has as many layers, shards and rows; each shard has one head.
-    """
+    """As many layers, shards and rows; each shard has one head."""
     tp1, tp2 = config.execution.tensor_parallel_1, config.execution.tensor_parallel_2
     model = ModelConfig(
         hf_model=config.model.hf_model,
         layers=config.model.layers,
-        hidden_size=tp1 * 2 * tp2,
+        hidden_size=2 * tp1 * tp2 * max(1, THIN_WIDTH // (2 * tp1 * tp2)),
         heads=tp1,
         vocab_size=tp1,
         sequence_length=2,
         precision=config.model.precision,
     )
     return BloomConfig(model, config.execution).validate()
-
-
-def _timed(run) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
