@@ -243,6 +243,7 @@ def test_a_file_of_ones_own_adds_machines_in_its_units(tmp_path):
         ({"teraflops": {"float8": 1}}, "teraflops: unknown type 'float8'; known: float32"),
         ({"teraflops": {"float32": 0}}, "teraflops: float32 must be a number over 0, not 0"),
         ({"memory": 1}, "unknown memory; known: "),
+        ({"assumed": ["disk_gb_per_s"]}, "assumed must list settings that are given"),
         ({"link_gb_per_s": 0}, "2 devices need link_gb_per_s over 0"),
         ({"devices_per_host": 1}, "2 devices, 1 a host, need network_gb_per_s over 0"),
         ({"backing_memory_gb": 1}, "backing_memory_gb needs backing_memory_gb_per_s over 0"),

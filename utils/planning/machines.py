@@ -35,6 +35,7 @@ class Machine:
         link_rate, link_latency: between two devices of a host; rate 0: none.
         network_rate, network_latency: between two devices of different hosts; rate 0: none.
         call: that each op takes beside its work.
+        assumed: settings that no specification gives and nobody measured.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Machine:
     network_rate: float = 0
     network_latency: float = 0
     call: float = 0
+    assumed: tuple[str, ...] = ()
 
     def with_devices(self, devices: int) -> Machine:
         """The same with another number of devices.
@@ -80,7 +82,7 @@ NUMBERS = {
 
 COUNTS = ("devices", "devices_per_host")
 REQUIRED = ("devices", "memory_gb", "memory_gb_per_s", "teraflops")
-KNOWN = ("description", *COUNTS, "teraflops", *NUMBERS)
+KNOWN = ("description", *COUNTS, "teraflops", *NUMBERS, "assumed")
 
 
 def load_machine(name: str, file: str | Path | None = None) -> Machine:
@@ -132,6 +134,7 @@ def _machine(name: str, settings: Any, place: str) -> Machine:
         devices=devices,
         devices_per_host=settings.get("devices_per_host", devices),
         arithmetic=_arithmetic(settings["teraflops"], place),
+        assumed=_assumed(settings, place),
         **numbers,
     )
     _check_pairs(machine, place)
@@ -163,6 +166,13 @@ def _arithmetic(rates: Any, place: str) -> dict[str, float]:
         if type(rate) not in (int, float) or not 0 < rate < math.inf:
             raise UserError(f"{place}: teraflops: {kind} must be a number over 0, not {rate!r}")
     return {kind: rate * 1e12 for kind, rate in rates.items()}
+
+
+def _assumed(settings: dict[str, Any], place: str) -> tuple[str, ...]:
+    named = settings.get("assumed", [])
+    if not isinstance(named, list) or not all(key in settings for key in map(str, named)):
+        raise UserError(f"{place}: assumed must list settings that are given, not {named!r}")
+    return tuple(map(str, named))
 
 
 def _check_pairs(machine: Machine, place: str) -> None:

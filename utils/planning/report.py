@@ -155,6 +155,8 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 def _remarks(plan: Plan) -> list[str]:
     assert plan.machine is not None
     lines = [NOTE]
+    if plan.machine.assumed:
+        lines.append(f"Assumed of {plan.machine.name}: {', '.join(plan.machine.assumed)}.")
     if plan.configured is None:
         replicas, devices = plan.needs.config.execution.replicas, plan.machine.devices
         lines.append(f"The {replicas} replicas configured cannot be shared by {devices} devices.")
