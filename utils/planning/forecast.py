@@ -66,32 +66,53 @@ def forecast(needs: Needs, machine: Machine, context: int | None = None) -> Fore
         UserError: where replicas cannot be shared evenly, or the machine's rate for the model's
             type is not known.
     """
-    model, execution, token = needs.config.model, needs.config.execution, needs.token
+    model, execution = needs.config.model, needs.config.execution
     devices = min(machine.devices, execution.replicas)
     shared_by = _replicas_per_device(execution.replicas, devices)
     context = model.sequence_length if context is None else context
-    whole = needs.weight_bytes_all_replicas
-    filled = context / model.sequence_length
-    weights = min(shared_by * needs.weight_bytes, whole)
-    cache = shared_by * needs.cache_bytes
-    read = min(shared_by * token.weight_bytes, whole)  # a row of the embedding is in the head too
-    read += round(shared_by * token.state_bytes * filled)
-    operations = token.operations - token.state_operations * (1 - filled)
-    place, backing, disk = _placed(needs, machine, weights, cache, read)
+    work = _work(needs, shared_by, context / model.sequence_length)
+    place, backing, disk = _placed(needs.largest_part_bytes, machine, work)
     return Forecast(
         tensor_parallel_1=execution.tensor_parallel_1,
         tensor_parallel_2=execution.tensor_parallel_2,
         devices=devices,
         context=context,
-        memory_bytes=weights + cache,
+        memory_bytes=work.held,
         place=place,
         backing_bytes=backing,
         disk_bytes=disk,
-        reading=read / machine.memory_rate,
-        arithmetic=shared_by * operations / _arithmetic_rate(machine, model.precision),
-        communication=collectives.seconds(token.collectives, machine, shared_by),
-        calls=token.calls * machine.call,
+        reading=work.read / machine.memory_rate,
+        arithmetic=work.operations / _arithmetic_rate(machine, model.precision),
+        communication=collectives.seconds(needs.token.collectives, machine, shared_by),
+        calls=needs.token.calls * machine.call,
         streaming=_streaming(machine, devices, backing, disk),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A device's: bytes of weights and cache, bytes that a token reads of both, operations."""
+
+    weights: int
+    cache: int
+    read: int
+    operations: float
+
+    @property
+    def held(self) -> int:
+        return self.weights + self.cache
+
+
+def _work(needs: Needs, shared_by: int, filled: float) -> _Work:
+    """Of a device with so many replicas. What they share, or use twice, is read once."""
+    token, whole = needs.token, needs.weight_bytes_all_replicas
+    of_weights = min(shared_by * token.weight_bytes, whole)
+    of_cache = round(shared_by * token.state_bytes * filled)
+    return _Work(
+        weights=min(shared_by * needs.weight_bytes, whole),
+        cache=shared_by * needs.cache_bytes,
+        read=of_weights + of_cache,
+        operations=shared_by * (token.operations - token.state_operations * (1 - filled)),
     )
 
 
@@ -113,23 +134,22 @@ def _arithmetic_rate(machine: Machine, precision: str) -> float:
     return machine.arithmetic[precision]
 
 
-def _placed(
-    needs: Needs, machine: Machine, weights: int, cache: int, read: int
-) -> tuple[Place, int, int]:
-    """Where a device's bytes have room, and those that a token streams: backing memory, disk."""
+def _placed(largest_part: int, machine: Machine, work: _Work) -> tuple[Place, int, int]:
+    """Where a device's bytes have room, and those that a token streams: backing memory, disk.
+
+    A part of the weights is computed from the device's memory as a whole, so it must fit there.
+    """
     memory, backing = int(machine.memory), int(machine.backing_memory)
-    held = weights + cache
-    if held <= memory:
+    if work.held <= memory:
         return "memory", 0, 0
-    streamed = spilled(held, read, memory)
-    if needs.largest_part_bytes > memory:
-        return "nowhere", streamed, 0
-    if held <= memory + backing:
+    streamed = spilled(work.held, work.read, memory)
+    from_disk = spilled(work.held, work.read, memory + backing)
+    if largest_part > memory:
+        return "nowhere", streamed - from_disk, from_disk
+    if work.held <= memory + backing:
         return "backing memory", streamed, 0
-    from_disk = spilled(held, read, memory + backing)
-    if machine.disk_rate and cache <= memory + backing:
-        return "disk", streamed - from_disk, from_disk
-    return "nowhere", streamed - from_disk, from_disk
+    on_disk = machine.disk_rate and work.cache <= memory + backing
+    return "disk" if on_disk else "nowhere", streamed - from_disk, from_disk
 
 
 def _streaming(machine: Machine, devices: int, backing: int, disk: int) -> float:
