@@ -32,7 +32,7 @@ from utils.passes import Passes  # noqa: E402
 from utils.planning.forecast import Forecast, forecast  # noqa: E402
 from utils.planning.machines import Machine  # noqa: E402
 from utils.planning.needs import needs_of, timed_build  # noqa: E402
-from utils.planning.this_machine import ThinProgram, arithmetic_rate, this_machine  # noqa: E402
+from utils.planning.this_machine import Products, ThinProgram, this_machine  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 PRESETS = ("bloom_tiny", "bloom_560M", "bloom_1B1", "bloom_560M_pod16")
@@ -88,26 +88,28 @@ def measure(config: BloomConfig, arguments: argparse.Namespace) -> list[Round]:
     machine = this_machine(needs)
     session, _ = timed_build(config)
     fill_randomly(session, np.random.default_rng(0))
-    with session, ThinProgram(config) as thin:
+    with session, ThinProgram(config) as thin, Products(config) as products:
         passes = Passes(config, session)
         passes.prompt(0, [1] * arguments.context)
         run_tokens(passes, arguments.context)
         rounds = []
         for _ in range(arguments.rounds):
-            before = sampled(machine, config, thin)
+            before = sampled(machine, config, thin, products)
             seconds = run_tokens(passes, arguments.context)
-            after = sampled(machine, config, thin)
+            after = sampled(machine, config, thin, products)
             between = mean_of(before, after)
             rounds.append(Round(forecast(needs, between, arguments.context), seconds))
     return rounds
 
 
-def sampled(machine: Machine, config: BloomConfig, thin: ThinProgram) -> Machine:
+def sampled(
+    machine: Machine, config: BloomConfig, thin: ThinProgram, products: Products
+) -> Machine:
     """The machine as it is now."""
     return dataclasses.replace(
         machine,
         memory_rate=popxl_machine.read_bandwidth(config.execution.device),
-        arithmetic={config.model.precision: arithmetic_rate(config)},
+        arithmetic={config.model.precision: products.rate(samples=3)},
         call=thin.seconds_a_call(passes=5),
     )
 

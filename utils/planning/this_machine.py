@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import popxl
 from popxl import machine as popxl_machine
+from popxl import ops
 
 from config import BloomConfig, ModelConfig
 from utils.loading import build
@@ -21,6 +24,9 @@ SAMPLES = 9
 
 SIDE = 1024
 """Of the matrix that arithmetic is measured with: it stays in a cache, so memory is no limit."""
+
+PRODUCTS = 16
+"""With this matrix, one after another in a run."""
 
 THIN_WIDTH = 128
 """Of the thin program, where shards allow it: wide enough for the kernels that others get too."""
@@ -46,8 +52,8 @@ def this_machine(
     if disk_rate is None and held > memory:
         folder = config.execution.memmap_dir
         disk_rate = measured_rate(Path(folder).expanduser() if folder else Path())
-    with ThinProgram(config) as thin:
-        call = thin.seconds_a_call()
+    with ThinProgram(config) as thin, Products(config) as products:
+        call, arithmetic = thin.seconds_a_call(), products.rate()
     return Machine(
         name=THIS,
         description=f"the {device} at hand, measured",
@@ -55,7 +61,7 @@ def this_machine(
         devices_per_host=1,
         memory=memory,
         memory_rate=memory_rate(device),
-        arithmetic={config.model.precision: arithmetic_rate(config)},
+        arithmetic={config.model.precision: arithmetic},
         disk_rate=disk_rate or 0,
         call=call,
     )
@@ -66,12 +72,39 @@ def memory_rate(device: str) -> float:
     return statistics.median(popxl_machine.read_bandwidth(device) for _ in range(SAMPLES))
 
 
-def arithmetic_rate(config: BloomConfig) -> float:
-    """Multiplications and additions a second, of as many rows as the batch has."""
-    products, device = [(config.execution.batch_size, SIDE, SIDE)], config.execution.device
-    kind = popxl_machine.fastest_matmul_type(products, config.model.dtype, device)
-    rates = [popxl_machine.matmul_rate(products, kind, device) for _ in range(SAMPLES)]
-    return statistics.median(rates)
+class Products:
+    """A program of products of a batch with one matrix, as the runtime computes them.
+
+    Use it inside `with`.
+    """
+
+    def __init__(self, config: BloomConfig):
+        rows, dtype = config.execution.batch_size, config.model.dtype
+        self._operations = 2 * rows * SIDE * SIDE * PRODUCTS
+        values = np.random.default_rng(0).standard_normal((SIDE, SIDE)) / np.sqrt(SIDE)
+        ir = popxl.Ir()
+        with ir.main_graph:
+            # As a checkpoint has it: in rows of outputs.
+            matrix = popxl.variable(values.astype(dtype.as_numpy()).T, dtype, "matrix")
+            x = popxl.constant(values[:1].repeat(rows, axis=0), dtype)
+            body = ir.create_graph(lambda x, matrix: x @ matrix, x, matrix)
+            (product,) = ops.repeat(body, PRODUCTS, x, matrix)
+            ops.host_store(popxl.d2h_stream(product.shape, dtype), product)
+        self._session = popxl.Session(ir, config.execution.device)
+
+    def __enter__(self) -> Products:
+        self._session.__enter__()
+        self._session.run()  # makes what is made at first use
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._session.__exit__(*exception)
+
+    def rate(self, samples: int = SAMPLES) -> float:
+        """Multiplications and additions a second; the median of some."""
+        return self._operations / statistics.median(
+            _seconds(self._session.run) for _ in range(samples)
+        )
 
 
 class ThinProgram:
@@ -96,13 +129,11 @@ class ThinProgram:
     def seconds_a_call(self, passes: int = PASSES) -> float:
         """What an op takes beside its work: a token pass by its calls, the median of some."""
         calls = self._session.pass_graphs["token"].cost().calls
-        return statistics.median(self._pass() for _ in range(passes)) / calls
+        return statistics.median(_seconds(self._pass) for _ in range(passes)) / calls
 
-    def _pass(self) -> float:
+    def _pass(self) -> None:
         rows = np.zeros(self.config.execution.batch_size, np.int32)
-        begin = time.perf_counter()
         self._passes.token(rows, rows)
-        return time.perf_counter() - begin
 
 
 def thin_config(config: BloomConfig) -> BloomConfig:
@@ -118,3 +149,9 @@ def thin_config(config: BloomConfig) -> BloomConfig:
         precision=config.model.precision,
     )
     return BloomConfig(model, config.execution).validate()
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
