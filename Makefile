@@ -1,5 +1,6 @@
 # make run    one prompt on the small checkpoint that ships
 # make chat   the interactive prompt
+# make serve  the page, at http://127.0.0.1:7860
 # make test   what tests need is installed, then every test runs
 # make lint   ruff and mypy
 
@@ -10,7 +11,7 @@ PROMPT ?= A dog is
 RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popdist -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat test lint format clean
+.PHONY: help run chat serve test lint format clean
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -21,7 +22,12 @@ run: $(VENV)/.installed
 chat: $(VENV)/.installed
 	$(BIN)/python run_inference.py
 
+serve: $(VENV)/.installed
+	$(BIN)/python run_inference_gradio.py
+
 test: $(VENV)/.installed-dev
+	@command -v chromium > /dev/null || \
+		echo "The page's tests will fail: they need a browser, apt-get install -y chromium"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

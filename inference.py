@@ -1,8 +1,9 @@
 """BLOOM inference as one PopXL program.
 
 The program holds several passes and takes one of them a run: a *prompt pass* for each chunk size
-(a chunk of tokens of one row) and a *token pass* (one token for every row). Weights are in remote
-buffers, one entry a layer, and are loaded when the layer runs; so is the KV cache.
+(a chunk of tokens of one row), a *token pass* (one token for every row) and, for look-up decoding,
+*verify passes* (the next tokens of one row, with the logits after each of them). Weights are in
+remote buffers, one entry a layer, and are loaded when the layer runs; so is the KV cache.
 
 Run directly, this is the throughput benchmark: random weights and inputs, no download.
 """
@@ -26,10 +27,13 @@ from modelling.embedding import BloomEmbeddingTP2D
 from modelling.sharding import axis_size
 
 TOKEN_PASS = 0
-"""The number of the token pass; prompt passes follow, one a chunk size."""
+"""The number of the token pass; prompt passes follow, one a chunk size, then verify passes."""
 
 NO_LOGITS = -1
 """What `last` is for a prompt pass that another one follows: its head is not computed."""
+
+LEAST_VERIFIED = 4
+"""Tokens of the narrowest verify pass, unless the widest one has fewer."""
 
 
 def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
@@ -38,14 +42,30 @@ def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
     return tuple(c for c in config.execution.prompt_chunks if c <= length) or (length,)
 
 
+def verify_sizes(config: BloomConfig) -> tuple[int, ...]:
+    """The sizes of the verify passes in tokens, ascending.
+
+    The widest has all look-up tokens and the one before them, the others half of the next: few
+    rows cost less. There are none where look-up is off, or the widest does not fit the context.
+    """
+    size = config.execution.lookup_tokens + 1
+    if size == 1 or size > config.model.sequence_length:
+        return ()
+    sizes = [size]
+    while (half := (sizes[-1] + 1) // 2) >= LEAST_VERIFIED:
+        sizes.append(half)
+    return tuple(reversed(sizes))
+
+
 class InferenceSession(addons.TaskSession):
     """The program's session.
 
     Attributes:
         inputs: `tokens`, `positions`, `row`, `last` and `chosen_pass`; see `_Phases`.
-        outputs: `logits`, float32 `(batch_size, vocabulary / tp1)`.
+        outputs: `logits`, float32 `(batch_size, vocabulary / tp1)`, and what a verify pass gives in
+            its place, `verified_<size>`, float32 `(size, vocabulary / tp1)`.
         state: the weights: `embeddings`, `layer_<n>` and `head`.
-        pass_graphs: the graph of each pass: `token` and `prompt_<chunk size>`.
+        pass_graphs: the graph of each pass: `token`, `prompt_<chunk size>` and `verify_<size>`.
     """
 
     pass_graphs: dict[str, popxl.Graph]
@@ -63,8 +83,9 @@ def inference(config: BloomConfig, **session_options: Any) -> InferenceSession:
     ir = popxl.Ir(replication=config.execution.replicas)
     with ir.main_graph:
         phases = _Phases(config)
+        longest = max(*chunk_sizes(config), *verify_sizes(config), config.execution.batch_size)
         inputs = addons.InputStreams(
-            tokens=((max(*chunk_sizes(config), config.execution.batch_size),), popxl.int32),
+            tokens=((longest,), popxl.int32),
             positions=((config.execution.batch_size,), popxl.int32),
             row=((), popxl.int32),
             last=((), popxl.int32),
@@ -72,7 +93,7 @@ def inference(config: BloomConfig, **session_options: Any) -> InferenceSession:
         )
         loaded = [ops.host_load(stream, name) for name, stream in inputs.items()]
         (logits,) = ops.call(phases.choose_pass(*loaded), *loaded)
-        outputs = addons.OutputStreams(logits=(logits.shape, logits.dtype))
+        outputs = phases.outputs
         ops.host_store(outputs.logits, logits)
     options = {"device_desc": config.execution.device, **session_options}
     session = InferenceSession(inputs, outputs, phases.variables, 1, ir, **options)
@@ -115,9 +136,19 @@ class _Phases:
         cache = (execution.batch_size, heads, model.sequence_length, model.head_dim)
         self.cache = popxl.TensorSpec(cache, model.dtype)
         self.caches = [popxl.remote_buffer(cache, model.dtype, model.layers) for _ in range(2)]
+        self.outputs = self._output_streams()
         self.variables = addons.NamedTensors()
         self.parts: dict[str, _Part] = {}
         self.pass_graphs: dict[str, popxl.Graph] = {}
+
+    def _output_streams(self) -> addons.OutputStreams:
+        """One for the logits of every row and one a verify pass, so that none is padded."""
+        vocabulary = self.config.padded_vocab_size // axis_size(self.config, "tp1")
+        rows = {f"verified_{size}": size for size in verify_sizes(self.config)}
+        rows["logits"] = self.config.execution.batch_size
+        return addons.OutputStreams(
+            **{name: ((count, vocabulary), popxl.float32) for name, count in rows.items()}
+        )
 
     def _part(self, name: str, factories: Any, entries: int = 1) -> _Part:
         """The weights of a phase, made when its first graph is."""
@@ -133,10 +164,11 @@ class _Phases:
         specs = [t.spec for t in inputs]
         ir = popxl.gir()
         graph = self.pass_graphs["token"] = ir.create_graph(self.token_pass, *specs[:4])
-        for number, size in enumerate(chunk_sizes(self.config), start=1):
-            prompt = ir.create_graph(self.prompt_pass, *specs[:4], size)
-            self.pass_graphs[f"prompt_{size}"] = prompt
-            graph = ir.create_graph(self._either, *specs, number, prompt, graph)
+        sized = [(f"prompt_{n}", self.prompt_pass, n) for n in chunk_sizes(self.config)]
+        sized += [(f"verify_{n}", self.verify_pass, n) for n in verify_sizes(self.config)]
+        for number, (name, build, size) in enumerate(sized, start=TOKEN_PASS + 1):
+            this = self.pass_graphs[name] = ir.create_graph(build, *specs[:4], size)
+            graph = ir.create_graph(self._either, *specs, number, this, graph)
         return graph
 
     def _either(
@@ -180,6 +212,23 @@ class _Phases:
         wanted = ops.greater(last, NO_LOGITS)
         (logits,) = ops.conditional(wanted, final, skipped, [x, last])
         return logits
+
+    def verify_pass(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        row: popxl.Tensor,
+        last: popxl.Tensor,
+        size: int,
+    ) -> popxl.Tensor:
+        """`size` tokens of a row from `positions[0]` on; the logits after each go to a stream.
+
+        What it returns are no logits: all passes have that output, and here nobody reads it.
+        """
+        each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
+        verified = self.head(self.blocks(self.embed(tokens[:size]), each, row))
+        ops.host_store(self.outputs[f"verified_{size}"], verified)
+        return self._no_logits()
 
     def _head_of_last(self, x: popxl.Tensor, last: popxl.Tensor) -> popxl.Tensor:
         logits = self.head(ops.dynamic_slice(x, ops.reshape(last, (1,)), [0], [1], True))

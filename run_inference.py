@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 from tqdm import tqdm
@@ -23,8 +23,11 @@ from config import BloomConfig, parse_arguments
 from utils.generation import GenerationStep, check_num_tokens, encode_prompt, stream_generate
 from utils.sampling import SamplingConfig
 from utils.setup import UserError, run_script, setup_logging
-from utils.terminal import Answers, Terminal, say, summary, write
 from utils.text import StopStrings
+from utils.writing import say, summary, write
+
+if TYPE_CHECKING:
+    from utils.terminal import Answers
 
 DESCRIPTION = (
     "Continue a prompt with BLOOM. Without --prompt, it is read from standard input if that is a "
@@ -145,6 +148,8 @@ def main(
     generator = Generator((load or load_model)(config), arguments)
     if prompt is not None:
         return one_shot(generator, prompt)
+    from utils.terminal import Answers, Terminal  # late: one shot needs no line editor
+
     defaults = Answers("", arguments.temperature, arguments.top_k, arguments.num_tokens)
     return Terminal(generator.answer, defaults).run()
 
@@ -229,6 +234,9 @@ def as_json(
         "prompt_tokens_per_second": last.prompt_tokens_per_second,
         "settings": settings,
     }
+    if last.verify_passes:
+        names = ("verify_passes", "proposed_tokens", "accepted_tokens")
+        result["lookup"] = {name: getattr(last, name) for name in names}
     return json.dumps(result, ensure_ascii=sys.stdout.isatty()).replace("\x7f", "\\u007f")
 
 

@@ -19,17 +19,18 @@ from typing import Any
 
 from simple_parsing import field
 
-from config import BloomConfig, parse_arguments
+from config import BloomConfig, ExecutionConfig, parse_arguments
 from utils.listening import bind, is_public, url
 from utils.setup import UserError, run_script, setup_logging
 
-ROWS = 8
-"""Rows of the cache where neither command line nor preset say how many."""
+FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
+"""What this script sets where neither command line nor preset do: rows for several people, no chunk
+of a prompt that the others wait long for, and a log of the requests."""
 
 DESCRIPTION = (
     "Serve BLOOM as a web page, with endpoints for gradio_client and /health. Requests share the "
-    f"rows of the cache: --batch_size is {ROWS} here where it is not given, and --log_level info, "
-    "which logs each request."
+    "rows of the cache. Where they are not given, --batch_size is 8 here, --prompt_chunks 16 128, "
+    "and --log_level info, which logs each request."
 )
 
 
@@ -98,12 +99,12 @@ def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
     def given(option: str) -> bool:
         return any(w.partition("=")[0].replace("-", "_") == f"__{option}" for w in argv)
 
-    execution = config.execution
-    changed: dict[str, Any] = {}
-    if execution.batch_size == 1 and not given("batch_size"):
-        changed["batch_size"] = ROWS
-    if execution.log_level == "warning" and not given("log_level"):
-        changed["log_level"] = "info"
+    execution, default = config.execution, ExecutionConfig()
+    changed: dict[str, Any] = {
+        name: value
+        for name, value in FOR_MANY.items()
+        if getattr(execution, name) == getattr(default, name) and not given(name)
+    }
     return dataclasses.replace(config, execution=dataclasses.replace(execution, **changed))
 
 

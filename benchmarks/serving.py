@@ -28,10 +28,11 @@ from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - fou
 from run_inference_gradio import for_many  # noqa: E402
 from utils.benchmark.weights import fill_randomly  # noqa: E402
 from utils.engine import Engine  # noqa: E402
-from utils.loading import Loaded, build, load, load_tokenizer  # noqa: E402
+from utils.loading import Loaded, build, load  # noqa: E402
 from utils.passes import Passes  # noqa: E402
 from utils.service import Service  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
+from utils.tokenizer import load_tokenizer  # noqa: E402
 
 CLIENTS = Path(__file__).with_name("serving_clients.py")
 DESCRIPTION = "Measure the page's server with many clients at once, and with one after another."
@@ -110,8 +111,8 @@ class _Folded:
         self.backend_tokenizer = tokenizer.backend_tokenizer
         self.all_special_ids: list[int] = []
 
-    def __call__(self, text: str) -> Any:
-        return self._tokenizer(text)
+    def __call__(self, text: str, **options: Any) -> Any:
+        return self._tokenizer(text, **options)
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return self._tokenizer.convert_ids_to_tokens(token % len(self._tokenizer))

@@ -25,6 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from random_checkpoint import make_checkpoint  # noqa: E402 - found just above
+
+from config import parse_arguments  # noqa: E402
+
 CGROUP_1, CGROUP_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 BLOCK = 8 << 20
 
@@ -41,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Everything, in order."""
     work = Path(arguments.work_dir).expanduser()
     checkpoint, maps = work / "checkpoint", work / "maps"
-    make_checkpoint(arguments, checkpoint)
+    make_checkpoint(parse_arguments(settings_of(arguments))[0].model, checkpoint)
     report_generation(arguments, checkpoint, maps)
     limited = run_child(arguments, maps, int(arguments.memory_gb * 1e9))
     report_decoding(f"limited to {arguments.memory_gb:g} GB", limited)
@@ -73,59 +78,6 @@ def settings_of(arguments: argparse.Namespace) -> list[str]:
     """The settings as arguments of the project's scripts."""
     settings = ["--config", arguments.config, "--sequence_length", str(arguments.sequence_length)]
     return settings + (["--layers", str(arguments.layers)] if arguments.layers else [])
-
-
-# --- the checkpoint ---
-
-
-def make_checkpoint(arguments: argparse.Namespace, folder: Path) -> None:
-    """A random checkpoint, one shard a layer; nothing where it is there."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import BloomConfig, BloomForCausalLM
-
-    from config import parse_arguments
-
-    if (folder / "config.json").exists():
-        return
-    model = parse_arguments(settings_of(arguments))[0].model
-    folder.mkdir(parents=True, exist_ok=True)
-    config = BloomConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        n_layer=model.layers,
-        n_head=model.heads,
-    )
-    with torch.device("meta"):
-        shapes = {k: v.shape for k, v in BloomForCausalLM(config).state_dict().items()}
-    shapes.pop("lm_head.weight")
-    torch.manual_seed(0)
-    pool = (torch.randn(1 << 24) * 0.02).to(getattr(torch, model.precision))
-    shards: dict[str, dict[str, torch.Size]] = {}
-    for name, shape in shapes.items():
-        part = ".".join(name.split(".")[:3]) if ".h." in name else "rest"
-        shards.setdefault(part, {})[name] = shape
-    index = {}
-    for number, (part, tensors) in enumerate(shards.items()):
-        file = f"model-{number:05d}.safetensors"
-        save_file({n: random_tensor(pool, s, n) for n, s in tensors.items()}, folder / file)
-        index |= dict.fromkeys(tensors, file)
-        print(f"\rcheckpoint: {number + 1} of {len(shards)} shards ({part})", end="", flush=True)
-    print()
-    for file in (ROOT / "models" / "bloom_tiny").glob("tokenizer*.json"):
-        shutil.copy(file, folder)
-    listing = {"metadata": {}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(listing))
-    config.save_pretrained(folder)
-
-
-def random_tensor(pool, shape, name: str):
-    """Values of the pool from a place of the tensor's own on; norms near 1."""
-    count = shape.numel()
-    start = int(hashlib.sha256(name.encode()).hexdigest(), 16) % (pool.numel() // 2)
-    tensor = pool.roll(-start)[: min(count, pool.numel())]
-    tensor = tensor.repeat(-(-count // tensor.numel()))[:count].reshape(shape)
-    return tensor + 1 if "layernorm.weight" in name or "ln_f.weight" in name else tensor
 
 
 # --- the maps ---
@@ -231,7 +183,6 @@ def decode(arguments: argparse.Namespace) -> None:
     """Decode from the maps and print what was measured as JSON."""
     import numpy as np
 
-    from config import parse_arguments
     from utils.loading import load
 
     maps = Path(arguments.work_dir).expanduser() / "maps"

@@ -1,7 +1,7 @@
 """The settings: dataclasses, their named presets, and the command line made of them."""
 
 from config.arguments import parse_arguments
-from config.config import BloomConfig, ConfigError, ExecutionConfig, ModelConfig
+from config.config import REPOSITORY, BloomConfig, ConfigError, ExecutionConfig, ModelConfig
 from config.presets import load_config, to_yaml
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "ExecutionConfig",
     "ModelConfig",
+    "REPOSITORY",
     "load_config",
     "parse_arguments",
     "to_yaml",

@@ -24,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PRECISIONS = ("float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MOST_LOOKUP_TOKENS = 15
+"""With the one before them they are 16 rows: so many are still computed as one row is."""
 
 
 class ConfigError(ValueError):
@@ -71,6 +73,11 @@ class ExecutionConfig:
     batch_size: int = field(default=1, help="rows of the KV cache: requests at once, 1 or more")
     prompt_chunks: tuple[int, ...] = field(
         default=(16, 128, 512), help="sizes of the prompt passes in tokens, ascending"
+    )
+    lookup_tokens: int = field(
+        default=0,
+        help="tokens to propose from where the text last stood so, and check in one pass: look-up "
+        f"decoding; 0 (off) to {MOST_LOOKUP_TOKENS}",
     )
     memmap_dir: str | None = field(
         default=None, help="folder of memory-mapped, sharded weights, used in place of hf_model's"
@@ -151,6 +158,13 @@ def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
     epsilon, share = model.layer_norm_epsilon, execution.available_memory_proportion
     _check(epsilon > 0, "layer_norm_epsilon", epsilon, "over 0")
     _check(0 < share <= 1, "available_memory_proportion", share, "over 0 and at most 1")
+    lookup = execution.lookup_tokens
+    _check(
+        0 <= lookup <= MOST_LOOKUP_TOKENS,
+        "lookup_tokens",
+        lookup,
+        f"from 0 (off) to {MOST_LOOKUP_TOKENS}",
+    )
     chunks = list(execution.prompt_chunks)
     ascending = chunks[0] >= 1 and all(a < b for a, b in zip(chunks, chunks[1:], strict=False))
     _check(ascending, "prompt_chunks", chunks, "numbers of 1 or more, each larger than the last")

@@ -11,7 +11,12 @@ from popxl import ops
 
 from config import BloomConfig
 from modelling.alibi import alibi_slopes
-from modelling.cached_attention import causal_attention, prompt_attention, token_attention
+from modelling.cached_attention import (
+    causal_attention,
+    prompt_attention,
+    token_attention,
+    verify_attention,
+)
 from modelling.linear import LinearTP2D
 from modelling.sharding import axis_size, blank, group_over, shard_vector
 
@@ -40,9 +45,9 @@ class BloomSelfAttentionTP2D(addons.Module):
         Args:
             key_cache, value_cache: `(batch_size, heads / tp1, sequence_length, head_dim)`, written
                 to in place. Without them the tokens are a whole sequence.
-            position: int32; where the first token stands where `row` is given, else the position of
-                each row's one token, `(batch_size,)`.
-            row: int32 scalar: the row of the cache that all tokens belong to.
+            position: int32; where the first token stands, or where each of them does, `(tokens,)`.
+            row: int32 scalar: the row of the cache that all tokens belong to. Without it they are
+                one of each row.
         """
         slopes = self.add_variable_input(
             "alibi_slopes",
@@ -68,7 +73,8 @@ class BloomSelfAttentionTP2D(addons.Module):
             graph = popxl.gir().create_graph(token_attention, *inputs)
         else:
             inputs = [*inputs, row]
-            graph = popxl.gir().create_graph(prompt_attention, *inputs)
+            attention = verify_attention if position.rank else prompt_attention
+            graph = popxl.gir().create_graph(attention, *inputs)
         (context,) = ops.call(graph, *inputs)
         return context
 

@@ -51,6 +51,31 @@ def prompt_attention(
     return ops.transpose(context, (1, 0, 2))
 
 
+def verify_attention(
+    q: popxl.Tensor,
+    k: popxl.Tensor,
+    v: popxl.Tensor,
+    key_cache: popxl.TensorByRef,
+    value_cache: popxl.TensorByRef,
+    slopes: popxl.Tensor,
+    positions: popxl.Tensor,
+    row: popxl.Tensor,
+) -> popxl.Tensor:
+    """The next tokens of one row: what `token_attention` gives for one after the other.
+
+    Args:
+        q, k, v: `(tokens, heads, head_dim)`.
+        slopes: ALiBi's, float32 `(heads,)`.
+        positions: where each token stands, int32 `(tokens,)`: one behind the other, and all less
+            than the sequence length.
+        row: int32 scalar.
+
+    Returns:
+        `(tokens, heads, head_dim)`.
+    """
+    return prompt_attention(q, k, v, key_cache, value_cache, slopes, positions[0], row)
+
+
 def token_attention(
     q: popxl.Tensor,
     k: popxl.Tensor,

@@ -15,8 +15,17 @@ class TransformersPasses:
     It remembers the tokens of each row by position, as a cache does their keys and values.
     """
 
-    def __init__(self, model: BloomForCausalLM, batch_size: int = 1, sequence_length: int = 64):
+    verify_sizes: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        model: BloomForCausalLM,
+        batch_size: int = 1,
+        sequence_length: int = 64,
+        verify_sizes: tuple[int, ...] = (),
+    ):
         self.model = model.eval()
+        self.verify_sizes = verify_sizes
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.vocab_size = model.config.vocab_size
@@ -42,6 +51,13 @@ class TransformersPasses:
         self._rows[np.arange(self.batch_size), positions] = tokens
         rows = [self._logits(row, position + 1) for row, position in enumerate(positions)]
         return np.stack(rows)
+
+    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Each place is computed on its own, from what the row has up to it."""
+        if len(tokens) > self.verify_sizes[-1] or position + len(tokens) > self.sequence_length:
+            raise ValueError(f"{len(tokens)} tokens at {position} fit no pass or stick out")
+        self._rows[row, position : position + len(tokens)] = tokens
+        return np.stack([self._logits(row, position + i + 1) for i in range(len(tokens))])
 
     @torch.no_grad()
     def _logits(self, row: int, length: int) -> np.ndarray:

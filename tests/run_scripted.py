@@ -30,7 +30,7 @@ LISTENING = "listening"
 class ScriptedPasses:
     """`Passes` that give the tokens of a text and then the end of text, whatever the prompt is."""
 
-    batch_size, sequence_length = 1, 512
+    batch_size, sequence_length, verify_sizes = 1, 512, ()
 
     def __init__(self, tokenizer: Any, text: str):
         self.vocab_size = len(tokenizer)

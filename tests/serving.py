@@ -27,11 +27,11 @@ TIMEOUT = 20
 class ReferencePasses(TransformersPasses):
     """transformers' BLOOM in chunks of 4, noting each pass in `log`.
 
-    The log has `("prompt", row)` and `("token", positions)`.
+    The log has `("prompt", row)`, `("token", positions)` and `("verify", (row, tokens))`.
     """
 
-    def __init__(self, model: BloomForCausalLM, batch_size: int = 1, sequence_length: int = 64):
-        super().__init__(model, batch_size, sequence_length)
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
         self.log: list[tuple[str, Any]] = []
 
     def prompt_chunks(
@@ -46,6 +46,10 @@ class ReferencePasses(TransformersPasses):
     def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self.log.append(("token", positions.tolist()))
         return super().token(tokens, positions)
+
+    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        self.log.append(("verify", (row, len(tokens))))
+        return super().verify(row, tokens, position)
 
 
 class ScriptedPasses(ReferencePasses):
@@ -97,7 +101,7 @@ class HeldPasses:
     def __init__(self, passes: ReferencePasses):
         self.passes = passes
         self.batch_size, self.sequence_length = passes.batch_size, passes.sequence_length
-        self.vocab_size = passes.vocab_size
+        self.vocab_size, self.verify_sizes = passes.vocab_size, passes.verify_sizes
         self._leave = threading.Semaphore(0)
         self._held = False
 
@@ -118,6 +122,10 @@ class HeldPasses:
     def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self._wait()
         return self.passes.token(tokens, positions)
+
+    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        self._wait()
+        return self.passes.verify(row, tokens, position)
 
     def hold(self) -> None:
         self._leave = threading.Semaphore(0)

@@ -13,10 +13,11 @@ from config import BloomConfig, ConfigError, parse_arguments
 from utils.benchmark import run_benchmark
 from utils.benchmark.arguments import Combination
 from utils.benchmark.comparison import Transformers
-from utils.benchmark.limits import Limit
+from utils.benchmark.limits import Limit, MachineLimits
 from utils.benchmark.measuring import Samples, Timed
 from utils.benchmark.plot import draw, picture
 from utils.benchmark.report import Result, Start, result_of
+from utils.benchmark.weights import fill_randomly
 from utils.benchmark.work import Work, work_of
 from utils.loading import build
 from utils.passes import Passes
@@ -93,7 +94,8 @@ def samples_of(*times: tuple[float, int, float, float]) -> Samples:
 def result_by_hand(**changed: int) -> Result:
     samples = samples_of((0.1, 50, 1000.0, 0.2), (0.2, 60, 600.0, 0.6), (0.1, 70, 700.0, 0.1))
     samples.combination = samples.combination._replace(**changed)
-    return result_of(samples, Start(1.0, 2.0), Work(40, 1, 1, 1, 1), 123, "hf")
+    limits = MachineLimits("cpu", "eyes", "float32", ())
+    return result_of(samples, Start(1.0, 2.0), Work(40, 1, 1, 1, 1), limits, 123, "hf")
 
 
 def test_a_share_is_the_median_of_each_pass_by_the_limit_next_to_it():
@@ -153,7 +155,7 @@ def test_the_json_is_consistent(capsys):
     assert result["decode_share"] > 0 and result["prompt_share"] > 0
     assert result["peak_memory_bytes"] > 1e7
     assert result["comparison"] is None
-    assert document["machine"]["matmul_precision"] == "float32"
+    assert result["matmul_precision"] == "float32"
 
 
 def test_the_table_has_a_line_for_each_result(capsys):
@@ -275,3 +277,26 @@ def test_impossible_arguments_are_one_line(words, named):
     with pytest.raises((ConfigError, UserError), match=named) as caught:
         run_benchmark([*SMALL, "--new_tokens", "4", *words])
     assert "\n" not in str(caught.value)
+
+
+# --- weights ---
+
+
+def test_random_weights_give_activations_of_a_usual_size():
+    config = config_of("--precision", "float16")
+    session = build(config)
+    fill_randomly(session, np.random.default_rng(0))
+    scale = session.get_tensor_data(session.state.layer_0.ln_1.norm.weight)
+    assert 0.9 < scale.mean() < 1.1 and scale.std() > 0.01
+    table = session.get_tensor_data(session.state.embeddings.weight)
+    assert abs(table.mean()) < 0.01 and 0.015 < table.std() < 0.025
+
+
+def test_sessions_alike_get_the_same_weights():
+    one, other = (build(config_of("--batch_size", rows)) for rows in ("1", "2"))
+    fill_randomly(one, np.random.default_rng(0), other)
+    tokens = np.arange(5)
+    with one, other:
+        logits = [Passes(config_of(), s).prompt(0, tokens) for s in (one,)]
+        logits.append(Passes(config_of("--batch_size", "2"), other).prompt(1, tokens))
+    np.testing.assert_allclose(*logits, atol=1e-5)

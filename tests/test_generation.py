@@ -205,7 +205,7 @@ def test_progress_adds_up_to_the_prompt(
 class NoPasses:
     """Passes that must not run."""
 
-    batch_size, sequence_length, vocab_size = 2, 6, 400
+    batch_size, sequence_length, vocab_size, verify_sizes = 2, 6, 400, ()
 
     def prompt(self, *_: object, **__: object) -> np.ndarray:
         raise AssertionError("the prompt pass ran")

@@ -11,7 +11,7 @@ import pytest
 from pseudo_terminal import DEFAULTS, EVIL, answer, leave, terminal
 from run_scripted import LISTEN, LISTENING, PAUSE
 
-from utils.terminal import for_terminal
+from utils.writing import for_terminal
 
 
 def test_a_prompt_is_continued_and_how_it_went_is_told(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ at most one chunk of one newcomer's prompt is run, the newcomers taking turns, s
 holds nobody up for longer than a chunk takes.
 
 Rows are independent: what a request computes depends neither on the others nor on who had its row
-before.
+before. With look-up (`utils.lookup`) a request that decodes alone has several tokens a pass; its
+logits are then as near to those among others as a verify pass is to a token pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from utils.engine_statistics import EngineStatistics, Records
 from utils.generation import Passes
+from utils.lookup import PromptLookup
 from utils.setup import UserError
 from utils.ticket import End, Ticket, Work
 
@@ -52,6 +54,7 @@ class _Seat:
     ticket: Ticket
     row: int
     chunks: Iterator[tuple[int, np.ndarray | None]]
+    lookup: PromptLookup
     reading: bool = True  # its prompt
 
     @property
@@ -175,7 +178,7 @@ class Engine:
             self._drop()
             self._seat_waiting()
             self._read_chunk()
-            self._run_tokens()
+            self._decode()
         with self._changed:
             tickets = [seat.ticket for seat in self._seats if seat] + list(self._queue)
             self._queue.clear()
@@ -214,7 +217,8 @@ class Engine:
                 except Exception as error:
                     self._fail([ticket], error)
                     continue
-                seat = self._seats[row] = _Seat(ticket, row, chunks)
+                lookup = PromptLookup(self.passes.verify_sizes)
+                seat = self._seats[row] = _Seat(ticket, row, chunks, lookup)
                 self._turns.append(seat)
 
     def _read_chunk(self) -> None:
@@ -234,15 +238,41 @@ class Engine:
             seat.reading = False
             self._accept(seat, logits)
 
-    def _run_tokens(self) -> None:
-        """Run a token of every row whose prompt was read.
+    def _decode(self) -> None:
+        """Run a token of every row whose prompt was read, or several of the only one."""
+        running = [seat for seat in self._seated() if not seat.reading]
+        proposal = self._proposal(running[0]) if len(running) == 1 else []
+        if proposal:
+            self._verify(running[0], proposal)
+        elif running:
+            self._run_tokens(running)
+
+    def _proposal(self, seat: _Seat) -> list[int]:
+        work = seat.ticket.work
+        return seat.lookup.propose(work.ids, self.passes.sequence_length - work.position)
+
+    def _verify(self, seat: _Seat, proposal: list[int]) -> None:
+        """Run the last token of a row and those proposed, and take what proves right."""
+        work = seat.ticket.work
+        try:
+            logits = self.passes.verify(seat.row, [work.ids[-1], *proposal], work.position)
+        except Exception as error:
+            self._fail([seat.ticket], error)
+            return
+        before = seat.lookup.accepted
+        for place, after_token in enumerate(logits, start=len(work.ids)):
+            self._accept(seat, after_token)
+            took_proposed = len(work.ids) > place and seat.lookup.confirm(work.ids[place])
+            if not took_proposed or self._seats[seat.row] is not seat:
+                break
+        self._records.add_lookup(len(proposal), seat.lookup.accepted - before)
+
+    def _run_tokens(self, running: list[_Seat]) -> None:
+        """Run a token of every row that runs.
 
         The others run token 0 where it does no harm: at the place of the next token of the prompt,
         or at 0 in a row that is free.
         """
-        running = [seat for seat in self._seated() if not seat.reading]
-        if not running:
-            return
         tokens = np.zeros(len(self._seats), np.int32)
         positions = np.zeros(len(self._seats), np.int32)
         for seat in self._seated():

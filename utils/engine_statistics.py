@@ -28,6 +28,9 @@ class EngineStatistics:
     refused: int
     ended: dict[str, int]  # by reason
     generated_tokens: int
+    verify_passes: int  # of look-up, with the tokens proposed to them and those that were right
+    proposed_tokens: int
+    accepted_tokens: int
     queue_wait: float | None
     time_to_first_token: float | None
     tokens_per_second: float | None
@@ -40,6 +43,7 @@ class Records:
         self.submitted = self.refused = 0
         self._ended: Counter[str] = Counter()
         self._generated_tokens = 0
+        self._verify_passes = self._proposed_tokens = self._accepted_tokens = 0
         self._recent: deque[tuple[float | None, float | None, float | None]] = deque(maxlen=RECENT)
 
     def add(self, ticket: Ticket) -> None:
@@ -49,6 +53,12 @@ class Records:
         self._generated_tokens += ticket.generated_tokens
         times = (ticket.queue_wait, ticket.time_to_first_token, ticket.tokens_per_second)
         self._recent.append(times)
+
+    def add_lookup(self, proposed: int, accepted: int) -> None:
+        """Count a verify pass."""
+        self._verify_passes += 1
+        self._proposed_tokens += proposed
+        self._accepted_tokens += accepted
 
     def statistics(
         self, *, alive: bool, rows: int, running: int, queued: int, max_queue: int
@@ -65,6 +75,9 @@ class Records:
             refused=self.refused,
             ended=dict(self._ended),
             generated_tokens=self._generated_tokens,
+            verify_passes=self._verify_passes,
+            proposed_tokens=self._proposed_tokens,
+            accepted_tokens=self._accepted_tokens,
             queue_wait=_median(waits),
             time_to_first_token=_median(firsts),
             tokens_per_second=_median(rates),

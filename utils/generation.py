@@ -1,5 +1,8 @@
 """The token loop: a prompt in, a step for each generated token out.
 
+Where the passes can verify several tokens at once, those that the text so far proposes are tried;
+what is generated is the same. See `utils.lookup`.
+
 `stream_generate` runs one request. `Request` holds all that belongs to one and touches no session,
 so that an engine which runs several at once can drive it just as well.
 """
@@ -8,11 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from utils.lookup import PromptLookup
 from utils.sampling import Sampler, SamplingConfig
 from utils.setup import UserError
 from utils.text import StopStrings, TextStream
@@ -21,11 +25,12 @@ FinishReason = Literal["end_of_text", "stop_string", "budget", "context_full"]
 
 
 class Passes(Protocol):
-    """A session's two passes, as the token loop needs them."""
+    """A session's passes, as the token loop needs them."""
 
     batch_size: int
     sequence_length: int
     vocab_size: int
+    verify_sizes: tuple[int, ...]
 
     def prompt(
         self,
@@ -39,6 +44,9 @@ class Passes(Protocol):
     def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Runs a token of every row, `[batch_size]`; logits `[batch_size, vocab_size]`."""
 
+    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Runs at most `verify_sizes[-1]` next tokens of one row; logits after each of them."""
+
 
 @dataclass(frozen=True)
 class GenerationStep:
@@ -47,6 +55,8 @@ class GenerationStep:
     `text` is what the token adds to the text, '' while a character or a possible stop string is
     incomplete; the last step has all that is left. The speeds are None until there is something to
     measure: decoding is timed from the first token on, which the prompt's time ends with.
+
+    Of look-up so far: `verify_passes` made, tokens proposed to them, and how many were right.
     """
 
     text: str
@@ -57,6 +67,9 @@ class GenerationStep:
     time_to_first_token: float  # seconds
     tokens_per_second: float | None
     prompt_tokens_per_second: float | None
+    verify_passes: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 def stream_generate(
@@ -97,11 +110,34 @@ def _steps(
     request.start()
     logits = passes.prompt(row, request.ids, progress=progress)
     yield request.accept(logits)
+    lookup = PromptLookup(passes.verify_sizes)
+    while not request.finished:
+        for logits in _next_logits(passes, request, row, lookup):
+            step = request.accept(logits)
+            as_proposed = lookup.confirm(step.token)
+            yield _with_counts(step, lookup)
+            if request.finished or not as_proposed:
+                break
+
+
+def _next_logits(passes: Passes, request: Request, row: int, lookup: PromptLookup) -> np.ndarray:
+    """Logits after the last token and, where there are proposals, after each of these."""
+    proposal = lookup.propose(request.ids, passes.sequence_length - request.position)
+    if proposal:
+        return passes.verify(row, [request.ids[-1], *proposal], request.position)
     tokens = np.zeros(passes.batch_size, np.int32)  # rows without a request run token 0
     positions = np.zeros(passes.batch_size, np.int32)  # at position 0, which does no harm
-    while not request.finished:
-        tokens[row], positions[row] = request.ids[-1], request.position
-        yield request.accept(passes.token(tokens, positions)[row])
+    tokens[row], positions[row] = request.ids[-1], request.position
+    return passes.token(tokens, positions)[row : row + 1]
+
+
+def _with_counts(step: GenerationStep, lookup: PromptLookup) -> GenerationStep:
+    return replace(
+        step,
+        verify_passes=lookup.passes,
+        proposed_tokens=lookup.proposed,
+        accepted_tokens=lookup.accepted,
+    )
 
 
 def encode_prompt(tokenizer: Any, prompt: str, passes: Passes) -> list[int]:
@@ -115,7 +151,7 @@ def encode_prompt(tokenizer: Any, prompt: str, passes: Passes) -> list[int]:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no valid text at character {error.start}") from None
-    ids = list(tokenizer(prompt).input_ids)
+    ids = list(tokenizer(prompt, verbose=False).input_ids)  # what is too long is said below
     if not ids:
         raise UserError("the prompt must have at least one token, not none: give it some text")
     if len(ids) > passes.sequence_length:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.utils import disable_progress_bars
-
 from utils.weight_files import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +32,8 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
             "bigscience/bloom-560m"
         )
     if not progress:
+        from huggingface_hub.utils import disable_progress_bars
+
         disable_progress_bars()
     folder = _download(str(hf_model), DESCRIPTION + SAFETENSORS)
     if not any(folder.glob("model*.safetensors")):
@@ -48,6 +47,8 @@ def _is_model_id(text: str) -> bool:
 
 
 def _download(model_id: str, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # late: a folder needs no hub
+
     try:
         return Path(snapshot_download(model_id, allow_patterns=files))
     except Exception as error:  # the client's failures share no base class

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from config import BloomConfig
 from inference import InferenceSession, hf_mapping, inference
-from utils.checkpoint import Checkpoint, open_checkpoint
 from utils.memmap.reader import MemoryMaps
 from utils.passes import Passes
 from utils.setup import UserError
+from utils.tokenizer import open_tokenizer, open_with_transformers
+
+if TYPE_CHECKING:
+    from utils.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ def load(config: BloomConfig) -> Loaded:
     if config.execution.memmap_dir is not None:
         maps = MemoryMaps(config)
         return _loaded(maps.config, maps.path, maps.write)
+    from utils.checkpoint import open_checkpoint  # late: maps need no torch before the session
+
     checkpoint = open_checkpoint(config.model.hf_model)
     checkpoint.check_against(config)
     model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
@@ -49,8 +54,10 @@ def load(config: BloomConfig) -> Loaded:
 
 def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]) -> Loaded:
     """With the tokenizer of `folder` and the weights that `write` gives the session."""
-    tokenizer = load_tokenizer(folder)
-    session = build(config)
+    with ThreadPoolExecutor(1) as beside:  # building the session imports torch: both take long
+        opened = beside.submit(open_tokenizer, folder)
+        session = build(config)
+    tokenizer = opened.result() or open_with_transformers(folder)
     write(session)
     session.__enter__()
     return Loaded(config, session, Passes(config, session), tokenizer)
@@ -69,16 +76,3 @@ def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Ch
     parts = hf_mapping(config, session.state, checkpoint.module())
     for _, mapping in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
         session.write_variables_data(mapping())
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder.
-
-    Raises:
-        UserError: where there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no tokenizer in {folder}: {reason}") from None

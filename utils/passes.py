@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from popxl import DeviceToHostStream
 
 from config import BloomConfig
-from inference import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes
+from inference import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes, verify_sizes
 
 
 class Passes:
@@ -17,6 +18,7 @@ class Passes:
         batch_size: rows of the KV cache.
         sequence_length: tokens that a row holds.
         vocab_size: of the logits.
+        verify_sizes: tokens that a verify pass may have, ascending; none without look-up.
     """
 
     def __init__(self, config: BloomConfig, session: InferenceSession):
@@ -25,6 +27,7 @@ class Passes:
         self.sequence_length = config.model.sequence_length
         self.vocab_size = config.model.vocab_size
         self.chunks = chunk_sizes(config)
+        self.verify_sizes = verify_sizes(config)
 
     def prompt(
         self,
@@ -94,10 +97,35 @@ class Passes:
         """
         return self._run(tokens, positions, 0, 0, TOKEN_PASS)
 
+    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Run a token and those proposed to follow it, the first of them at `position` of a row.
+
+        A proposal that proves wrong leaves nothing to undo: whatever is run at its position next
+        overwrites what it wrote to the cache, and tokens before it do not look there.
+
+        Returns:
+            float32 logits after each token, `(len(tokens), vocab_size)`.
+
+        Raises:
+            ValueError: for more tokens than `verify_sizes` has a pass for, or a pass that would
+                stick out of the context.
+        """
+        sizes = [size for size in self.verify_sizes if size >= len(tokens)]
+        if not sizes or position + sizes[0] > self.sequence_length:
+            raise ValueError(
+                f"no pass of {self.verify_sizes} tokens holds {len(tokens)} at {position} of "
+                f"{self.sequence_length}"
+            )
+        number = 1 + len(self.chunks) + self.verify_sizes.index(sizes[0])
+        output = self.session.outputs[f"verified_{sizes[0]}"]
+        return self._run(tokens, [position], row, 0, number, output)[: len(tokens)]
+
     def warm_up(self) -> None:
         """Run every pass once: what is made at first use is there then. Rows keep no tokens."""
         for size in self.chunks:
             self.prompt(0, [0] * size)
+        for size in self.verify_sizes:
+            self.verify(0, [0] * size, 0)
         self.token(*np.zeros((2, self.batch_size), np.int32))
 
     def _chunk(self, tokens: int) -> tuple[int, int]:
@@ -124,7 +152,9 @@ class Passes:
         row: int,
         last: int,
         chosen_pass: int,
+        output: DeviceToHostStream | None = None,
     ) -> np.ndarray:
+        """The logits of a pass: what it stores to `output`, which is the `logits` by default."""
         inputs = self.session.inputs
         arrays = {
             inputs.tokens: _padded(tokens, inputs.tokens.shape[0]),
@@ -134,14 +164,14 @@ class Passes:
             inputs.chosen_pass: np.array(chosen_pass, np.int32),
         }
         outputs = self.session.run({s: self._to_replicas(a) for s, a in arrays.items()})
-        return self._from_replicas(outputs[self.session.outputs.logits])
+        return self._from_replicas(outputs[output or self.session.outputs.logits])
 
     def _to_replicas(self, array: np.ndarray) -> np.ndarray:
         replicas = self.config.execution.replicas
         return array if replicas == 1 else np.broadcast_to(array, (replicas, *array.shape))
 
     def _from_replicas(self, logits: np.ndarray) -> np.ndarray:
-        """`(batch_size, vocab_size)` from the parts of the vocabulary that lie over tp1."""
+        """`(rows, vocab_size)` from the parts of the vocabulary that lie over tp1."""
         if self.config.execution.replicas > 1:
             parts = logits[:: self.config.execution.tensor_parallel_2]
             logits = np.concatenate(list(parts), axis=-1)

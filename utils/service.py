@@ -22,12 +22,15 @@ from utils.ticket import EndReason, Ticket, Work
 
 logger = logging.getLogger(__name__)
 
-UPDATE_INTERVAL = 0.25
+UPDATE_INTERVAL = 0.1
 """Seconds between two updates at least: a reader sees no difference, and eight cost less."""
 
 PATIENCE = 1.0
 """Seconds without a token after which there is an update all the same: of the place in the queue,
 and to find out whether anybody still listens."""
+
+
+FAULT = "something went wrong on the server; its log says what"
 
 
 class ServerError(Exception):
@@ -122,6 +125,12 @@ class Service:
         for ticket in list(self._owned.get(owner, ())):
             ticket.cancel()
 
+    async def settled(self, owner: str) -> None:
+        """Wait until nobody takes anything more of what this owner has just now."""
+        begun = set(self._owned.get(owner, ()))
+        while begun & self._owned.get(owner, set()):
+            await asyncio.sleep(0.01)
+
     async def _ids(self, prompt: Any) -> list[int]:
         """In a thread: the tokens of a long text take a while, in which others are served."""
         if prompt is None or prompt == "":
@@ -198,7 +207,7 @@ def _raise(error: Exception | None) -> None:
     if isinstance(error, UserError):
         raise error
     if error is not None:
-        raise ServerError("something went wrong on the server; its log says what") from error
+        raise ServerError(FAULT) from error
 
 
 def _seconds(value: float | None) -> str:

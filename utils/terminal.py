@@ -19,6 +19,7 @@ from prompt_toolkit.output import create_output
 from utils.generation import GenerationStep, check_num_tokens
 from utils.sampling import SamplingConfig
 from utils.setup import UserError
+from utils.writing import for_terminal, say, summary, write
 
 WELCOME = "Enter keeps the value in brackets. Ctrl-C stops a text, Ctrl-D leaves."
 SHOWN_PROMPT = 40  # characters of the last prompt shown in brackets
@@ -177,42 +178,6 @@ def prompt_history() -> History:
         return OwnerFileHistory(state / "bloom" / "prompt_history")
     except (OSError, RuntimeError):  # no home folder, or one that cannot be written
         return InMemoryHistory()
-
-
-def summary(step: GenerationStep | None, ended_by: str, seed: int | None = None) -> str:
-    """One line on a generation: from its last step, None if there was none, and its seed if any."""
-    if step is None:
-        return f"0 tokens, ended by: {ended_by}"
-    parts = [
-        f"{step.generated_tokens} token{'s' if step.generated_tokens > 1 else ''}",
-        f"first after {step.time_to_first_token:.2f} s",
-    ]
-    if step.tokens_per_second is not None:
-        parts.append(f"{step.tokens_per_second:.1f} tokens/s")
-    if seed is not None:
-        parts.append(f"seed {seed}")
-    return ", ".join([*parts, f"ended by: {ended_by}"])
-
-
-def say(line: str) -> None:
-    """Writes a line that is not generated text: to stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def write(text: str) -> None:
-    """Writes generated text to stdout, at once. Where that is a terminal, it cannot control it."""
-    sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
-
-
-def for_terminal(text: str) -> str:
-    r"""Text that cannot control a terminal: control characters but \n and \t shown as \x1b."""
-    return text.translate(ESCAPED)
-
-
-ESCAPED = {
-    code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"
-}
 
 
 def check_temperature(value: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from utils import planning
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
-from utils.benchmark.measuring import Rounds, Samples, passes_of_a_round
+from utils.benchmark.measuring import Rounds, Samples, progress_of
 from utils.benchmark.report import Result, Start, as_json, as_text, result_of
 from utils.benchmark.weights import fill_randomly
 from utils.benchmark.work import work_of
@@ -75,6 +76,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
 
     Where the configuration has a folder of memory maps, these are the weights.
     """
+    gc.collect()  # the session before may be in cycles
     restart_peak_memory()
     maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
     config = maps.config if maps else config
@@ -88,7 +90,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     else:
         fill_randomly(session, generator)
     work, wanted = work_of(config, session), combinations(config, arguments)
-    total = arguments.repeats * sum(passes_of_a_round(c) for c in wanted)
+    total = sum(progress_of(c, arguments.repeats) for c in wanted)
     with session, _bar(config, total) as bar:
         passes = Passes(config, session)
         start = Start(compile_seconds, _seconds(passes.warm_up))
@@ -101,7 +103,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
             finally:
                 if samples.steps:
                     peak = peak_memory() - machine.held_bytes()
-                    result = result_of(samples, start, work, peak, arguments.compare)
+                    result = result_of(samples, start, work, limits, peak, arguments.compare)
                     measured.results.append(result)
 
 

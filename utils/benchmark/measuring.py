@@ -142,9 +142,9 @@ class Rounds:
         return seconds
 
 
-def passes_of_a_round(combination: Combination) -> int:
-    """How often a round reports progress."""
-    return combination.new_tokens
+def progress_of(combination: Combination, repeats: int) -> int:
+    """How often `run` reports progress: once for all prompts of a round, once a step."""
+    return 1 + WARM_UP_STEPS + repeats * combination.new_tokens
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:

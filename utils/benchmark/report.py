@@ -57,6 +57,7 @@ class Result:
         time_to_first_token: seconds from a row's prompt to its first token.
         prompt_operations: that a round's prompts require.
         step_bytes: that a token pass reads, in the middle of the new tokens.
+        matmul_precision: the type that matmuls were sampled in.
         matmul_rate: operations a second of the machine.
         read_bandwidth: bytes a second of the machine.
         prompt_share, decode_share: of these two; medians over the passes, each against the
@@ -76,6 +77,7 @@ class Result:
     decode_tokens_per_second: Spread
     prompt_operations: int
     step_bytes: int
+    matmul_precision: str
     matmul_rate: Spread
     read_bandwidth: Spread
     prompt_share: float
@@ -86,14 +88,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Start:
-    """What a session took before it could be measured, and what it holds."""
+    """What a session took before it could be measured."""
 
     compile_seconds: float
     first_pass_seconds: float
 
 
 def result_of(
-    samples: Samples, start: Start, work: Work, peak_memory_bytes: int, peer: str | None = None
+    samples: Samples,
+    start: Start,
+    work: Work,
+    limits: MachineLimits,
+    peak_memory_bytes: int,
+    peer: str | None = None,
 ) -> Result:
     """The figures of one combination that has a step at least."""
     rows, prompt_tokens, new_tokens = samples.combination
@@ -110,6 +117,7 @@ def result_of(
         decode_tokens_per_second=_rates(rows, steps),
         prompt_operations=prompts[0].work,
         step_bytes=work.step_bytes(rows, prompt_tokens + new_tokens // 2),
+        matmul_precision=limits.matmul_precision,
         matmul_rate=Spread.of(p.limit for p in prompts),
         read_bandwidth=Spread.of(s.limit for s in steps),
         prompt_share=statistics.median(p.share for p in prompts),
@@ -126,11 +134,7 @@ def as_json(
 
     `complete` is false where an interrupt ended the measurement.
     """
-    machine = {
-        "device": limits.device,
-        "read_bandwidth_with": limits.reading,
-        "matmul_precision": limits.matmul_precision,
-    }
+    machine = {"device": limits.device, "read_bandwidth_with": limits.reading}
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["execution"]["batch_size"]
     whole = {
@@ -152,16 +156,17 @@ def as_text(config: BloomConfig, limits: MachineLimits, results: Sequence[Result
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in cells
     ]
-    return "\n".join([*_heading(config, limits, results[0]), "", *table])
+    return "\n".join([*_heading(config, limits, results), "", *table])
 
 
-def _heading(config: BloomConfig, limits: MachineLimits, first: Result) -> list[str]:
-    model, execution = config.model, config.execution
+def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Result]) -> list[str]:
+    model, execution, first = config.model, config.execution, results[0]
+    precisions = " or ".join(dict.fromkeys(r.matmul_precision for r in results))
     return [
         f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, vocabulary "
         f"{model.vocab_size}, {model.precision}, "
         f"{execution.tensor_parallel_1} x {execution.tensor_parallel_2} shards",
-        f"limits: memory read by {limits.reading}; torch.mm in {limits.matmul_precision}",
+        f"limits: memory read by {limits.reading}; torch.mm in {precisions}",
         f"compiled in {first.compile_seconds:.2f} s, "
         f"each pass run once in {first.first_pass_seconds:.2f} s",
     ]

@@ -1,4 +1,4 @@
-"""Weights for measurements: random ones take no download, and their values make no difference."""
+"""Random weights for measurements: no download, and activations of a usual size."""
 
 from __future__ import annotations
 
@@ -9,24 +9,39 @@ from tqdm import tqdm
 from inference import InferenceSession
 
 POOL = 1 << 20
-"""Random numbers that weights are filled with, over and over: timing does not mind."""
+"""Random numbers that weights are filled with, over and over."""
 
 DEVIATION = 0.02
 """The standard deviation that BLOOM's weights are initialised with."""
 
 
-def fill_randomly(session: InferenceSession, generator: np.random.Generator) -> None:
-    """Give every float variable normal values.
+def fill_randomly(
+    session: InferenceSession, generator: np.random.Generator, *alike: InferenceSession
+) -> None:
+    """Give every float variable normal values, the scales of norms such around 1.
 
     Matrices lie in memory as a checkpoint's do: rows of outputs.
+
+    Args:
+        alike: sessions of programs with the same variables; they get the same memory.
     """
     pool = generator.standard_normal(POOL, dtype=np.float32) * DEVIATION
-    variables = [v for v in session.state.values_flat() if isinstance(v, Variable)]
-    for variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
+    others = [_variables(other) for other in alike]
+    variables = tqdm(_variables(session), desc="weights", delay=2, leave=False, disable=None)
+    for number, variable in enumerate(variables):
         shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
         if not variable.dtype.is_floating_point:
             continue
         is_matrix = variable.rank == 2
         stored = (*shape[:-2], shape[-1], shape[-2]) if is_matrix else shape
         values = np.resize(pool.astype(dtype), stored)
-        session.write_variable_data(variable, values.swapaxes(-1, -2) if is_matrix else values)
+        values = values.swapaxes(-1, -2) if is_matrix else values
+        if variable.name.endswith("norm.weight"):
+            values = values + dtype.type(1)
+        session.write_variable_data(variable, values)
+        for other, theirs in zip(alike, others, strict=True):
+            other.write_variable_data(theirs[number], values)
+
+
+def _variables(session: InferenceSession) -> list[Variable]:
+    return [v for v in session.state.values_flat() if isinstance(v, Variable)]

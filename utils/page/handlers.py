@@ -15,6 +15,9 @@ from utils.page.words import NO_TEXT, status
 from utils.service import ServerError, Service
 from utils.setup import UserError
 
+GAP = "   "
+"""Between a token and its probability in the name of a bar."""
+
 
 class Handlers:
     """The page's functions. A status is an update of the status field."""
@@ -60,16 +63,26 @@ class Handlers:
         chart = {name(token): token.probability for token in tokens}
         return chart, {name(token): token.text for token in tokens}, remark("")
 
-    def append(self, prompt: str | None, texts: Any, event: gr.SelectData) -> str:
-        """The prompt with the token that was clicked.
-
-        Raises:
-            gr.Error: the token has no text; nothing that waits for this is done.
-        """
+    async def append(
+        self, prompt: Any, texts: Any, event: gr.SelectData, request: gr.Request
+    ) -> AsyncGenerator[tuple[Any, Any, Any, Any], None]:
+        """The prompt with the token that was clicked, and then as `look` has it."""
         text = texts.get(event.value) if isinstance(texts, dict) else None
         if not isinstance(text, str) or not text:
-            raise gr.Error(NO_TEXT.format(shown=event.value), print_exception=False)
-        return (prompt or "") + text
+            shown, _, _ = str(event.value).rpartition(GAP)
+            yield gr.skip(), gr.skip(), gr.skip(), remark(NO_TEXT.format(shown=shown))
+            return
+        longer = (prompt or "") + text
+        yield longer, gr.skip(), gr.skip(), gr.skip()
+        yield gr.skip(), *await self.look(longer, request)
+
+    def clear(self) -> tuple[Any, ...]:
+        """The output, status, chart, its texts and remark of a page as it was at first."""
+        return told_apart("", ""), said(""), None, {}, remark("")
+
+    async def settle(self, request: gr.Request) -> None:
+        """Wait for the end of what was cancelled."""
+        await self.service.settled(_owner(request))
 
 
 def told_apart(prompt: str, continuation: str) -> str:
@@ -88,7 +101,7 @@ def stop_strings(lines: Any) -> Any:
 
 def name(token: LikelyToken) -> str:
     """A bar's name, with the chance in it to a tenth of a per cent."""
-    return f"{token.shown}   {token.probability:.1%}"
+    return f"{token.shown}{GAP}{token.probability:.1%}"
 
 
 def said(text: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,10 @@ import gradio as gr
 from utils.given_settings import GivenSettings
 from utils.page import words
 from utils.page.api import add_endpoints
-from utils.page.handlers import Handlers, remark, said, told_apart
-from utils.service import Service
+from utils.page.handlers import Handlers, told_apart
+from utils.service import FAULT, Service
+
+logger = logging.getLogger(__name__)
 
 SPARE_SLOTS = 64
 """Calls besides those that the engine runs and has in its queue: refusals, stops, clears."""
@@ -20,7 +24,7 @@ SPARE_SLOTS = 64
 def build_page(service: Service) -> gr.Blocks:
     """The page, and its named endpoints for clients."""
     handlers = Handlers(service)
-    with gr.Blocks(title=words.TITLE, analytics_enabled=False) as page:
+    with _Page(title=words.TITLE, analytics_enabled=False) as page:
         gr.Markdown(words.INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
@@ -37,6 +41,34 @@ def build_page(service: Service) -> gr.Blocks:
     page.max_threads = served + SPARE_SLOTS
     # Without `api_open`, what is queued cannot be run past the queue.
     return page.queue(max_size=page.max_threads, default_concurrency_limit=None, api_open=False)
+
+
+class _Page(gr.Blocks):
+    """Keeps what was sent in a call that fails out of the log, where Gradio writes it."""
+
+    async def process_api(
+        self, block_fn: Any, inputs: list[Any], *arguments: Any, **named: Any
+    ) -> Any:
+        """Run a function of the page or an endpoint; `inputs` are as they were sent.
+
+        Raises:
+            gr.Error: with what the one who called may know.
+        """
+        needed = len(block_fn.inputs)
+        if len(inputs) != needed:
+            raise gr.Error(
+                f"{block_fn.api_name} takes {needed} values, not {len(inputs)}",
+                print_exception=False,
+            )
+        try:
+            return await super().process_api(block_fn, inputs, *arguments, **named)
+        except gr.Error:
+            raise
+        except Exception as error:
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__  # its text may be about the prompt
+            logger.error("a call of %s failed by %s\n%s", block_fn.api_name, kind, where)
+            raise gr.Error(FAULT, print_exception=False) from None
 
 
 @dataclass(frozen=True)
@@ -146,15 +178,21 @@ def _bind(handlers: Handlers, writing: _Writing, settings: list[Any]) -> None:
     writing.stop.click(handlers.stop, queue=False, **hidden)
     charted = [writing.chart, writing.texts, writing.remark]
     looking = writing.look.click(handlers.look, writing.prompt, charted, preprocess=False, **hidden)
-    looking_again = writing.chart.select(
-        handlers.append, [writing.prompt, writing.texts], writing.prompt,
-        **hidden,
-    ).success(handlers.look, writing.prompt, charted, preprocess=False, **hidden)  # fmt: skip
+    appending = writing.chart.select(
+        handlers.append, [writing.prompt, writing.texts], [writing.prompt, *charted], **hidden
+    )
+    cleared = [*shown, *charted]
     writing.clear.click(
-        lambda: (None, told_apart("", ""), said(""), None, {}, remark("")),
+        lambda: (None, *handlers.clear()),
         None,
-        [writing.prompt, *shown, *charted],
-        cancels=[generating, looking, looking_again],
+        [writing.prompt, *cleared],
+        cancels=[generating, looking, appending],
         queue=False,
+        **hidden,
+    ).then(handlers.settle, **hidden).then(
+        # Again: a last text may have come in between. What is queued comes after it.
+        handlers.clear,
+        None,
+        cleared,
         **hidden,
     )

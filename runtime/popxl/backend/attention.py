@@ -1,7 +1,8 @@
 """Kernels for attention over a KV cache: they attend over what is filled and no more.
 
-They stand in for graphs made from functions called `prompt_attention` and `token_attention`, with
-inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, for a prompt, `row`:
+They stand in for graphs made from functions called `prompt_attention`, `token_attention` and
+`verify_attention`, with inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, but for
+`token_attention`, `row`:
 
 * q, k, v `(tokens, heads, head_dim)`, result likewise;
 * caches `(batch_size, heads, sequence_length, head_dim)`, by reference;
@@ -15,6 +16,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
+from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
 from popxl.backend.composites import composite
 from popxl.backend.mesh import Mesh
@@ -34,6 +36,16 @@ def _prompt(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
 def _token(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
     return TokenAttention(mesh.lead) if fits else None
+
+
+@composite("verify_attention")
+def _verify(graph: Graph, mesh: Mesh) -> torch.nn.Module | None:
+    fits = (
+        _fits(graph, inputs=8)
+        and graph.inputs[6].shape == graph.inputs[0].shape[:1]
+        and graph.inputs[7].shape == ()
+    )
+    return VerifyAttention(TokenAttention(mesh.lead)) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -110,6 +122,36 @@ class TokenAttention(torch.nn.Module):
         return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=lead),)
 
 
+class VerifyAttention(torch.nn.Module):
+    """The next tokens of one row, one after the other as `TokenAttention` has them: to the bit."""
+
+    def __init__(self, token: TokenAttention):
+        super().__init__()
+        self.token, self.lead = token, token.lead
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_cell: Cell,
+        value_cell: Cell,
+        slopes: torch.Tensor,
+        positions: torch.Tensor,
+        row: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        number, lead = _scalar(row), self.lead
+        caches = [
+            Cell(cell.writable(new.shape[:lead]).narrow(lead, number, 1), shared=False)
+            for cell, new in ((key_cell, k), (value_cell, v))
+        ]
+        tokens = []
+        for i in range(q.shape[lead]):
+            one = [t.narrow(lead, i, 1) for t in (q, k, v)]
+            tokens += self.token(*one, *caches, slopes, positions.narrow(-1, i, 1))
+        return (torch.cat(tokens, dim=lead),)
+
+
 def _numbers(value: torch.Tensor) -> list[int]:
     """An int32 vector that is the same on all replicas, as numbers."""
     by_replica = value.reshape(-1, value.shape[-1])
@@ -151,7 +193,7 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, lead: int
 ) -> torch.Tensor:
     """Scaled dot-product attention with the mesh as batch: `(*mesh, heads, tokens, head_dim)`."""
-    mesh = torch.broadcast_shapes(*(t.shape[:lead] for t in (q, k, v, bias)))
+    mesh = broadcast_shapes(*(t.shape[:lead] for t in (q, k, v, bias)))
     flat = [t.expand(*mesh, *t.shape[lead:]).reshape(-1, *t.shape[lead:]) for t in (q, k, v, bias)]
     if q.dtype != torch.float32 and q.shape[-2] == 1:
         context = _one_query(*flat)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from popxl.backend.arrays import broadcast_shapes
+
 
 class Cell:
     """A value that can be written: a variable, a slot of a remote buffer, a by-reference input.
@@ -32,14 +34,14 @@ class Cell:
         """The tensor, its memory its own and wide enough for values of the given mesh sizes."""
         lead = len(meshes[0]) if meshes else 0
         shape = self.tensor.shape
-        wide = torch.broadcast_shapes(shape[:lead], *meshes) + shape[lead:]
+        wide = broadcast_shapes(shape[:lead], *meshes) + shape[lead:]
         if self.shared or wide != shape:
             self.tensor, self.shared = self.tensor.expand(wide).clone(), False
         return self.tensor
 
 
 def _holds(held: torch.Tensor, value: torch.Tensor) -> bool:
-    return torch.broadcast_shapes(held.shape, value.shape) == held.shape
+    return broadcast_shapes(held.shape, value.shape) == held.shape
 
 
 def make_cell(value: torch.Tensor) -> Cell:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
 from popxl.backend.kernels import align, same_mesh
 
@@ -86,7 +87,7 @@ def dynamic_update(
     sizes: tuple[int, ...],
 ) -> torch.Tensor:
     """A copy of `x` with the part replaced."""
-    mesh = torch.broadcast_shapes(x.shape[:lead], index.shape[:lead], update.shape[:lead])
+    mesh = broadcast_shapes(x.shape[:lead], index.shape[:lead], update.shape[:lead])
     wide = x.expand(*mesh, *x.shape[lead:]).clone()
     _put(wide, index, update, lead, axes, sizes)
     return wide

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
+from popxl.backend.arrays import broadcast_shapes
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -25,7 +27,7 @@ def same_mesh(lead: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors expanded to one size along every mesh axis."""
     if not lead:
         return tensors
-    mesh = torch.broadcast_shapes(*(t.shape[:lead] for t in tensors))
+    mesh = broadcast_shapes(*(t.shape[:lead] for t in tensors))
     return tuple(t.expand(*mesh, *t.shape[lead:]) for t in tensors)
 
 

@@ -1,0 +1,44 @@
+"""`run_inference_gradio.py` with a text in place of the model, for tests of the script.
+
+Any prompt is continued without an end. Each host that the process reaches, or whose name it looks
+up, is named on stderr.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook."""
+    if event == "socket.connect" and arguments[0].family in (socket.AF_INET, socket.AF_INET6):
+        print(f"reaches {arguments[1][0]}", file=sys.stderr)
+    elif event == "socket.getaddrinfo":
+        print(f"reaches {arguments[0]}", file=sys.stderr)
+
+
+sys.addaudithook(watch)
+
+from byte_level import byte_level_tokenizer  # noqa: E402 - what these reach is watched too
+from serving import ScriptedPasses  # noqa: E402
+
+from run_inference_gradio import main  # noqa: E402
+from utils.setup import run_script  # noqa: E402
+
+
+def load(config: Any) -> SimpleNamespace:
+    """What `utils.loading.load` gives: `passes` and `tokenizer`."""
+    tokenizer = byte_level_tokenizer()
+    rows = config.execution.batch_size
+    passes = ScriptedPasses(tokenizer, "a cat ", rows, sequence_length=1 << 21, endless=True)
+    return SimpleNamespace(passes=passes, tokenizer=tokenizer)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(load=load))

@@ -1,0 +1,53 @@
+"""The table of demands, from a real process on a small model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from config import REPOSITORY
+
+SMALL = ["--config", "bloom_tiny", "--layers", "1", "--sequence_length", "1100", "--repeats", "1"]
+NUMBERS = slice(40, 68)  # where a line has its value, and what is needed and aimed at
+
+
+def speed(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks" / "speed.py"), *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")},
+        check=False,
+    )
+
+
+def test_each_row_is_judged_by_its_own_value():
+    done = speed(*SMALL, "--rows", "batch", "sharded", "context")
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    assert [line.split(",")[1].split()[0] for line in lines] == ["batch", "4", "context"]
+    for line in lines:
+        value, needed, aim = (float(n) for n in line[NUMBERS].replace(" x", "").split())
+        verdict = "aim reached" if value >= aim else "enough" if value >= needed else "SHORT"
+        # Values are shown rounded: one next to a bound may be judged either way.
+        if min(abs(value - needed), abs(value - aim)) > 0.005:
+            assert verdict in line
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--rows", "decode_16", "nosuch"], "rows must be of decode_16, decode_8"),
+        (["--repeats", "0"], "repeats must be 1 or more, not 0"),
+        (["--config", "bloom_none"], "unknown preset 'bloom_none'"),
+        (["--heads", "7"], "heads"),
+    ],
+)
+def test_impossible_arguments_are_one_line_before_anything_is_measured(words, named):
+    done = speed(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert named in done.stderr
