@@ -20,7 +20,8 @@ def fill_randomly(
 ) -> None:
     """Give every float variable normal values, the scales of norms such around 1.
 
-    Matrices lie in memory as a checkpoint's do: rows of outputs.
+    Matrices lie in memory as a checkpoint's do: layers' in rows of outputs, transposed by the
+    program's mapping; the embedding's and the head's in rows of tokens, as the program has them.
 
     Args:
         alike: sessions of programs with the same variables; they get the same memory.
@@ -32,10 +33,10 @@ def fill_randomly(
         shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
         if not variable.dtype.is_floating_point:
             continue
-        is_matrix = variable.rank == 2
-        stored = (*shape[:-2], shape[-1], shape[-2]) if is_matrix else shape
+        of_layer = variable.rank == 2 and variable.name.startswith("layer_")
+        stored = (*shape[:-2], shape[-1], shape[-2]) if of_layer else shape
         values = np.resize(pool.astype(dtype), stored)
-        values = values.swapaxes(-1, -2) if is_matrix else values
+        values = values.swapaxes(-1, -2) if of_layer else values
         if variable.name.endswith("norm.weight"):
             values = values + dtype.type(1)
         session.write_variable_data(variable, values)
