@@ -21,7 +21,7 @@ import perplexity  # noqa: E402 - found just above
 from config import ConfigError, load_config  # noqa: E402
 from inference import inference  # noqa: E402
 from utils.passes import Passes  # noqa: E402
-from utils.plan import make_plan  # noqa: E402
+from utils.planning.needs import needs_of  # noqa: E402
 from utils.random_weights import fill_randomly  # noqa: E402
 
 TEXT = "A dog is a dog.</s>\n" + "The sea is wide. " * 8 + "</s>\n"
@@ -95,16 +95,16 @@ def test_random_quantised_weights_are_of_the_size_of_random_full_ones(weight_pre
 @pytest.mark.parametrize("preset", ["bloom_560M", "bloom_176B_pod16"])
 def test_a_plan_counts_the_bytes_of_quantised_weights_and_the_models_parameters(preset):
     plans = {
-        kind: make_plan(load_config(preset, {"weight_precision": kind}), 1 << 40)
+        kind: needs_of(load_config(preset, {"weight_precision": kind}))
         for kind in ("full", "int8", "int4")
     }
     full = plans["full"]
     for kind, share in (("int8", 8 / 16), ("int4", (4 + 32 / 64) / 16)):
         assert plans[kind].parameters_all_replicas == full.parameters_all_replicas
-        assert plans[kind].bytes_read_per_token / full.bytes_read_per_token == pytest.approx(
+        assert plans[kind].token.weight_bytes / full.token.weight_bytes == pytest.approx(
             share, rel=0.01
         )
         assert plans[kind].weight_bytes_all_replicas / full.weight_bytes_all_replicas == (
             pytest.approx(share, rel=0.01)
         )
-        assert plans[kind].operations_per_token == full.operations_per_token
+        assert plans[kind].token.operations == full.token.operations

@@ -52,12 +52,20 @@ def estimate(
         disk_rate: bytes a second; measured in `folder`, or the current one, where None.
     """
     memory_bytes = available_memory() if memory_bytes is None else memory_bytes
-    room = max(0, memory_bytes - cache_bytes)
-    from_disk = 0 if weight_bytes <= room else max(0, read_per_token - room)
+    held, read = weight_bytes + cache_bytes, read_per_token + min(cache_bytes, memory_bytes)
+    from_disk = spilled(held, read, memory_bytes)
     if not from_disk:
         return Streaming(memory_bytes, 0)
     rate = disk_rate or measured_rate(folder or Path())
     return Streaming(memory_bytes, from_disk, rate, from_disk / rate if rate else None)
+
+
+def spilled(held: int, read: int, room: int) -> int:
+    """Of `read` bytes that a token needs, those that are not kept in a memory of `room`.
+
+    What is held besides is the first to have no room.
+    """
+    return 0 if held <= room else max(0, read - room)
 
 
 def measured_rate(folder: Path) -> float | None:

@@ -6,15 +6,32 @@ Sizes are upper bounds where a program attends to or slices part of a buffer: th
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from popxl.graph import Graph, Op
+from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Tensor, Variable
 
 Origin = str | None
 """Where a tensor's memory is from: "weights", "state" (memory that the program writes) or None."""
 
 VIEWS = ("identity", "reshape", "transpose", "slice", "split", "dynamic_slice")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective, as every replica of a group calls it.
+
+    Attributes:
+        kind: "all_reduce", "all_gather" or "reduce_scatter".
+        bytes: of the tensor that one replica gives.
+        group: who takes part.
+    """
+
+    kind: str
+    bytes: int
+    group: ReplicaGrouping
 
 
 @dataclass(frozen=True)
@@ -25,28 +42,54 @@ class Cost:
         weight_bytes: read from variables and remote buffers that the program never writes.
         state_bytes: read from those that it writes, such as a KV cache (all of it).
         operations: multiplications and additions of matmuls.
-        collective_calls: collectives that more than one replica takes part in.
-        collective_bytes: of the tensors that go into them.
         state_operations: of `operations`, those with memory that the program writes.
+        calls: ops that compute or move something; views and loads only say where a tensor is.
         process_calls: those collectives in which processes exchange something, where the replicas
             are in several.
         process_bytes: of the tensors that one process's replicas put into these.
+        collectives: how often each is called, where more than one replica takes part.
     """
 
     weight_bytes: int = 0
     state_bytes: int = 0
     operations: int = 0
-    collective_calls: int = 0
-    collective_bytes: int = 0
     state_operations: int = 0
     process_calls: int = 0
     process_bytes: int = 0
+    calls: int = 0
+    collectives: Counter[Collective] = field(default_factory=Counter, kw_only=True)
+
+    @property
+    def collective_calls(self) -> int:
+        return self.collectives.total()
+
+    @property
+    def collective_bytes(self) -> int:
+        """Of the tensors that go into collectives."""
+        return sum(times * called.bytes for called, times in self.collectives.items())
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(
+            *(a + b for a, b in zip(self._counts(), other._counts(), strict=True)),
+            collectives=self.collectives + other.collectives,
+        )
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(*(times * a for a in astuple(self)))
+        return Cost(
+            *(times * count for count in self._counts()),
+            collectives=Counter({called: times * n for called, n in self.collectives.items()}),
+        )
+
+    def _counts(self) -> tuple[int, ...]:
+        return (
+            self.weight_bytes,
+            self.state_bytes,
+            self.operations,
+            self.state_operations,
+            self.process_calls,
+            self.process_bytes,
+            self.calls,
+        )
 
 
 def cost_of(graph: Graph) -> Cost:
@@ -110,29 +153,35 @@ class _Walk:
             self.cost(op.graphs[0], given[1:split]),
             self.cost(op.graphs[1], given[split:]),
         ]
-        return max(branches, key=lambda branch: astuple(branch[0]))
+        return max(branches, key=lambda branch: branch[0]._counts())
 
     def _plain(self, op: Op, given: tuple[Origin, ...]) -> Cost:
         if op.kind == "remote_store":
-            return Cost()
+            return Cost(calls=1)
         read = {"weights": 0, "state": 0}
         for index, (tensor, origin) in enumerate(zip(op.inputs, given, strict=True)):
             if origin and index not in op.modifies:
                 picked = op.kind == "gather" and index == 0
                 read[origin] += num_bytes(op.outputs[0] if picked else tensor)
-        calls, moved, *between = self._collective(op)
         operations = _operations(op)
-        on_state = operations if "state" in given else 0
-        return Cost(read["weights"], read["state"], operations, calls, moved, on_state, *between)
+        between = self._between_processes(op)
+        return Cost(
+            weight_bytes=read["weights"],
+            state_bytes=read["state"],
+            operations=operations,
+            state_operations=operations if "state" in given else 0,
+            process_calls=1 if between else 0,
+            process_bytes=between,
+            calls=1,
+            collectives=_collectives(op),
+        )
 
-    def _collective(self, op: Op) -> tuple[int, int, int, int]:
-        """The calls and bytes of a replica, and of a process."""
-        if "group" not in op.attributes or max(map(op.group.assignment.count, {0})) == 1:
-            return 0, 0, 0, 0
-        size = num_bytes(op.inputs[0])
-        if op.attributes.get("reduction") == "local" or not op.group._crosses(self._together):
-            return 1, size, 0, 0
-        return 1, size, 1, self._together * size
+    def _between_processes(self, op: Op) -> int:
+        """Bytes that a process puts into a collective with other processes; 0 for other ops."""
+        local = op.attributes.get("reduction") == "local"
+        if not _collectives(op) or local or not op.group._crosses(self._together):
+            return 0
+        return self._together * num_bytes(op.inputs[0])
 
 
 def _own_origin(t: Tensor) -> Origin:
@@ -143,3 +192,9 @@ def _operations(op: Op) -> int:
     if op.kind != "matmul":
         return 0
     return 2 * op.outputs[0].nelms * op.inputs[0].shape[-1]
+
+
+def _collectives(op: Op) -> Counter[Collective]:
+    if "group" not in op.attributes or max(Counter(op.group.assignment).values()) == 1:
+        return Counter()
+    return Counter([Collective(op.kind, num_bytes(op.inputs[0]), op.group)])

@@ -88,6 +88,23 @@ def fastest_matmul_type(
     return candidates[rates.index(max(rates))]
 
 
+def free_memory(device_desc: str = "cpu") -> int:
+    """Bytes of a device's memory that this process may still use.
+
+    Args:
+        device_desc: a device as `Session` takes it.
+
+    Raises:
+        ValueError, RuntimeError: as `Session` does for the device.
+    """
+    import torch
+
+    from popxl.backend.memory import available_memory
+
+    device = _device(device_desc)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
 def held_bytes() -> int:
     """Memory that is kept here for samples."""
     return sum(tensor.nbytes for tensors in _kept.values() for tensor in tensors)

@@ -1,10 +1,13 @@
-"""What a graph costs: operations with weights apart from those with memory that it writes."""
+"""What a run of a graph costs, counted from the program."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 import popxl
 from popxl import ops
+from popxl.cost import Collective
 
 
 def test_operations_with_state_are_counted_apart_from_those_with_weights(main_graph):
@@ -22,3 +25,38 @@ def test_operations_with_state_are_counted_apart_from_those_with_weights(main_gr
     assert cost.operations == with_state + 2 * 2 * 8 * (5 + 3)
     assert cost.state_bytes == 2 * 4 * 8 * 7
     assert cost.weight_bytes == 4 * 8 * (5 + 3)
+
+
+def test_collectives_are_counted_by_who_takes_part_in_them():
+    ir = popxl.Ir(replication=4)
+    pairs = ir.replica_grouping(stride=2, group_size=2)
+    alone = ir.replica_grouping(group_size=1)
+
+    def body(x: popxl.Tensor) -> popxl.Tensor:
+        x = ops.collectives.replicated_all_reduce(x, group=pairs)
+        return ops.collectives.replicated_all_reduce(x, group=alone)
+
+    def whole(x: popxl.Tensor) -> popxl.Tensor:
+        (x,) = ops.repeat(ir.create_graph(body, x), 3, x)
+        return ops.collectives.replicated_all_gather(x)
+
+    cost = ir.create_graph(whole, popxl.TensorSpec((5,), popxl.float16)).cost()
+    everyone = ir.replica_grouping()
+    assert cost.collectives == Counter(
+        {Collective("all_reduce", 10, pairs): 3, Collective("all_gather", 10, everyone): 1}
+    )
+    assert (cost.collective_calls, cost.collective_bytes) == (4, 40)
+
+
+def test_calls_are_ops_that_compute_or_move():
+    ir = popxl.Ir()
+
+    def body(x: popxl.Tensor, y: popxl.Tensor) -> popxl.Tensor:
+        return ops.reshape(ops.transpose(x), y.shape) + y
+
+    def whole(x: popxl.Tensor, y: popxl.Tensor) -> popxl.Tensor:
+        (y,) = ops.call(ir.create_graph(body, x, y), x, y)
+        return ops.gelu(y)
+
+    specs = [popxl.TensorSpec((2, 3), popxl.float32) for _ in range(2)]
+    assert ir.create_graph(whole, *specs).cost().calls == 2

@@ -23,6 +23,9 @@ DESCRIPTION = (
 )
 PEERS = ("hf",)
 
+OF_A_PLAN = ("devices", "context", "memory_gb", "disk_gb_per_s")
+"""Numbers that a dry run takes; 0 where they are not given."""
+
 
 @dataclass
 class BenchmarkArguments:
@@ -33,11 +36,32 @@ class BenchmarkArguments:
         action="store_true",
         help="build the program without weights and print what it needs",
     )
+    machine: str | None = field(
+        default=None,
+        nargs=None,
+        metavar="NAME",
+        help="with --dry_run: forecast seconds a token on it and find the best sharding; one of "
+        "config/machines.yml, or 'this', which is measured",
+    )
+    machines: str | None = field(
+        default=None,
+        nargs=None,
+        metavar="FILE",
+        help="with --machine: a YAML file of machines of your own",
+    )
+    devices: int = field(default=0, help="with --machine: how many devices; 0: as it has")
+    context: int = field(
+        default=0, help="with --machine: tokens in the cache of every row; 0: sequence_length"
+    )
     memory_gb: float = field(
-        default=0, help="with --dry_run: memory of the machine; 0: what is available now"
+        default=0,
+        help="with --dry_run: memory of the machine, of a device with --machine; 0: what it has, "
+        "or what is available now",
     )
     disk_gb_per_s: float = field(
-        default=0, help="with --dry_run: rate that weights can be read at from disk; 0: measured"
+        default=0,
+        help="with --dry_run: rate that weights can be read at from disk; 0: the machine's, or "
+        "measured",
     )
     prompt_tokens: list[int] = field(
         default_factory=list,
@@ -121,25 +145,43 @@ def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:
 
 def _check(config: BloomConfig, arguments: BenchmarkArguments, batch_sizes: list[int]) -> None:
     bounds = {"prompt_tokens": 1, "new_tokens": 2, "repeats": 1, "seed": 0}
-    for name, least in (bounds | {"memory_gb": 0, "disk_gb_per_s": 0}).items():
+    for name, least in (bounds | dict.fromkeys(OF_A_PLAN, 0)).items():
         given = getattr(arguments, name)
         for value in given if isinstance(given, list) else [given]:
             if value < least:
                 raise UserError(f"{name} must be {least} or more, not {value}")
     if arguments.dry_run:
-        _check_dry_run(arguments, batch_sizes)
+        _check_dry_run(config, arguments, batch_sizes)
     else:
+        _check_no_plan(arguments)
         _check_context(config, arguments)
         _check_plot(arguments.plot)
         _check_peer(config, arguments.compare)
 
 
-def _check_dry_run(arguments: BenchmarkArguments, batch_sizes: list[int]) -> None:
+def _check_dry_run(
+    config: BloomConfig, arguments: BenchmarkArguments, batch_sizes: list[int]
+) -> None:
     for name in ("plot", "compare"):
         if getattr(arguments, name) is not None:
             raise UserError(f"--{name} measures, --dry_run does not: give one of them")
     if len(batch_sizes) > 1:
         raise UserError("--dry_run plans for one --batch_size: give one value")
+    if arguments.machine is None:
+        for name in ("machines", "devices", "context"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name} is of a machine: name it with --machine")
+    length = config.model.sequence_length
+    if arguments.context > length:
+        raise UserError(
+            f"context must be at most sequence_length = {length}, not {arguments.context}"
+        )
+
+
+def _check_no_plan(arguments: BenchmarkArguments) -> None:
+    for name in ("machine", "machines", "devices", "context"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} plans, the benchmark does not: add --dry_run")
 
 
 def _check_context(config: BloomConfig, arguments: BenchmarkArguments) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from popxl import machine
 from tqdm import tqdm
 
 from config import BloomConfig
-from utils import distributed
+from utils import distributed, planning
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
@@ -24,7 +23,8 @@ from utils.benchmark.work import work_of
 from utils.memmap.reader import MemoryMaps
 from utils.memory import peak_memory, restart_peak_memory
 from utils.passes import Passes
-from utils.plan import describe_plan, make_plan, timed_build
+from utils.planning import Question
+from utils.planning.needs import timed_build
 from utils.random_weights import fill_randomly
 from utils.setup import setup_logging
 
@@ -50,9 +50,16 @@ def run_benchmark(argv: Sequence[str] | None = None) -> None:
 
 
 def print_plan(config: BloomConfig, arguments: BenchmarkArguments) -> None:
-    memory, rate = arguments.memory_gb * 1e9, arguments.disk_gb_per_s * 1e9
-    plan = make_plan(config, int(memory) or None, rate or None)
-    print(json.dumps(asdict(plan), indent=2) if arguments.json else describe_plan(plan))
+    question = Question(
+        machine=arguments.machine,
+        machines_file=arguments.machines,
+        devices=arguments.devices or None,
+        memory_bytes=arguments.memory_gb * 1e9 or None,
+        disk_rate=arguments.disk_gb_per_s * 1e9 or None,
+        context=arguments.context or None,
+    )
+    plan = planning.make_plan(config, question)
+    print(planning.as_json(plan) if arguments.json else planning.as_text(plan))
 
 
 @dataclass

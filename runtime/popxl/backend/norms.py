@@ -1,7 +1,7 @@
 """Layer norms by the native kernel: the op, and graphs made from `layer_norm_distributed`.
 
 Such a graph has inputs `t, w, b`, normalises the last dimension, whose parts are on the members of
-a group, and takes its sums over them by all-reduces of that group.
+a group, and takes its sums over them by collectives of that group.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _distributed(
     epsilon = _epsilon(graph)
     if native is None or epsilon is None or len(graph.inputs) != 3 or len(graph.outputs) != 1:
         return None
-    groups = [op.group for op in graph._ops if op.kind == "all_reduce"]
+    groups = [op.group for op in graph._ops if "group" in op.attributes]
     if not groups:
         return DistributedNorm(native, mesh.lead, epsilon, None, lowered)
     axes = mesh.axes_of(groups[0])

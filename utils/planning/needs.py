@@ -1,0 +1,91 @@
+"""What a program needs, from itself alone: no weights are read, nothing is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from popxl import Variable
+from popxl.cost import Cost
+
+from config import BloomConfig
+from inference import InferenceSession
+from utils.loading import build
+from utils.memory import peak_memory
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a program needs, for one replica unless said otherwise; sizes in bytes.
+
+    Attributes:
+        largest_part_bytes: of the weights that are used together: a layer's, or the embedding's.
+        cache_bytes: of the KV cache.
+        token: what a token pass costs, with a full cache.
+        weight_bytes_all_replicas: what replicas have in common counts once.
+    """
+
+    config: BloomConfig
+    build_seconds: float
+    peak_host_bytes: int
+    parameters: int
+    parameters_all_replicas: int
+    weight_bytes: int
+    largest_part_bytes: int
+    cache_bytes: int
+    token: Cost
+    weight_bytes_all_replicas: int
+
+
+def needs_of(config: BloomConfig) -> Needs:
+    """Build the program and look at it."""
+    session, seconds = timed_build(config)
+    weights, state = session.ir.memory()
+    variables = _variables(session)
+    elements = _variables(build(_unquantized(config))) if config.model.quantized else variables
+    return Needs(
+        config=config,
+        build_seconds=seconds,
+        peak_host_bytes=peak_memory(),
+        parameters=sum(v.nelms for v in elements),
+        parameters_all_replicas=sum(math.prod(v.shape_on_host) for v in elements),
+        weight_bytes=weights,
+        largest_part_bytes=max(_bytes_of_parts(session)),
+        cache_bytes=state,
+        token=session.pass_graphs["token"].cost(),
+        weight_bytes_all_replicas=sum(_bytes(v, v.shape_on_host) for v in variables),
+    )
+
+
+def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
+    """The program's session, and the seconds that building it took."""
+    begin = time.perf_counter()
+    session = build(config)
+    return session, time.perf_counter() - begin
+
+
+def _variables(session: InferenceSession) -> list[Variable]:
+    return [v for v in session.state.values_flat() if isinstance(v, Variable)]
+
+
+def _unquantized(config: BloomConfig) -> BloomConfig:
+    """The settings with an element of a variable for each parameter."""
+    model = dataclasses.replace(config.model, weight_precision="full")
+    return dataclasses.replace(config, model=model)
+
+
+def _bytes_of_parts(session: InferenceSession) -> list[int]:
+    """Of the weights of each part on one replica."""
+    parts: dict[str, int] = {}
+    for name, variable in session.state.to_dict().items():
+        if isinstance(variable, Variable):
+            part = name.split(".")[0]
+            parts[part] = parts.get(part, 0) + _bytes(variable, variable.shape)
+    return list(parts.values())
+
+
+def _bytes(variable: Variable, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(variable.dtype.as_numpy()).itemsize

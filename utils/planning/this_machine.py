@@ -1,0 +1,157 @@
+"""The machine at hand as one device, measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import popxl
+from popxl import machine as popxl_machine
+from popxl import ops
+
+from config import BloomConfig, ModelConfig
+from utils.loading import build
+from utils.passes import Passes
+from utils.planning.machines import THIS, Machine
+from utils.planning.needs import Needs
+from utils.streaming import measured_rate
+
+SAMPLES = 9
+"""Of each rate; the median counts."""
+
+SIDE = 1024
+"""Of the matrix that arithmetic is measured with: it stays in a cache, so memory is no limit."""
+
+PRODUCTS = 16
+"""With this matrix, one after another in a run."""
+
+THIN_WIDTH = 128
+"""Of the thin program, where shards allow it: wide enough for the kernels that others get too."""
+
+PASSES = 30
+"""Of the thin program, from whose median what a call takes is worked out."""
+
+
+def this_machine(
+    needs: Needs, memory_bytes: float | None = None, disk_rate: float | None = None
+) -> Machine:
+    """The device that the configuration names, with what is measured of it now.
+
+    Args:
+        memory_bytes: what is free now where None.
+        disk_rate: bytes a second; measured, if weights and cache are larger than memory, where
+            None.
+    """
+    config = needs.config
+    device = config.execution.device
+    memory = popxl_machine.free_memory(device) if memory_bytes is None else memory_bytes
+    held = needs.weight_bytes_all_replicas + config.execution.replicas * needs.cache_bytes
+    if disk_rate is None and held > memory:
+        folder = config.execution.memmap_dir
+        disk_rate = measured_rate(Path(folder).expanduser() if folder else Path())
+    with ThinProgram(config) as thin, Products(config) as products:
+        call, arithmetic = thin.seconds_a_call(), products.rate()
+    return Machine(
+        name=THIS,
+        description=f"the {device} at hand, measured",
+        devices=1,
+        devices_per_host=1,
+        memory=memory,
+        memory_rate=memory_rate(device),
+        arithmetic={config.model.precision: arithmetic},
+        disk_rate=disk_rate or 0,
+        call=call,
+    )
+
+
+def memory_rate(device: str) -> float:
+    """Bytes a second that a device reads."""
+    return statistics.median(popxl_machine.read_bandwidth(device) for _ in range(SAMPLES))
+
+
+class Products:
+    """A program of products of a batch with one matrix, as the runtime computes them.
+
+    Use it inside `with`.
+    """
+
+    def __init__(self, config: BloomConfig):
+        rows, dtype = config.execution.batch_size, config.model.dtype
+        self._operations = 2 * rows * SIDE * SIDE * PRODUCTS
+        values = np.random.default_rng(0).standard_normal((SIDE, SIDE)) / np.sqrt(SIDE)
+        ir = popxl.Ir()
+        with ir.main_graph:
+            # As a checkpoint has it: in rows of outputs.
+            matrix = popxl.variable(values.astype(dtype.as_numpy()).T, dtype, "matrix")
+            x = popxl.constant(values[:1].repeat(rows, axis=0), dtype)
+            body = ir.create_graph(lambda x, matrix: x @ matrix, x, matrix)
+            (product,) = ops.repeat(body, PRODUCTS, x, matrix)
+            ops.host_store(popxl.d2h_stream(product.shape, dtype), product)
+        self._session = popxl.Session(ir, config.execution.device)
+
+    def __enter__(self) -> Products:
+        self._session.__enter__()
+        self._session.run()  # makes what is made at first use
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._session.__exit__(*exception)
+
+    def rate(self, samples: int = SAMPLES) -> float:
+        """Multiplications and additions a second; the median of some."""
+        return self._operations / statistics.median(
+            _seconds(self._session.run) for _ in range(samples)
+        )
+
+
+class ThinProgram:
+    """The same program but for its sizes: next to nothing to read, and as many calls.
+
+    Use it inside `with`.
+    """
+
+    def __init__(self, config: BloomConfig):
+        self.config = thin_config(config)
+        self._session = build(self.config)
+        self._passes = Passes(self.config, self._session)
+
+    def __enter__(self) -> ThinProgram:
+        self._session.__enter__()
+        self._pass()  # makes what is made at first use
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._session.__exit__(*exception)
+
+    def seconds_a_call(self, passes: int = PASSES) -> float:
+        """What an op takes beside its work: a token pass by its calls, the median of some."""
+        calls = self._session.pass_graphs["token"].cost().calls
+        return statistics.median(_seconds(self._pass) for _ in range(passes)) / calls
+
+    def _pass(self) -> None:
+        rows = np.zeros(self.config.execution.batch_size, np.int32)
+        self._passes.token(rows, rows)
+
+
+def thin_config(config: BloomConfig) -> BloomConfig:
+    """As many layers, shards and rows; each shard has one head."""
+    tp1, tp2 = config.execution.tensor_parallel_1, config.execution.tensor_parallel_2
+    model = ModelConfig(
+        hf_model=config.model.hf_model,
+        layers=config.model.layers,
+        hidden_size=2 * tp1 * tp2 * max(1, THIN_WIDTH // (2 * tp1 * tp2)),
+        heads=tp1,
+        vocab_size=tp1,
+        sequence_length=2,
+        precision=config.model.precision,
+    )
+    return BloomConfig(model, config.execution).validate()
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
