@@ -135,7 +135,7 @@ def pieces_of(files: Sequence[str], checkpoint: Checkpoint, length: int) -> list
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {file}: {error}") from None
         for document in filter(None, text.split(f"{end}\n")):
-            ids = [tokenizer.eos_token_id, *tokenizer(document + end, verbose=False)["input_ids"]]
+            ids = [tokenizer.eos_token_id, *tokenizer(document + end).input_ids]
             pieces += [ids[at : at + length + 1] for at in range(0, len(ids) - 1, length)]
     if not pieces:
         raise UserError(f"there is no text in {', '.join(files)}")

@@ -106,6 +106,11 @@ class Tokenizer:
         ids = (self._id(name) for name in self._special)
         return list(dict.fromkeys(i for i in ids if i is not None))
 
+    @property
+    def eos_token(self) -> str | None:
+        """The end of text."""
+        return self._special["eos_token"]
+
     @cached_property
     def eos_token_id(self) -> int | None:
         """The id of the end of text."""
