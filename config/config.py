@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRECISIONS = ("float32", "float16", "bfloat16")
-DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
+DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -78,7 +78,10 @@ class ExecutionConfig:
     verify_memmap: bool = field(
         default=False, help="read memory maps once at the start and compare their checksums"
     )
-    device: str = field(default="cpu", help=f"what to run on: {', '.join(DEVICES)}")
+    device: str = field(
+        default="auto",
+        help=f"what to run on: {', '.join(DEVICES)}; auto: a GPU where there is one",
+    )
     log_level: str = field(
         default="warning", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"
     )

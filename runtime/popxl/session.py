@@ -13,7 +13,7 @@ from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.utils import to_numpy
 
-DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
+DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 
 
 class Session:
@@ -21,7 +21,8 @@ class Session:
 
     Args:
         ir: the program; it must not be changed afterwards.
-        device_desc: "cpu"; "cuda" (ours); "ipu_hw" and "ipu_model" take the best device there is.
+        device_desc: "cpu"; "cuda" (ours); "auto" (ours), "ipu_hw" and "ipu_model" take the best
+            device there is.
         weights_to_host_on_exit: accepted; host values are always those of the device.
         composite_kernels: ours: whether kernels stand in for whole graphs they know.
 
@@ -249,8 +250,9 @@ def _torch_device(device_desc: str) -> Any:
         raise ValueError(f"device {device_desc!r}: allowed are {', '.join(DEVICES)}")
     if device_desc == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("device 'cuda': PyTorch sees no CUDA device here; use 'cpu'")
-    best = "cuda" if device_desc != "cpu" and torch.cuda.is_available() else "cpu"
-    return torch.device(best)
+    if device_desc == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _without_torch_traces(run: Any) -> Any:

@@ -21,6 +21,7 @@ from popxl.backend.decisions import numbers
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.attention import token_attention
 from popxl.backend.native.library import Library
+from popxl.backend.rows_attention import rows_attention
 from popxl.graph import Graph
 
 CACHES = (3, 4)
@@ -103,6 +104,9 @@ class TokenAttention(torch.nn.Module):
         positions: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         lead = self.lead
+        if q.device.type != "cpu":
+            caches = key_cell, value_cell
+            return (rows_attention(_attend, lead, (q, k, v), caches, slopes, positions),)
         if self.native is not None:
             caches = [cell.writable(k.shape[:lead]) for cell in (key_cell, value_cell)]
             done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from popxl.backend.decisions import numbers
+from popxl.backend.placement import together
 
 
 class Cell:
@@ -37,7 +38,7 @@ class Cell:
         if not self.shared and _holds(self.tensor, value):
             self.tensor.copy_(value)
         else:
-            self.move(value.clone(), False)
+            self.move(value.to(self.tensor.device).clone(), False)
 
     def writable(self, *meshes: tuple[int, ...]) -> torch.Tensor:
         """The tensor, its memory its own and wide enough for values of the given mesh sizes."""
@@ -101,7 +102,9 @@ class RemoteStore:
         value = self._slot(first).tensor
         self._loads(value)
         for at in others:
-            value = torch.where(self._replicas_at(offset, at), self._slot(at).tensor, value)
+            value = torch.where(
+                *together(self._replicas_at(offset, at), self._slot(at).tensor, value)
+            )
         return value
 
     def store(self, value: torch.Tensor, offset: int | torch.Tensor) -> None:
@@ -112,7 +115,8 @@ class RemoteStore:
             return
         for at in offsets:
             slot = self._slot(at)
-            slot.write(torch.where(self._replicas_at(offset, at), value, slot.tensor))
+            here = self._replicas_at(offset, at)
+            slot.write(torch.where(*together(here, value, slot.tensor)))
 
     def open(self, offset: int | torch.Tensor) -> Cell:
         """A cell to work on and give to `close`: the slot itself where there is but one."""

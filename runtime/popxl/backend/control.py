@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from popxl.backend.cells import Cell
+from popxl.backend.placement import together
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -92,7 +93,8 @@ class Conditional(torch.nn.Module):
 
     def _choose(self, condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         mesh = condition.shape[: self.lead]
-        return torch.where(condition.reshape(*mesh, *(1,) * (a.ndim - self.lead)), a, b)
+        wide = condition.reshape(*mesh, *(1,) * (a.ndim - self.lead))
+        return torch.where(*together(wide, a, b))
 
 
 def _value(x: Any) -> torch.Tensor:
