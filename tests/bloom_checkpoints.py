@@ -38,6 +38,7 @@ def config_of(
     batch_size: int = 3,
     precision: str = "float32",
     prompt_chunks: tuple[int, ...] = (4, 16),
+    device: str = "cpu",
 ) -> BloomConfig:
     """Settings for a transformers model."""
     of = model.config
@@ -52,7 +53,9 @@ def config_of(
             precision=precision,
             tie_word_embeddings=of.tie_word_embeddings,
         ),
-        ExecutionConfig(tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks),
+        ExecutionConfig(
+            tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks, device=device
+        ),
     ).validate()
 
 
