@@ -5,7 +5,10 @@ None of it says that a GPU gives the right numbers: `test_cuda.py` does, where t
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +116,12 @@ def test_weights_are_sent_once_and_repeated_zeros_not_at_all(monkeypatch):
     given = [array.shape for mapping in arrays for array in mapping.values()]
     assert sorted(written.copied) == sorted(given)
     assert "clone" not in written.on_device
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
+def test_the_benchmark_says_that_there_is_no_gpu():
+    script = Path(__file__).parents[1] / "benchmarks" / "cuda.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["benchmarks/cuda.py: PyTorch sees no CUDA device here"]
+    assert not done.stdout

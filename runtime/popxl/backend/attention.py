@@ -105,8 +105,8 @@ class TokenAttention(torch.nn.Module):
     ) -> tuple[torch.Tensor]:
         lead = self.lead
         if q.device.type != "cpu":
-            caches = key_cell, value_cell
-            return (rows_attention(_attend, lead, (q, k, v), caches, slopes, positions),)
+            cells = key_cell, value_cell
+            return (rows_attention(_attend, lead, (q, k, v), cells, slopes, positions),)
         if self.native is not None:
             caches = [cell.writable(k.shape[:lead]) for cell in (key_cell, value_cell)]
             done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)

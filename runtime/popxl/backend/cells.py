@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from popxl.backend.decisions import numbers
-from popxl.backend.placement import together
+from popxl.backend.placement import where
 
 
 class Cell:
@@ -102,9 +102,7 @@ class RemoteStore:
         value = self._slot(first).tensor
         self._loads(value)
         for at in others:
-            value = torch.where(
-                *together(self._replicas_at(offset, at), self._slot(at).tensor, value)
-            )
+            value = where(self._replicas_at(offset, at), self._slot(at).tensor, value)
         return value
 
     def store(self, value: torch.Tensor, offset: int | torch.Tensor) -> None:
@@ -115,8 +113,7 @@ class RemoteStore:
             return
         for at in offsets:
             slot = self._slot(at)
-            here = self._replicas_at(offset, at)
-            slot.write(torch.where(*together(here, value, slot.tensor)))
+            slot.write(where(self._replicas_at(offset, at), value, slot.tensor))
 
     def open(self, offset: int | torch.Tensor) -> Cell:
         """A cell to work on and give to `close`: the slot itself where there is but one."""

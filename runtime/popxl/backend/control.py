@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from popxl.backend.cells import Cell
-from popxl.backend.placement import together
+from popxl.backend.placement import where
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -93,8 +93,7 @@ class Conditional(torch.nn.Module):
 
     def _choose(self, condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         mesh = condition.shape[: self.lead]
-        wide = condition.reshape(*mesh, *(1,) * (a.ndim - self.lead))
-        return torch.where(*together(wide, a, b))
+        return where(condition.reshape(*mesh, *(1,) * (a.ndim - self.lead)), a, b)
 
 
 def _value(x: Any) -> torch.Tensor:

@@ -78,10 +78,12 @@ class Engine:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
         cell = self._cells[variable]
-        cell.move(self._value(variable, array), self.device.type == "cpu")
+        value = self._value(variable, array)
+        cell.move(value, self._is_shared(value))
 
     def _new_cell(self, variable: Variable) -> Cell:
-        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu", lasts=True)
+        value = self._value(variable, variable._data)
+        cell = Cell(value, self._is_shared(value), lasts=True)
         if variable._remote is not None:
             buffer, offset = variable._remote
             self.remote[buffer].place(offset, cell)
@@ -90,6 +92,10 @@ class Engine:
     def _value(self, variable: Variable, array: np.ndarray) -> torch.Tensor:
         host = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
         return load(host, self.device)
+
+    def _is_shared(self, value: torch.Tensor) -> bool:
+        """Whether its memory is the host's, or that of one element is several's."""
+        return self.device.type == "cpu" or 0 in value.stride()
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
         lead = self.mesh.lead

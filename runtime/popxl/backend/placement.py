@@ -45,6 +45,12 @@ def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(device, non_blocking=True)
 
 
+def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`torch.where` of operands that need not be in one place."""
+    condition, a, b = together(condition, a, b)
+    return torch.where(condition, a, b)
+
+
 def together(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors on the device, where one of them is there; else as they are."""
     on_device = [t.device for t in tensors if t.device.type != "cpu"]
