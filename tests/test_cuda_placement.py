@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, random_bloom
+from popxl.backend import cuda
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from inference import hf_mapping, inference
@@ -47,9 +48,10 @@ def precision(request):
 
 
 @contextmanager
-def session_of(monkeypatch, shards, precision="float32", **options):
+def session_of(monkeypatch, shards, precision="float32", graphs=False, **options):
     model = random_bloom(4, 131)
     config = config_of(model, *shards, LENGTH, ROWS, precision)
+    monkeypatch.setenv(cuda.CUDA_GRAPHS, str(int(graphs)))
     with on_stand_in(monkeypatch):
         session = inference(config, **options)
     for _, mapping in hf_mapping(config, session.state, model):
@@ -75,6 +77,27 @@ def test_the_token_pass_asks_the_device_for_nothing(monkeypatch, shards, precisi
         # Of the whole pass only token ids and, once a layer, positions go to the device.
         assert set(watch.copied) <= {(ROWS,), (1,) * len(on_device.engine.mesh.dims) + (ROWS,)}
         assert watch.on_device.count("scatter_") == 2 * 2  # keys and values of two layers
+
+
+def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards, caplog):
+    held, replays = [], []
+
+    def capture(run):
+        with DeviceWatch() as watch:
+            outputs = run()
+        held.append(watch)
+        return lambda: replays.append(watch), outputs
+
+    monkeypatch.setattr(cuda, "capture_graph", capture)
+    with session_of(monkeypatch, shards, graphs=True) as on_device:
+        for at in range(5):
+            on_device.passes.token(np.array([5, 0, 130]), np.array([at, at, at]))
+        assert on_device.logits.device == DEVICE
+    assert len(held) == 1
+    assert replays == held * 3
+    assert held[0].on_device.count("scatter_") == 2 * 2
+    assert held[0].copied == []
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("tokens", [3, 20])

@@ -47,9 +47,7 @@ class Graphed(torch.nn.Module):
         device: where inputs are for a replay.
     """
 
-    def __init__(
-        self, module: torch.nn.Module, device: torch.device, capture: Capture = capture_graph
-    ):
+    def __init__(self, module: torch.nn.Module, device: torch.device, capture: Capture):
         super().__init__()
         self.module, self.device, self.capture = module, device, capture
         self._captured: _Captured | None = None

@@ -311,8 +311,8 @@ class _GraphLowering:
         native = self.around.composites.native
         if not is_steady(graph):
             return module
-        if self.device.type == "cuda" and cuda.enabled():
-            return cuda.Graphed(module, self.device)
+        if self.device.type != "cpu" and cuda.enabled():
+            return cuda.Graphed(module, self.device, cuda.capture_graph)
         if native is None:
             return module
         return Recorded(module, native, self.around.settled)
