@@ -40,13 +40,13 @@ class DeviceWatch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if name not in COPIES and len({t.device for t in given}) > 1:
+            raise MixedDevices(f"{name} of {[(str(t.device), tuple(t.shape)) for t in given]}")
         result = func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
-        devices = {t.device for t in given} | {t.device for t in made}
+        devices = {t.device for t in [*given, *made]}
         if len(devices) > 1 and name in COPIES:
             self.copied.append(tuple(given[-1].shape))
-        elif len({t.device for t in given}) > 1:
-            raise MixedDevices(f"{name} of {[(str(t.device), tuple(t.shape)) for t in given]}")
         if DEVICE in devices:
             self.on_device.append(name)
         return result

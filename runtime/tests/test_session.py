@@ -125,7 +125,7 @@ def test_a_session_runs_when_it_is_attached():
 
 def test_devices():
     ir = Program().ir
-    for device in ("cpu", "ipu_model", "ipu_hw"):
+    for device in ("auto", "cpu", "ipu_model", "ipu_hw"):
         with popxl.Session(ir, device):
             pass
     with pytest.raises(
