@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRECISIONS = ("float32", "float16", "bfloat16")
 WEIGHT_PRECISIONS = ("full", "int8", "int4")
-DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
+DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_LOOKUP_TOKENS = 15
 """With the one before them they are 16 rows: so many are still computed as one row is."""
@@ -109,7 +109,10 @@ class ExecutionConfig:
     verify_memmap: bool = field(
         default=False, help="read memory maps once at the start and compare their checksums"
     )
-    device: str = field(default="cpu", help=f"what to run on: {', '.join(DEVICES)}")
+    device: str = field(
+        default="cpu",
+        help=f"what to run on: {', '.join(DEVICES)}; auto: a GPU where there is one",
+    )
     log_level: str = field(
         default="warning", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"
     )

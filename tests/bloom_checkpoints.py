@@ -40,6 +40,7 @@ def config_of(
     prompt_chunks: tuple[int, ...] = (4, 16),
     weight_precision: str = "full",
     group_size: int = 64,
+    device: str = "cpu",
 ) -> BloomConfig:
     """Settings for a transformers model."""
     of = model.config
@@ -56,7 +57,9 @@ def config_of(
             group_size=group_size,
             tie_word_embeddings=of.tie_word_embeddings,
         ),
-        ExecutionConfig(tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks),
+        ExecutionConfig(
+            tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks, device=device
+        ),
     ).validate()
 
 

@@ -242,7 +242,7 @@ def test_a_wrong_command_line_is_one_line_on_stderr_and_status_2(arguments, part
         ({"tensor_parallel_2": 5}, ["hidden_size", "48", "2 * tensor_parallel_2 = 10"]),
         ({"hidden_size": 51, "heads": 3}, ["hidden_size", "51", "2 * tensor_parallel_2 = 2"]),
         ({"precision": "fp16"}, ["precision", "fp16", "float32, float16, bfloat16"]),
-        ({"device": "gpu"}, ["device", "gpu", "cpu, cuda, ipu_model, ipu_hw"]),
+        ({"device": "gpu"}, ["device", "gpu", "auto, cpu, cuda, ipu_model, ipu_hw"]),
         ({"log_level": "loud"}, ["log_level", "loud", "debug, info, warning, error"]),
         ({"layers": 0}, ["layers", "1 or more", "0"]),
         ({"hidden_size": -48}, ["hidden_size", "1 or more", "-48"]),

@@ -16,7 +16,7 @@ from popxl.utils import to_numpy
 if TYPE_CHECKING:
     from popxl.backend.processes import Traffic
 
-DEVICES = ("cpu", "cuda", "ipu_model", "ipu_hw")
+DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 
 
 class Session:
@@ -24,7 +24,8 @@ class Session:
 
     Args:
         ir: the program; it must not be changed afterwards.
-        device_desc: "cpu"; "cuda" (ours); "ipu_hw" and "ipu_model" take the best device there is.
+        device_desc: "cpu"; "cuda" (ours); "auto" (ours), "ipu_hw" and "ipu_model" take the best
+            device there is.
         weights_to_host_on_exit: accepted; host values are always those of the device.
         composite_kernels: ours: whether kernels stand in for whole graphs they know.
 
@@ -251,8 +252,9 @@ def _torch_device(device_desc: str) -> Any:
         raise ValueError(f"device {device_desc!r}: allowed are {', '.join(DEVICES)}")
     if device_desc == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("device 'cuda': PyTorch sees no CUDA device here; use 'cpu'")
-    best = "cuda" if device_desc != "cpu" and torch.cuda.is_available() else "cpu"
-    return torch.device(best)
+    if device_desc == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _without_torch_traces(run: Any) -> Any:

@@ -125,10 +125,12 @@ def test_a_session_runs_when_it_is_attached():
 
 def test_devices():
     ir = Program().ir
-    for device in ("cpu", "ipu_model", "ipu_hw"):
+    for device in ("auto", "cpu", "ipu_model", "ipu_hw"):
         with popxl.Session(ir, device):
             pass
-    with pytest.raises(ValueError, match="device 'tpu': allowed are cpu, cuda, ipu_model, ipu_hw"):
+    with pytest.raises(
+        ValueError, match="device 'tpu': allowed are auto, cpu, cuda, ipu_model, ipu_hw"
+    ):
         popxl.Session(ir, "tpu")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="PyTorch sees no CUDA device"):

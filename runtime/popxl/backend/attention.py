@@ -23,6 +23,7 @@ from popxl.backend.decisions import numbers
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.attention import chunk_attention, token_attention
 from popxl.backend.native.library import Library
+from popxl.backend.rows_attention import rows_attention
 from popxl.graph import Graph
 
 CACHES = (3, 4)
@@ -121,6 +122,9 @@ class TokenAttention(torch.nn.Module):
         positions: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         lead = self.lead
+        if q.device.type != "cpu":
+            cells = key_cell, value_cell
+            return (rows_attention(_attend, lead, (q, k, v), cells, slopes, positions),)
         if self.native is not None:
             caches = [cell.writable(k.shape[:lead]) for cell in (key_cell, value_cell)]
             done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)

@@ -9,6 +9,7 @@ import torch
 
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.decisions import numbers
+from popxl.backend.placement import where
 
 
 class Cell:
@@ -38,7 +39,7 @@ class Cell:
         if not self.shared and _holds(self.tensor, value):
             self.tensor.copy_(value)
         else:
-            self.move(value.clone(), False)
+            self.move(value.to(self.tensor.device).clone(), False)
 
     def writable(self, *meshes: tuple[int, ...]) -> torch.Tensor:
         """The tensor, its memory its own and wide enough for values of the given mesh sizes."""
@@ -102,7 +103,7 @@ class RemoteStore:
         value = self._slot(first).tensor
         self._loads(value, self._name)
         for at in others:
-            value = torch.where(self._replicas_at(offset, at), self._slot(at).tensor, value)
+            value = where(self._replicas_at(offset, at), self._slot(at).tensor, value)
         return value
 
     def store(self, value: torch.Tensor, offset: int | torch.Tensor) -> None:
@@ -113,7 +114,7 @@ class RemoteStore:
             return
         for at in offsets:
             slot = self._slot(at)
-            slot.write(torch.where(self._replicas_at(offset, at), value, slot.tensor))
+            slot.write(where(self._replicas_at(offset, at), value, slot.tensor))
 
     def open(self, offset: int | torch.Tensor) -> Cell:
         """A cell to work on and give to `close`: the slot itself where there is but one."""

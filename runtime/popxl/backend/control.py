@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from popxl.backend.cells import Cell
+from popxl.backend.placement import where
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -93,7 +94,7 @@ class Conditional(torch.nn.Module):
 
     def _choose(self, condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         mesh = condition.shape[: self.lead]
-        return torch.where(condition.reshape(*mesh, *(1,) * (a.ndim - self.lead)), a, b)
+        return where(condition.reshape(*mesh, *(1,) * (a.ndim - self.lead)), a, b)
 
 
 def _value(x: Any) -> torch.Tensor:

@@ -20,6 +20,7 @@ from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
 from popxl.backend.paging import Pager
+from popxl.backend.placement import load, load_stream
 from popxl.backend.processes import Processes, Traffic
 from popxl.backend.share import Share
 from popxl.ir import Ir
@@ -103,10 +104,12 @@ class Engine:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
         cell = self._cells[variable]
-        cell.move(self._value(variable, array), self.device.type == "cpu")
+        value = self._value(variable, array)
+        cell.move(value, self._is_shared(value))
 
     def _new_cell(self, variable: Variable) -> Cell:
-        cell = Cell(self._value(variable, variable._data), self.device.type == "cpu", lasts=True)
+        value = self._value(variable, variable._data)
+        cell = Cell(value, self._is_shared(value), lasts=True)
         if variable._remote is not None:
             buffer, offset = variable._remote
             self.remote[buffer].place(offset, cell)
@@ -114,7 +117,11 @@ class Engine:
 
     def _value(self, variable: Variable, array: np.ndarray) -> torch.Tensor:
         own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
-        return own.to(self.device)
+        return load(own, self.device)
+
+    def _is_shared(self, value: torch.Tensor) -> bool:
+        """Whether its memory is the host's, or that of one element is several's."""
+        return self.device.type == "cpu" or 0 in value.stride()
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
         lead = self.mesh.lead
@@ -125,22 +132,23 @@ class Engine:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         name = f"remote_buffer_{buffer.remote_buffer_id}"
-        return RemoteStore(name, buffer.entries, lead, zeros, self.pager.loads)
+        loads = self.pager.loads if self.device.type == "cpu" else _not_paged
+        return RemoteStore(name, buffer.entries, lead, zeros, loads)
 
     def _queue(self, array: np.ndarray) -> deque[torch.Tensor]:
         transfers = to_torch(array)
         if not self.mesh.lead:
-            return deque(t[0].to(self.device) for t in transfers)
+            return deque(load_stream(t[0], self.device) for t in transfers)
         return deque(
-            self.mesh.from_replicas(host, tensor).to(self.device)
+            load_stream(self.mesh.from_replicas(host, tensor), self.device)
             for host, tensor in zip(array, transfers, strict=True)
         )
 
     def _collect(self, stream: Stream) -> np.ndarray:
         """What was stored, `(transfers, replicas, *shape)`; zeros for transfers not made."""
-        transfers = [self.mesh.flat(t) for t in self._outputs[stream]]
+        transfers = [self.mesh.flat(t).cpu() for t in self._outputs[stream]]
         while len(transfers) < self.ir.num_host_transfers:
-            zero = torch.zeros(1, dtype=stream.dtype.as_torch(), device=self.device)
+            zero = torch.zeros(1, dtype=stream.dtype.as_torch())
             transfers.append(zero.expand(self.mesh.replicas, *stream.shape))
         return to_numpy(transfers[0][None] if len(transfers) == 1 else torch.stack(transfers))
 
@@ -165,6 +173,10 @@ class Engine:
             f"stream {stream.tensor_id} is {what} more than {self.ir.num_host_transfers} times "
             "in a run: set ir.num_host_transfers"
         )
+
+
+def _not_paged(*_: object) -> None:
+    """Slots on a device are no pages of files."""
 
 
 def _mapped_memory() -> int | None:

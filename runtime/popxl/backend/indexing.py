@@ -12,6 +12,7 @@ from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
 from popxl.backend.decisions import numbers
 from popxl.backend.kernels import align, same_mesh
+from popxl.backend.placement import together
 
 
 def gather(
@@ -22,9 +23,10 @@ def gather(
     inside = (indices >= 0) & (indices < size)
     if zero_out_of_range:
         indices = torch.where(inside, indices, 0)
-    elif not inside.all():
+    elif indices.device.type == "cpu" and not inside.all():
         outside = indices[~inside].flatten()[0].item()
         raise IndexError(f"gather: index {outside} is outside the axis of size {size}")
+    x, indices, inside = together(x, indices, inside)
     picked = _pick(x.movedim(lead + axis, lead), indices, lead)
     if zero_out_of_range:
         keep = inside.reshape(inside.shape + (1,) * (picked.ndim - inside.ndim))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from popxl.backend import cells, indexing, kernels
+from popxl.backend import cells, cuda, indexing, kernels, placement
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
@@ -140,9 +140,9 @@ class _GraphLowering:
             self.values.bind(tensor, node, frozenset({key}))
 
     def _constant(self, tensor: Constant) -> Node:
-        host = to_torch(tensor._data).to(self.device)
+        data = placement.load_constant(to_torch(tensor._data), self.device)
         name = f"constant_{len(self.root._buffers)}"
-        self.root.register_buffer(name, host.reshape((1,) * self.lead + tensor.shape))
+        self.root.register_buffer(name, data.reshape((1,) * self.lead + tensor.shape))
         return self.fx.get_attr(name)
 
     def _call_module(self, prefix: str, module: torch.nn.Module, args: list[Node]) -> Node:
@@ -166,12 +166,24 @@ class _GraphLowering:
         args = [self.values.node(t) for t in op.inputs]
         if op.kind not in MOVES:
             args = [self._computable(a, t) for a, t in zip(args, op.inputs, strict=True)]
-        made = RULES[op.kind](self, op, args)
+        made = RULES[op.kind](self, op, self._placed(op, args))
         nodes = made if isinstance(made, list) else [made]
         if op.kind in MOVES:
             return nodes
         outputs = op.outputs or op.inputs[:1]
         return [self._stored(n, t) for n, t in zip(nodes, outputs, strict=True)]
+
+    def _placed(self, op: Op, args: list[Node]) -> list[Node]:
+        """The inputs in one place; see `placement.py`."""
+        whole = [t for t in op.inputs if not t.dtype.is_floating_point]
+        if self.device.type == "cpu" or not whole or op.kind in placement.PLACE_THEMSELVES:
+            return args
+        if op.kind == "cast" and op.outputs[0].dtype.is_floating_point:
+            return [self.call(placement.move, args[0], self.device)]
+        if len(args) == 1:
+            return args
+        both = self.call(placement.together, *args)
+        return [self.call(_item, both, number) for number in range(len(args))]
 
     def _computable(self, node: Node, tensor: Tensor) -> Node:
         wide = _is_wide_unsigned(tensor)
@@ -299,7 +311,11 @@ class _GraphLowering:
     def _recorded(self, graph: Graph, module: torch.nn.Module) -> torch.nn.Module:
         """`module`, the lowered `graph`, which is recorded where that is of use."""
         native = self.around.composites.native
-        if native is None or not is_steady(graph):
+        if not is_steady(graph):
+            return module
+        if self.device.type != "cpu" and cuda.enabled():
+            return cuda.Graphed(module, self.device, cuda.capture_graph)
+        if native is None:
             return module
         return Recorded(module, native, self.around.settled)
 

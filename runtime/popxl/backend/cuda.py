@@ -1,0 +1,116 @@
+"""Graphs that do the same work every time, replayed as CUDA graphs.
+
+A token pass launches the same kernels on the same memory again and again. Here they are captured
+once and then launched together. Inputs are copied to memory of their own before each replay; a
+capture is dropped when lasting memory has moved. A graph that decides by numbers on the device
+cannot be captured and is run as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from popxl.backend.cells import Cell
+from popxl.backend.decisions import observer
+from popxl.backend.placement import move
+
+CUDA_GRAPHS = "POPXL_CUDA_GRAPHS"
+"""Environment variable: 0 turns CUDA graphs off."""
+
+Outputs = tuple[torch.Tensor, ...]
+Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
+"""Captures what a function does on the device: what replays it, and where its results then are."""
+
+
+def enabled() -> bool:
+    """Whether CUDA graphs are wanted."""
+    return os.environ.get(CUDA_GRAPHS, "1") != "0"
+
+
+def capture_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
+    """A `Capture` by CUDA."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph.replay, outputs
+
+
+class Graphed(torch.nn.Module):
+    """Runs a graph as it is once, once more to see whether it can be captured, then replays it.
+
+    Args:
+        device: where inputs are for a replay.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device, capture: Capture):
+        super().__init__()
+        self.module, self.device, self.capture = module, device, capture
+        self._captured: _Captured | None = None
+        self._tried, self._possible = False, True
+
+    def forward(self, *inputs: Any) -> Outputs:
+        if not self._possible or not all(x.lasts for x in inputs if isinstance(x, Cell)):
+            return self.module(*inputs)
+        if self._captured is not None and self._captured.holds(inputs):
+            return self._captured.run(inputs)
+        self._captured = None
+        if not self._tried:  # memory that lasts finds its place
+            self._tried = True
+            return self.module(*inputs)
+        self._tried = False
+        return self._run_and_capture(inputs)
+
+    def _run_and_capture(self, inputs: tuple[Any, ...]) -> Outputs:
+        fixed = tuple(x if isinstance(x, Cell) else move(x, self.device).clone() for x in inputs)
+        moves = Cell.moves
+        outputs = self._observed(fixed)
+        if self._possible and moves == Cell.moves:
+            try:
+                replay, results = self.capture(lambda: self.module(*fixed))
+                self._captured = _Captured(fixed, replay, results)
+            except RuntimeError as error:
+                self._possible = False
+                reason = str(error).splitlines()[0]
+                logging.getLogger(__name__).warning("run without a CUDA graph: %s", reason)
+        return outputs
+
+    def _observed(self, inputs: tuple[Any, ...]) -> Outputs:
+        """Run, and see whether numbers on the device are decided by."""
+
+        def decided(tensor: torch.Tensor, values: Any) -> None:
+            self._possible &= tensor.device != self.device
+
+        token = observer.set(decided)
+        try:
+            return self.module(*inputs)
+        finally:
+            observer.reset(token)
+
+
+class _Captured:
+    """A capture, the inputs that it reads and the outputs that it writes."""
+
+    def __init__(self, inputs: tuple[Any, ...], replay: Callable[[], Any], outputs: Outputs):
+        self._inputs, self._replay, self._outputs = inputs, replay, outputs
+        self._moves = Cell.moves
+
+    def holds(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether memory is where it was, and `inputs` are of the same kind."""
+        return self._moves == Cell.moves and all(
+            given is fixed
+            if isinstance(fixed, Cell)
+            else (given.shape, given.dtype) == (fixed.shape, fixed.dtype)
+            for fixed, given in zip(self._inputs, inputs, strict=True)
+        )
+
+    def run(self, inputs: tuple[Any, ...]) -> Outputs:
+        for fixed, given in zip(self._inputs, inputs, strict=True):
+            if isinstance(fixed, torch.Tensor):
+                fixed.copy_(given, non_blocking=True)
+        self._replay()
+        return tuple(t.clone() for t in self._outputs)

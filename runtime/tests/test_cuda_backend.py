@@ -1,0 +1,141 @@
+"""What the back end has for CUDA devices, as far as it can be run on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from popxl.backend.attention import _attend
+from popxl.backend.cells import Cell
+from popxl.backend.cuda import Graphed
+from popxl.backend.decisions import numbers
+from popxl.backend.rows_attention import rows_attention
+
+BATCH, HEADS, LENGTH, HEAD_DIM = 3, 2, 9, 4
+CPU = torch.device("cpu")
+
+
+def attention_in_numpy(q, keys, values, slopes, positions) -> np.ndarray:
+    """For each row and head, over the keys up to the row's position."""
+    result = np.empty_like(q)
+    for row, at in enumerate(positions):
+        distance = np.arange(at + 1) - at
+        for head, slope in enumerate(slopes):
+            scores = keys[row, head, : at + 1] @ q[row, head] / np.sqrt(HEAD_DIM)
+            weights = np.exp(scores + slope * distance)
+            result[row, head] = weights / weights.sum() @ values[row, head, : at + 1]
+    return result
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_attention_over_whole_rows(rng, replicas):
+    mesh, count = ((replicas,), replicas) if replicas else ((), 1)
+    q, k, v = rng.standard_normal((3, count, BATCH, HEADS, HEAD_DIM), np.float32)
+    caches = rng.standard_normal((2, count, BATCH, HEADS, LENGTH, HEAD_DIM), np.float32)
+    slopes = rng.random((count, HEADS), np.float32)
+    positions = np.array([0, 5, LENGTH - 1], np.int32)
+    expected = []
+    for i in range(count):
+        keys, values = caches[:, i].copy()
+        keys[np.arange(BATCH), :, positions], values[np.arange(BATCH), :, positions] = k[i], v[i]
+        expected.append(attention_in_numpy(q[i], keys, values, slopes[i], positions))
+
+    def value(array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(array if replicas else array[0])
+
+    cells = Cell(value(caches[0]), shared=False), Cell(value(caches[1]), shared=False)
+    at = torch.tensor(positions).reshape((1,) * len(mesh) + (-1,))
+    done = rows_attention(
+        _attend, len(mesh), (value(q), value(k), value(v)), cells, value(slopes), at
+    )
+    np.testing.assert_allclose(done, value(np.stack(expected)), atol=1e-5)
+    for new, cell in ((k, cells[0]), (v, cells[1])):
+        np.testing.assert_array_equal(cell.tensor[..., 1, :, 5, :], value(new)[..., 1, :, :])
+
+
+class Scaled(torch.nn.Module):
+    """`x` times what the cell holds; counts its runs."""
+
+    runs = 0
+
+    def forward(self, x: torch.Tensor, cell: Cell) -> tuple[torch.Tensor]:
+        self.runs += 1
+        return (x * cell.tensor,)
+
+
+class Captures:
+    """Stands in for the capture by CUDA: a replay runs on the same memory again."""
+
+    def __init__(self):
+        self.count, self.replays = 0, 0
+
+    def __call__(self, run):
+        self.count += 1
+        outputs = run()
+
+        def replay():
+            self.replays += 1
+            for held, new in zip(outputs, run(), strict=True):
+                held.copy_(new)
+
+        return replay, outputs
+
+
+def lasting(value: float) -> Cell:
+    return Cell(torch.full((2,), value), shared=False, lasts=True)
+
+
+def test_the_third_run_is_a_replay_on_its_own_inputs():
+    capture, cell = Captures(), lasting(3.0)
+    graphed = Graphed(Scaled(), CPU, capture)
+    results = [graphed(torch.full((2,), float(i)), cell)[0] for i in range(5)]
+    assert [r.tolist() for r in results] == [[3.0 * i] * 2 for i in range(5)]
+    assert (capture.count, capture.replays) == (1, 3)
+
+
+def test_what_is_written_between_replays_is_seen_and_moved_memory_is_captured_anew():
+    capture, cell, x = Captures(), lasting(3.0), torch.ones(2)
+    graphed = Graphed(Scaled(), CPU, capture)
+    for _ in range(3):
+        graphed(x, cell)
+    cell.write(torch.full((2,), 4.0))
+    assert graphed(x, cell)[0].tolist() == [4.0, 4.0]
+    assert capture.count == 1
+    cell.move(torch.full((2,), 5.0), False)
+    assert [graphed(x, cell)[0].tolist() for _ in range(3)] == [[5.0, 5.0]] * 3
+    assert capture.count == 2
+
+
+def test_another_shape_is_not_replayed():
+    capture, cell = Captures(), lasting(3.0)
+    graphed = Graphed(Scaled(), CPU, capture)
+    for _ in range(3):
+        graphed(torch.ones(2), cell)
+    assert graphed(torch.ones(4, 2), cell)[0].shape == (4, 2)
+
+
+def test_a_capture_that_fails_is_said_once_and_not_tried_again(caplog):
+    def fail(run):
+        raise RuntimeError("operation not permitted when stream is capturing\ntrace")
+
+    module = Scaled()
+    graphed = Graphed(module, CPU, fail)
+    results = [graphed(torch.ones(2), lasting(3.0))[0].tolist() for _ in range(6)]
+    assert results == [[3.0, 3.0]] * 6
+    assert module.runs == 6
+    assert caplog.messages == [
+        "run without a CUDA graph: operation not permitted when stream is capturing"
+    ]
+
+
+def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):
+    class Picks(torch.nn.Module):
+        def forward(self, x: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x[numbers(index)[0]],)
+
+    capture = Captures()
+    graphed = Graphed(Picks(), CPU, capture)
+    x = torch.arange(4.0)
+    assert [graphed(x, torch.tensor([i]))[0].item() for i in range(4)] == [0, 1, 2, 3]
+    assert capture.count == 0
+    assert not caplog.messages

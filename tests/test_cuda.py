@@ -1,0 +1,65 @@
+"""Logits of a GPU against those of a CPU. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from bloom_checkpoints import config_of, passes_of, random_bloom
+from popxl.backend.cuda import CUDA_GRAPHS
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here"
+)
+
+LENGTH, ROWS, STEPS = 24, 2, 6
+TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
+
+
+def logits_of_steps(model, shards, precision, device) -> np.ndarray:
+    """A prompt in every row, then tokens in all of them: `(steps, rows, vocabulary)`."""
+    config = config_of(model, *shards, LENGTH, ROWS, precision, device=device)
+    tokens = np.random.default_rng(1).integers(131, size=(STEPS, ROWS))
+    with passes_of(model, config) as passes:
+        starts = np.array([3, 17], np.int32)
+        first = np.stack([passes.prompt(row, [row + 1] * n) for row, n in enumerate(starts)])
+        steps = [passes.token(tokens[i], starts + i) for i in range(STEPS)]
+    return np.stack([first, *steps])
+
+
+@pytest.mark.parametrize("graphs", ["0", "1"])
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("shards", [(1, 1), (2, 2)])
+def test_logits_are_those_of_a_cpu(monkeypatch, caplog, shards, precision, graphs):
+    monkeypatch.setenv(CUDA_GRAPHS, graphs)
+    model = random_bloom(4, 131)
+    on_cpu, on_gpu = (logits_of_steps(model, shards, precision, d) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=TOLERANCE[precision])
+    assert "without a CUDA graph" not in caplog.text
+
+
+def test_the_token_pass_does_not_wait_for_the_device(monkeypatch):
+    monkeypatch.setenv(CUDA_GRAPHS, "0")
+    model = random_bloom(4, 131)
+    config = config_of(model, 1, 1, LENGTH, ROWS, device="cuda")
+    with passes_of(model, config) as passes:
+        passes.warm_up()
+        engine = passes.session._engine
+        collect = engine._collect
+
+        def collect_and_wait(stream):
+            torch.cuda.set_sync_debug_mode("default")
+            return collect(stream)
+
+        engine._collect = collect_and_wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            passes.token(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_auto_is_the_gpu():
+    config = config_of(random_bloom(4, 131), 1, 1, LENGTH, ROWS, device="auto")
+    with passes_of(random_bloom(4, 131), config) as passes:
+        assert passes.session._engine.device.type == "cuda"

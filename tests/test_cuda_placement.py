@@ -1,0 +1,150 @@
+"""Where tensors are when the device is not the CPU, seen on a stand-in without numbers.
+
+None of it says that a GPU gives the right numbers: `test_cuda.py` does, where there is one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bloom_checkpoints import config_of, random_bloom
+from popxl.backend import cuda
+from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
+
+from inference import hf_mapping, inference
+from utils.passes import Passes
+
+LENGTH, ROWS = 24, 3
+
+
+class Session:
+    """The passes of a program on the stand-in; logits stay there."""
+
+    def __init__(self, session, config):
+        self.passes = Passes(config, session)
+        self.engine = session._engine
+        self.engine._collect = self.collect
+        self.logits: torch.Tensor
+
+    def collect(self, stream) -> np.ndarray:
+        (self.logits,) = self.engine._outputs[stream]
+        return np.zeros((1, self.engine.mesh.replicas, *stream.shape), np.float32)
+
+
+@pytest.fixture(params=[(1, 1), (2, 2)], ids=["1x1", "2x2"])
+def shards(request):
+    return request.param
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def precision(request):
+    return request.param
+
+
+@contextmanager
+def session_of(monkeypatch, shards, precision="float32", graphs=False, **options):
+    model = random_bloom(4, 131)
+    config = config_of(model, *shards, LENGTH, ROWS, precision)
+    monkeypatch.setenv(cuda.CUDA_GRAPHS, str(int(graphs)))
+    with on_stand_in(monkeypatch):
+        session = inference(config, **options)
+    for _, mapping in hf_mapping(config, session.state, model):
+        session.write_variables_data(mapping())
+    with session:
+        yield Session(session, config)
+
+
+def test_the_watch_sees_mixed_devices_and_numbers_asked_for():
+    on_device, host = torch.zeros(3, device=DEVICE), torch.zeros(3)
+    with DeviceWatch():
+        with pytest.raises(MixedDevices, match="add of"):
+            on_device + host
+        with pytest.raises(RuntimeError):
+            on_device[0].item()
+
+
+def test_the_token_pass_asks_the_device_for_nothing(monkeypatch, shards, precision):
+    with session_of(monkeypatch, shards, precision) as on_device, DeviceWatch() as watch:
+        on_device.passes.token(np.array([5, 0, 130]), np.array([0, 7, LENGTH]))
+        assert on_device.logits.device == DEVICE
+        assert on_device.logits.shape[-2] == ROWS
+        # Of the whole pass only token ids and, once a layer, positions go to the device.
+        assert set(watch.copied) <= {(ROWS,), (1,) * len(on_device.engine.mesh.dims) + (ROWS,)}
+        assert watch.on_device.count("scatter_") == 2 * 2  # keys and values of two layers
+
+
+def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards, caplog):
+    held, replays = [], []
+
+    def capture(run):
+        with DeviceWatch() as watch:
+            outputs = run()
+        held.append(watch)
+        return lambda: replays.append(watch), outputs
+
+    monkeypatch.setattr(cuda, "capture_graph", capture)
+    with session_of(monkeypatch, shards, graphs=True) as on_device:
+        for at in range(5):
+            on_device.passes.token(np.array([5, 0, 130]), np.array([at, at, at]))
+        assert on_device.logits.device == DEVICE
+    assert len(held) == 1
+    assert replays == held * 3
+    assert held[0].on_device.count("scatter_") == 2 * 2
+    assert held[0].copied == []
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_prompt_passes_ask_the_device_for_nothing(monkeypatch, shards, precision, tokens):
+    with session_of(monkeypatch, shards, precision) as on_device, DeviceWatch() as watch:
+        on_device.passes.prompt(1, [1] * tokens)
+        assert on_device.logits.device == DEVICE
+        assert "scaled_dot_product_attention" in " ".join(watch.on_device)
+
+
+def test_graphs_without_kernels_ask_the_device_for_nothing(monkeypatch, shards):
+    with session_of(monkeypatch, shards, composite_kernels=False) as on_device, DeviceWatch():
+        on_device.passes.prompt(1, [1] * 20)
+        on_device.passes.token(np.array([5, 0, 130]), np.array([0, 7, 20]))
+        assert on_device.logits.device == DEVICE
+
+
+def test_everything_that_lasts_is_on_the_device(monkeypatch, shards):
+    with session_of(monkeypatch, shards) as on_device:
+        on_device.passes.token(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
+        engine = on_device.engine
+        slots = [cell for store in engine.remote.values() for cell in store._slots.values()]
+        cells = [*engine._cells.values(), *slots]
+        assert len(slots) > 2 * 2
+        assert {cell.tensor.device for cell in cells} == {DEVICE}
+        assert not any(cell.shared for cell in cells)
+
+
+def test_weights_are_sent_once_and_repeated_zeros_not_at_all(monkeypatch):
+    model = random_bloom(4, 131)
+    config = config_of(model, 1, 1, LENGTH, ROWS)
+    with on_stand_in(monkeypatch), DeviceWatch() as built:
+        session = inference(config)
+    assert sum(int(np.prod(shape)) for shape in built.copied) < 1000
+    arrays = [mapping() for _, mapping in hf_mapping(config, session.state, model)]
+    with DeviceWatch() as written:
+        for mapping in arrays:
+            session.write_variables_data(mapping)
+    given = [array.shape for mapping in arrays for array in mapping.values()]
+    assert sorted(written.copied) == sorted(given)
+    assert "clone" not in written.on_device
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
+def test_the_benchmark_says_that_there_is_no_gpu():
+    script = Path(__file__).parents[1] / "benchmarks" / "cuda.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["benchmarks/cuda.py: PyTorch sees no CUDA device here"]
+    assert not done.stdout
