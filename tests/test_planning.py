@@ -99,8 +99,8 @@ def test_streaming_runs_under_the_work():
 
 # --- several devices ---
 
-# Of 2 x 2 shards, over tp1: embedding, dense and narrow, 4 numbers each. Over tp2: two sums for each
-# of 4 norms, exchanged at once, and qkv, widen and logits of 12, 16 and 8 numbers.
+# Of 2 x 2 shards, over tp1: embedding, dense and narrow, 4 numbers each. Over tp2: two sums for
+# each of 4 norms, exchanged at once, and qkv, widen and logits of 12, 16 and 8 numbers.
 OVER_TP1, BYTES_OVER_TP1 = 3, 4 * (3 * 4)
 OVER_TP2, BYTES_OVER_TP2 = 7, 4 * (8 + 12 + 16 + 8)
 
