@@ -67,8 +67,9 @@ class _Page(gr.Blocks):
         except Exception as error:
             where = "".join(traceback.format_tb(error.__traceback__))
             kind = type(error).__name__  # its text may be about the prompt
-            logger.error("a call of %s failed by %s\n%s", block_fn.api_name, kind, where)
-            raise gr.Error(FAULT, print_exception=False) from None
+        # Past the handler: a log that cannot be written to would print the error with its text.
+        logger.error("a call of %s failed by %s\n%s", block_fn.api_name, kind, where)
+        raise gr.Error(FAULT, print_exception=False)
 
 
 @dataclass(frozen=True)
