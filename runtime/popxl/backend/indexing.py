@@ -14,11 +14,17 @@ from popxl.backend.decisions import numbers
 from popxl.backend.kernels import align, same_mesh
 from popxl.backend.placement import together
 
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Types that torch cannot pick from, and what their bits are picked as."""
+
 
 def gather(
     x: torch.Tensor, indices: torch.Tensor, lead: int, axis: int, zero_out_of_range: bool
 ) -> torch.Tensor:
     """`x` at `indices` along logical `axis`, which the axes of `indices` replace."""
+    if x.dtype in SIGNED:
+        picked = gather(x.view(SIGNED[x.dtype]), indices, lead, axis, zero_out_of_range)
+        return picked.view(x.dtype)
     size, index_rank, indices = x.shape[lead + axis], indices.ndim - lead, indices.long()
     inside = (indices >= 0) & (indices < size)
     if zero_out_of_range:

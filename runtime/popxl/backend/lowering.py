@@ -163,12 +163,13 @@ class _GraphLowering:
 
     def _apply_rule(self, op: Op) -> list[Node]:
         """The nodes of a plain op. Wide unsigned integers are computed with as int64."""
+        moved = len(op.inputs) if op.kind in MOVES else int(op.kind == "gather")
         args = [self.values.node(t) for t in op.inputs]
-        if op.kind not in MOVES:
-            args = [self._computable(a, t) for a, t in zip(args, op.inputs, strict=True)]
+        for i in range(moved, len(args)):
+            args[i] = self._computable(args[i], op.inputs[i])
         made = RULES[op.kind](self, op, self._placed(op, args))
         nodes = made if isinstance(made, list) else [made]
-        if op.kind in MOVES:
+        if moved:
             return nodes
         outputs = op.outputs or op.inputs[:1]
         return [self._stored(n, t) for n, t in zip(nodes, outputs, strict=True)]
