@@ -122,7 +122,7 @@ struct Queries {
 }  // namespace
 
 void run(const Chunk& op, const Share& share) {
-    int64_t padded = up(op.length, LANES), room = up(op.size, 2 * BLOCK) + LANES;
+    int64_t padded = up(op.length, LANES), room = up(op.size, 4 * 2 * BLOCK) + LANES;
     float* x = share.room<float>(MOST_ROWS * (room + padded) + room);
     float *flat = x + MOST_ROWS * room, *scores = flat + room;
     int64_t blocks = (op.tokens + MOST_ROWS - 1) / MOST_ROWS;

@@ -1,0 +1,118 @@
+// What a product of few rows is given, and what follows from it.
+
+#pragma once
+
+#include <algorithm>
+
+#include "vectors.hpp"
+#include "work.hpp"
+
+namespace popxl {
+
+// All fields have 8 bytes. Strides are in elements; those of a mesh axis are 0 where it is held once.
+struct Linear {
+    const void *x, *w, *scale, *offset, *bias, *residual;
+    void* out;
+    int64_t x_type, w_type, scale_type, bias_type, residual_type, out_type, activation;
+    int64_t rows, in, outputs, segments, group;
+    int64_t mesh[3];
+    int64_t x_mesh[3], x_segment, x_row;
+    int64_t w_mesh[3], w_segment, w_output;
+    int64_t scale_mesh[3], scale_segment, scale_output;
+    int64_t bias_mesh[3];
+    int64_t residual_mesh[3], residual_row;
+    int64_t out_mesh[3], out_row;
+};
+
+namespace {
+
+constexpr int BLOCK = 64;     // bytes of weights that are decoded together
+constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
+
+// How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
+// are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation
+// takes two or three, and four products are added by one instruction.
+enum Arithmetic : int64_t { AS_FLOATS = 0, AS_PAIRS = 1, AS_2_BYTES = 2, AS_3_BYTES = 3 };
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define POPXL_BYTES 1
+#endif
+
+Arithmetic arithmetic_of(int64_t x_type, int64_t w_type) {
+#ifdef __AVX512BF16__
+    if (x_type == BFLOAT16 && w_type == BFLOAT16) return AS_PAIRS;
+#endif
+#ifdef POPXL_BYTES
+    if (w_type == INT8 || w_type == NIBBLES) return x_type == FLOAT32 ? AS_3_BYTES : AS_2_BYTES;
+#endif
+    return AS_FLOATS;
+}
+
+constexpr int64_t elements_per_block(int64_t type) {
+    return type == FLOAT32 ? 16 : type == INT8 ? 64 : type == NIBBLES ? 128 : 32;
+}
+
+int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+// Bytes of `count` elements of weights; words of four numbers have strides of their own.
+int64_t stride_bytes(int64_t type, int64_t count) { return count * (type == NIBBLES ? 2 : size_of(type)); }
+
+// Bytes of one segment of one output's weights.
+int64_t weight_bytes(const Linear& op) {
+    return op.w_type == NIBBLES ? op.in / 2 : op.in * size_of(op.w_type);
+}
+
+// The scale of an output of int8.
+inline Floats channel_scale(const Linear& op, int64_t output, int64_t segment) {
+    int64_t index = segment * op.scale_segment + output * op.scale_output;
+    return splat(load_some(at(op.scale, op.scale_type, index), op.scale_type, 1)[0]);
+}
+
+// The scales and offsets of the groups of some outputs as floats, and which of them a block's
+// elements have, in a lane for every eight.
+struct Scales {
+    const float *scale, *offset;  // [output][segment][groups, padded]
+    int64_t groups, per_output;   // padded; segments * groups
+    int shift;                    // of a block's place in bytes, to the number of its first group
+    Ints lanes;
+
+    Scales(const Linear& op, const float* scale, const float* offset, int64_t groups)
+        : scale(scale), offset(offset), groups(groups), per_output(op.segments * groups) {
+        if (op.w_type != NIBBLES) return;
+        shift = __builtin_ctzll(op.group) - 1;
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] = 8 * lane / op.group;
+    }
+
+    // Those of an output's block that begins at byte `b`; `from` is the output's first one.
+    Floats of_block(const float* from, int64_t b) const {
+        from += b >> shift;
+#ifdef __AVX512F__
+        return (Floats)_mm512_permutexvar_ps((__m512i)lanes, _mm512_loadu_ps(from));
+#else
+        Floats values;
+        for (int lane = 0; lane < LANES; lane++) values[lane] = from[lanes[lane]];
+        return values;
+#endif
+    }
+};
+
+// Where to ask for weights ahead of their use: so many bytes further on in `outputs` rows that are
+// read side by side, then in those that come next.
+struct Ahead {
+    static constexpr int64_t DISTANCE = 2048;
+    int64_t turn, here, beyond;  // the byte of a row from which on the next ones are meant; steps
+
+    Ahead(int64_t bytes, int64_t step, int64_t outputs) {
+        int64_t rows = bytes ? DISTANCE / bytes : 0, rest = bytes ? DISTANCE % bytes : 0;
+        turn = bytes - rest;
+        here = rows * outputs * step + rest;
+        beyond = here + outputs * step - bytes;
+    }
+
+    void ask(const char* w, int64_t done) const {
+        __builtin_prefetch(w + (done < turn ? here : beyond), 0, 3);
+    }
+};
+
+}  // namespace
+}  // namespace popxl
