@@ -26,9 +26,9 @@ FLAGS = [
     "-fopenmp",
 ]
 WIDE = ["-mprefer-vector-width=512", "-mtune=icelake-server"]
-"""For processors with AVX-512: vectors that compilers halve by themselves, and the tuning of one that
-every compiler knows to have them. An older one takes a new processor for its last without, and moves
-registers to and fro."""
+"""For processors with AVX-512: vectors that compilers halve by themselves, and the tuning of a
+processor that every compiler knows to have them. One that does not know this machine's takes it for
+an older one without, and spills registers."""
 LIMIT = 300
 """Seconds that the compiler may take."""
 NAME = "kernels.so"

@@ -94,6 +94,14 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
+// Whether `Linear` takes more than 16 rows of bfloat16.
+extern "C" int64_t popxl_many_rows() {
+#ifdef __AVX512BF16__
+    return 1;
+#endif
+    return 0;
+}
+
 // The order of fields is known to both sides: their sizes must agree.
 extern "C" int64_t popxl_size(int64_t kind) {
     const int64_t sizes[] = {sizeof(Linear), sizeof(Norm),       sizeof(Attention),

@@ -41,7 +41,11 @@ _log = logging.getLogger(__name__)
 
 
 class Library:
-    """The kernels; `run` gives them to torch's threads."""
+    """The kernels; `run` gives them to torch's threads.
+
+    Attributes:
+        many_rows: whether products take any number of rows of bfloat16.
+    """
 
     def __init__(self, path: Path):
         loaded = ctypes.CDLL(str(path))
@@ -54,6 +58,8 @@ class Library:
         self.read = loaded.popxl_read
         self.read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self.read.restype = ctypes.c_double
+        loaded.popxl_many_rows.restype = ctypes.c_int64
+        self.many_rows = bool(loaded.popxl_many_rows())
         loaded.popxl_size.argtypes, loaded.popxl_size.restype = [ctypes.c_int64], ctypes.c_int64
         for kind, fields in FIELDS.items():
             assert loaded.popxl_size(kind) == fields.size, kind

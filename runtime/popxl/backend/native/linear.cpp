@@ -6,11 +6,13 @@
 
 #include <type_traits>
 
+#include "matrix.hpp"
 #include "whole_tiles.hpp"
 
 namespace popxl {
 namespace {
 
+constexpr int64_t FEW_ROWS = 16;    // up to these, each weight is used where it lies
 constexpr int64_t PART = 32 << 10;  // bytes of weights that a thread takes at a time
 
 // What one thread works with: `result` is float [rows][part].
@@ -101,25 +103,26 @@ void products(const Task& t) {
     }
 }
 
-// Bias, activation and what is added, and the result's type.
-void finish(const Task& t, const Place& place, int64_t first) {
-    const Linear& op = t.op;
-    for (int64_t row = 0; row < op.rows; row++) {
-        for (int64_t o = 0; o < t.outputs; o += LANES) {
-            int64_t count = std::min<int64_t>(t.outputs - o, LANES);
-            Floats y = load<Floats>(t.result + row * t.part + o);
-            if (op.bias) {
-                int64_t index = place.offset(op.bias_mesh) + first + o;
-                y += load_some(at(op.bias, op.bias_type, index), op.bias_type, count);
-            }
+// Bias, activation and what is added, and the result's type, of sums [rows][part].
+void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, const Place& place,
+            int64_t first, int64_t begin, int64_t rows) {
+    int64_t of_bias = place.offset(op.bias_mesh) + first;
+    int64_t of_residual = place.offset(op.residual_mesh) + begin * op.residual_row + first;
+    int64_t of_out = place.offset(op.out_mesh) + begin * op.out_row + first;
+    for (int64_t row = 0; row < rows; row++, sums += part) {
+        const char* bias = op.bias ? at(op.bias, op.bias_type, of_bias) : nullptr;
+        const char* residual =
+            op.residual ? at(op.residual, op.residual_type, of_residual + row * op.residual_row)
+                        : nullptr;
+        char* out = at(op.out, op.out_type, of_out + row * op.out_row);
+        for (int64_t o = 0; o < outputs; o += LANES) {
+            int64_t count = outputs - o;
+            Floats y = load<Floats>(sums + o);
+            if (bias) y += load_some(bias + o * size_of(op.bias_type), op.bias_type, count);
             if (op.activation) y = op.activation == 1 ? gelu(y) : gelu_exact(y);
-            if (op.residual) {
-                int64_t index =
-                    place.offset(op.residual_mesh) + row * op.residual_row + first + o;
-                y += load_some(at(op.residual, op.residual_type, index), op.residual_type, count);
-            }
-            int64_t index = place.offset(op.out_mesh) + row * op.out_row + first + o;
-            store_some(at(op.out, op.out_type, index), op.out_type, y, count);
+            if (residual)
+                y += load_some(residual + o * size_of(op.residual_type), op.residual_type, count);
+            store_some(out + o * size_of(op.out_type), op.out_type, y, count);
         }
     }
 }
@@ -150,9 +153,7 @@ struct Parts {
     }
 };
 
-}  // namespace
-
-void run(const Linear& op, const Share& share) {
+void run_few(const Linear& op, const Share& share) {
     Prepared prepared(op);
     Parts parts(op);
     int64_t part = parts.outputs, items = parts.items;
@@ -196,11 +197,56 @@ void run(const Linear& op, const Share& share) {
                       ? at(op.scale, op.scale_type, of_scale + first * op.scale_output)
                       : nullptr};
         products(task);
-        finish(task, place, first);
+        finish(op, result, part, outputs, place, first, 0, op.rows);
     }
 }
 
+#ifdef __AVX512BF16__
+void run_many(const Linear& op, const Share& share) {
+    int64_t count = (op.outputs + OUTPUTS - 1) / OUTPUTS, items = count_of(op.mesh) * count;
+    int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
+    int64_t scales = OUTPUTS * std::max<int64_t>(op.segments * groups, 1) + LANES;
+    float* c = share.room<float>(AT_ONCE * OUTPUTS + PAIRS * OUTPUTS + 2 * scales);
+    float *panel = c + AT_ONCE * OUTPUTS, *scale = panel + PAIRS * OUTPUTS, *offset = scale + scales;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+        Place place(op.mesh, item / count);
+        int64_t first = item % count * OUTPUTS, outputs = std::min(OUTPUTS, op.outputs - first);
+        int64_t of_scale = place.offset(op.scale_mesh);
+        if (op.w_type == NIBBLES) {
+            read_scales(op, op.scale, of_scale, first, outputs, groups, scale);
+            read_scales(op, op.offset, of_scale, first, outputs, groups, offset);
+        }
+        const char* w = at(op.w, op.w_type, place.offset(op.w_mesh) + first * op.w_output);
+        for (int64_t row = 0; row < op.rows; row += AT_ONCE) {
+            int64_t rows = std::min(AT_ONCE, op.rows - row);
+            const char* x = at(op.x, op.x_type, place.offset(op.x_mesh) + row * op.x_row);
+            Panels{op, w, x, outputs, rows, scale, offset, groups, (char*)panel, c}.run();
+            if (op.w_type == INT8) {
+                for (int64_t o = 0; o < OUTPUTS; o++) {
+                    int64_t output = std::min(first + o, op.outputs - 1);
+                    int64_t index = of_scale + output * op.scale_output;
+                    scale[o] = load_some(at(op.scale, op.scale_type, index), op.scale_type, 1)[0];
+                }
+                for (int64_t i = 0; i < rows * OUTPUTS; i += LANES)
+                    store(c + i, load<Floats>(c + i) * load<Floats>(scale + i % OUTPUTS));
+            }
+            finish(op, c, OUTPUTS, outputs, place, first, row, rows);
+        }
+    }
+}
+#endif
+
+}  // namespace
+
+void run(const Linear& op, const Share& share) {
+#ifdef __AVX512BF16__
+    if (op.rows > FEW_ROWS) return run_many(op, share);
+#endif
+    run_few(op, share);
+}
+
 void fetch(const Linear& op, const Share& share) {
+    if (op.rows > FEW_ROWS) return;
     Parts parts(op);
     int64_t item = share.begin(parts.items, share.thread);
     Place place(op.mesh, item / parts.count);

@@ -19,8 +19,8 @@ from popxl.backend.native.library import (
     mesh_strides,
 )
 
-MOST_ROWS = 16
-"""Rows up to which these kernels are quicker than those for matrices."""
+FEW_ROWS = 16
+"""Rows up to which weights are used where they lie; more are multiplied with panels of them."""
 
 ACTIVATIONS = {None: 0, "gelu": 1, "geluerf": 2}
 
@@ -102,7 +102,9 @@ def linear(
     size, outputs, group = weight.sizes()
     inner = x.shape[lead:-1]
     rows = inner.numel()
-    if not 0 < rows <= MOST_ROWS or not size or not _known(x, weight, bias, residual, dtype, lead):
+    if not rows or not size or not _known(x, weight, bias, residual, dtype, lead):
+        return None
+    if rows > FEW_ROWS and not (native.many_rows and _takes_many_rows(x, weight, summed)):
         return None
     flat = x.reshape(*x.shape[:lead], rows, size)
     if not is_packed(flat):
@@ -225,6 +227,17 @@ def _known(
         and (weight.tensor.dtype == torch.int8) == (weight.scale is not None and not weight.grouped)
         and (bias is None or (bias.ndim == lead + 1 and is_packed(bias)))
         and weight.fits()
+    )
+
+
+def _takes_many_rows(x: torch.Tensor, weight: Weight, summed: int | None) -> bool:
+    """Whether the kernel of many rows takes these: pairs of bfloat16, one scale a channel."""
+    channels = weight.tensor.dtype == torch.int8
+    return (
+        x.dtype == torch.bfloat16
+        and x.shape[-1] % 2 == 0
+        and weight.tensor.dtype in (torch.bfloat16, torch.int8, torch.uint16)
+        and (summed is None or not channels or weight.scale.shape[summed] == 1)
     )
 
 

@@ -98,6 +98,9 @@ inline Floats from_bfloat16(Halves halves) {
 }
 
 inline Halves to_bfloat16(Floats values) {
+#ifdef __AVX512BF16__
+    return (Halves)_mm512_cvtneps_pbh((__m512)values);
+#endif
     Words bits = as_words(values), rounded = bits + 0x7fff + ((bits >> 16) & 1);
     Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
     bits = (rounded & ~is_nan) | ((bits | 0x400000) & is_nan);
