@@ -49,16 +49,31 @@ void run(const Instruction& instruction, const Share& share) {
 using namespace popxl;
 
 extern "C" void popxl_run(const Instruction* instructions, int64_t count, int64_t threads) {
+    constexpr int64_t AT_LEAST = 16 << 10, AT_MOST = 256 << 10;  // bytes that are asked for ahead
     auto taken = std::make_unique<Taken[]>(count * threads);
+    Meeting meeting;
 #pragma omp parallel num_threads(threads)
     {
         auto* scratch = &scratch_of_thread();
+        int thread = omp_get_thread_num(), all = omp_get_num_threads();
+        Fetcher fetcher;
+        int64_t product = 0;  // the next one
         for (int64_t i = 0; i < count; i++) {
-            Share share{&taken[i * threads], omp_get_thread_num(), omp_get_num_threads(), scratch};
+            Share share{&taken[i * threads], thread, all, scratch};
             run(instructions[i], share);
-            if (i + 1 < count && instructions[i + 1].kind == LINEAR)
-                fetch(*static_cast<const Linear*>(instructions[i + 1].fields), share);
-#pragma omp barrier
+            if (i + 1 == count) break;
+            if (product <= i) {
+                do product++;
+                while (product < count && instructions[product].kind != LINEAR);
+                const char* weights =
+                    product == count ? nullptr
+                                     : first_weights(*static_cast<const Linear*>(
+                                                         instructions[product].fields),
+                                                     share);
+                fetcher.start(weights, weights ? AT_MOST : 0);
+                while (fetcher.done < AT_LEAST) fetcher.line();
+            }
+            meeting.wait(all, [&] { fetcher.line(); });
         }
     }
 }

@@ -245,14 +245,13 @@ void run(const Linear& op, const Share& share) {
     run_few(op, share);
 }
 
-void fetch(const Linear& op, const Share& share) {
-    if (op.rows > FEW_ROWS) return;
+const char* first_weights(const Linear& op, const Share& share) {
+    if (op.rows > FEW_ROWS) return nullptr;
     Parts parts(op);
     int64_t item = share.begin(parts.items, share.thread);
     Place place(op.mesh, item / parts.count);
     int64_t first = item % parts.count * parts.outputs * op.w_output;
-    const char* w = at(op.w, op.w_type, place.offset(op.w_mesh) + first);
-    for (int64_t b = 0; b < PART / 2; b += BLOCK) __builtin_prefetch(w + b, 0, 2);
+    return at(op.w, op.w_type, place.offset(op.w_mesh) + first);
 }
 
 }  // namespace popxl

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -55,6 +57,41 @@ struct Share {
     }
 };
 
+// Where all threads meet after an instruction. Who waits has something to do meanwhile.
+class Meeting {
+   public:
+    template <class Meanwhile> void wait(int threads, Meanwhile meanwhile) {
+        int round = rounds.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived.store(0, std::memory_order_relaxed);
+            rounds.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int tries = 0; rounds.load(std::memory_order_acquire) == round; tries++) {
+            meanwhile();
+            if (tries > PATIENCE) sched_yield();  // others may want the core that this thread holds
+        }
+    }
+
+   private:
+    static constexpr int PATIENCE = 20000;
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<int> rounds{0};
+};
+
+// Asks for the first weights of a product to come, a line at a time.
+struct Fetcher {
+    const char* from = nullptr;
+    int64_t done = 0, most = 0;
+
+    void start(const char* weights, int64_t bytes) { from = weights, done = 0, most = bytes; }
+
+    void line() {
+        if (done < most) __builtin_prefetch(from + done, 0, 2);
+        done += 64;
+    }
+};
+
 // A shard's place among those that an instruction is run for; at most three axes.
 struct Place {
     int64_t index[3];
@@ -74,7 +111,7 @@ struct Norm;
 struct Attention;
 
 void run(const Linear& op, const Share& share);
-void fetch(const Linear& op, const Share& share);  // asks for the first weights of this thread
+const char* first_weights(const Linear& op, const Share& share);  // of this thread; may be null
 void run(const Norm& op, const Share& share);
 void run(const Attention& op, const Share& share);
 
