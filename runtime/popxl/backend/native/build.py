@@ -67,8 +67,23 @@ def built_library() -> Path:
 
 
 def has_avx512() -> bool:
-    """Whether the processor has the instructions that the kernels are written for."""
-    return {"avx512f", "avx512bw", "avx512vl"} <= set(cache.machine().split())
+    """Whether the processor has the vectors that the kernels are written for."""
+    return not {"avx512f", "avx512bw", "avx512vl"} - _features()
+
+
+def missing_instructions() -> list[str]:
+    """What the processor lacks of what the kernels use, each with what is slower for it."""
+    if not has_avx512():
+        return ["AVX-512 (all kernels)"]
+    wanted = {
+        "avx512_bf16": "AVX-512 BF16 (bfloat16, prompts most of all)",
+        "avx512_vnni": "AVX-512 VNNI (weights of 8 and 4 bits)",
+    }
+    return [text for name, text in wanted.items() if name not in _features()]
+
+
+def _features() -> set[str]:
+    return set(cache.machine().split())
 
 
 def _compiler() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch  # its OpenMP is loaded before ours: the two share their threads
 
-from popxl.backend.native.build import CannotBuildError, built_library, has_avx512
+from popxl.backend.native.build import CannotBuildError, built_library, missing_instructions
 
 LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK = range(6)
 FIELDS = {
@@ -106,8 +106,8 @@ def library() -> Library | None:
     except (CannotBuildError, OSError) as error:
         _log.warning("no native kernels, torch computes what they would (slower): %s", error)
         return None
-    if not has_avx512():
-        _log.warning("this processor has no AVX-512: the native kernels use what it has (slower)")
+    if missing := missing_instructions():
+        _log.warning("this processor is without %s: slower", " and ".join(missing))
     return loaded
 
 
