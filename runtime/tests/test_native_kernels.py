@@ -124,8 +124,8 @@ def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
 @pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
 @pytest.mark.parametrize("rows", [17, 64, 515])
 @pytest.mark.parametrize("size, outputs, group", [(1024, 100, 128), (96, 37, 32), (40, 3, 8)])
-def test_many_rows(native, generator, kind, rows, size, outputs, group):
-    dtype = torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
     weight, values = _weight(generator, kind, size, outputs, dtype, group)
     x, bias = normal(generator, rows, size, dtype=dtype), normal(generator, outputs, dtype=dtype)
     residual = normal(generator, rows, outputs, dtype=dtype)
@@ -140,19 +140,19 @@ def test_many_rows(native, generator, kind, rows, size, outputs, group):
 
 
 @pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
-def test_a_row_does_not_depend_on_how_many_others_there_are(native, generator, kind):
-    x = normal(generator, 530, 256, dtype=torch.bfloat16)
-    weight = _weight(generator, kind, 256, 45, torch.bfloat16)[0]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_row_does_not_depend_on_how_many_others_there_are(native, generator, kind, dtype):
+    x = normal(generator, 530, 256, dtype=dtype)
+    weight = _weight(generator, kind, 256, 45, dtype)[0]
     whole = linear(native, 0, x, weight, torch.float32)
     for first, last in ((0, 17), (5, 40), (500, 530)) if native.many_rows else ():
         some = linear(native, 0, x[first:last], weight, torch.float32)
         assert torch.equal(some, whole[first:last])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_many_rows_of_other_types_are_left_to_torch(native, generator, dtype):
-    x = normal(generator, 17, 64, dtype=dtype)
-    assert linear(native, 0, x, Weight(as_stored(generator, 64, 32, dtype)), dtype) is None
+def test_many_rows_of_float32_are_left_to_torch(native, generator):
+    x, weight = normal(generator, 17, 64), Weight(as_stored(generator, 64, 32, torch.float32))
+    assert linear(native, 0, x, weight, torch.float32) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

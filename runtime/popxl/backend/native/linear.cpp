@@ -206,8 +206,8 @@ void run_many(const Linear& op, const Share& share) {
     int64_t count = (op.outputs + OUTPUTS - 1) / OUTPUTS, items = count_of(op.mesh) * count;
     int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
     int64_t scales = OUTPUTS * std::max<int64_t>(op.segments * groups, 1) + LANES;
-    float* c = share.room<float>(AT_ONCE * OUTPUTS + PAIRS * OUTPUTS + 2 * scales);
-    float *panel = c + AT_ONCE * OUTPUTS, *scale = panel + PAIRS * OUTPUTS, *offset = scale + scales;
+    float* c = share.room<float>(AT_ONCE * OUTPUTS + 2 * PAIRS * OUTPUTS + 2 * scales);
+    float *panel = c + AT_ONCE * OUTPUTS, *scale = panel + 2 * PAIRS * OUTPUTS, *offset = scale + scales;
     for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
         Place place(op.mesh, item / count);
         int64_t first = item % count * OUTPUTS, outputs = std::min(OUTPUTS, op.outputs - first);
