@@ -292,9 +292,11 @@ def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 20, 64, 128])
-@pytest.mark.parametrize("tokens, position", [(1, 0), (7, 3), (40, 0), (16, 24)])
-def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, tokens, position):
-    heads, length = 3, 40
+@pytest.mark.parametrize(
+    "tokens, position, length", [(1, 0, 40), (7, 3, 40), (40, 0, 40), (16, 24, 40), (150, 75, 240)]
+)
+def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, tokens, position, length):
+    heads = 3
     q = normal(generator, 2, 1, tokens, heads, size, dtype=dtype)
     caches = [normal(generator, 2, 1, heads, length, size, dtype=dtype) for _ in range(2)]
     slopes = torch.from_numpy(generator.random((2, 1, heads), dtype=np.float32))

@@ -4,23 +4,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "flash.hpp"
 #include "linear.cpp"
 
 namespace popxl {
-
-// All fields have 8 bytes; strides are in elements. The chunk's own keys and values are in the
-// caches already. `position` is that of the first query.
-struct Chunk {
-    const void *q, *keys, *values, *slopes;
-    void* out;
-    int64_t type, tokens, heads, size, length, position;
-    int64_t mesh[3];
-    int64_t q_mesh[3], q_token, q_head;
-    int64_t keys_mesh[3], keys_head, keys_token;
-    int64_t values_mesh[3], values_head, values_token;
-    int64_t slopes_mesh[3];
-    int64_t out_mesh[3], out_token, out_head;
-};
 
 namespace {
 
@@ -119,33 +106,29 @@ struct Queries {
     }
 };
 
-}  // namespace
-
-void run(const Chunk& op, const Share& share) {
+void run_few_queries(const Chunk& op, const Share& share) {
     int64_t padded = up(op.length, LANES), room = up(op.size, 4 * 2 * BLOCK) + LANES;
     float* x = share.room<float>(MOST_ROWS * (room + padded) + room);
     float *flat = x + MOST_ROWS * room, *scores = flat + room;
-    int64_t blocks = (op.tokens + MOST_ROWS - 1) / MOST_ROWS;
-    int64_t items = count_of(op.mesh) * op.heads * blocks;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
-        Place place(op.mesh, item / (op.heads * blocks));
-        int64_t head = item / blocks % op.heads, first = item % blocks * MOST_ROWS;
-        int64_t rows = std::min<int64_t>(op.tokens - first, MOST_ROWS);
-        int64_t limit = std::clamp<int64_t>(op.position + first + rows, 1, op.length);
-        float slope = static_cast<const float*>(op.slopes)[place.offset(op.slopes_mesh) + head];
-        Queries some{op, rows, first, limit, up(limit, LANES), slope, x, flat, scores};
-        auto start = [&](const int64_t(&mesh)[3], int64_t token_step, int64_t head_step) {
-            return place.offset(mesh) + first * token_step + head * head_step;
-        };
-        some.find_scores(at(op.q, op.type, start(op.q_mesh, op.q_token, op.q_head)),
-                         at(op.keys, op.type, start(op.keys_mesh, 0, op.keys_head)));
+    for_each_part(op, share, MOST_ROWS, [&](const Part& part) {
+        int64_t limit = std::clamp<int64_t>(op.position + part.first + part.rows, 1, op.length);
+        Queries some{op,   part.rows, part.first, limit, up(limit, LANES), part.slope,
+                     x,    flat,      scores};
+        some.find_scores(part.q, part.keys);
         some.softmax();
-        const char* values = at(op.values, op.type, start(op.values_mesh, 0, op.values_head));
-        char* out = at(op.out, op.type, start(op.out_mesh, op.out_token, op.out_head));
-        if (op.type == FLOAT32) some.contexts<FLOAT32>(values, out);
-        if (op.type == FLOAT16) some.contexts<FLOAT16>(values, out);
-        if (op.type == BFLOAT16) some.contexts<BFLOAT16>(values, out);
-    }
+        if (op.type == FLOAT32) some.contexts<FLOAT32>(part.values, part.out);
+        if (op.type == FLOAT16) some.contexts<FLOAT16>(part.values, part.out);
+        if (op.type == BFLOAT16) some.contexts<BFLOAT16>(part.values, part.out);
+    });
+}
+
+}  // namespace
+
+void run(const Chunk& op, const Share& share) {
+#ifdef __AVX512BF16__
+    if (Flash::fits(op)) return run_flash(op, share);
+#endif
+    run_few_queries(op, share);
 }
 
 }  // namespace popxl
