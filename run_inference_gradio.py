@@ -8,6 +8,7 @@ It listens on this computer alone unless told otherwise, and calls no other host
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import gc
 import logging
@@ -127,9 +128,8 @@ def serve(
     from utils.service import Service
     from utils.web_server import WebServer, build_app, share
 
-    with Engine(
-        loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit
-    ) as engine:
+    engine = Engine(loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit)
+    try:
         service = Service(
             engine,
             loaded.tokenizer,
@@ -143,6 +143,10 @@ def serve(
                 share(listener)
 
         WebServer(build_app(service, account), service, ready).run([listener])
+    finally:
+        if not engine.close(timeout=1):
+            # It is in a pass that takes long, under which Python cannot end in order.
+            atexit.register(os._exit, 0)
     gc.freeze()  # or leaving would first search the whole program for cycles, for seconds
     return 0
 

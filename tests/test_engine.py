@@ -373,20 +373,21 @@ def test_a_pass_that_fails_ends_those_it_was_for_and_the_engine_goes_on(
         assert text == generated_text(model, tokenizer, "A", 5)
 
 
-def test_closing_cancels_what_runs_and_waits_and_takes_no_more(
+def test_closing_ends_what_runs_and_waits_without_waiting_for_a_pass_and_takes_no_more(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = HeldPasses(ReferencePasses(model))
     passes.hold()
     engine = Engine(passes)
     tickets = [engine.submit(request(passes, tokenizer, "A", 50)) for _ in range(3)]
-    engine.begin_to_close()
+    wait_until(lambda: engine.statistics().running == 1)
     assert not engine.close(timeout=0)  # a pass is held up
+    assert finish(*tickets) == ["shutdown"] * 3
     with pytest.raises(EngineClosed, match="shutting down"):
         engine.submit(request(passes, tokenizer, "A", 50))
     passes.let_all()
     assert engine.close()
-    assert finish(*tickets) == ["shutdown"] * 3
+    assert engine.statistics().ended == {"shutdown": 3}
     assert not engine.statistics().alive
 
 

@@ -442,11 +442,13 @@ def test_an_impossible_address_is_refused() -> None:
 
 
 @contextmanager
-def script(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
+def script(
+    *arguments: str, environment: dict[str, str] = ENVIRONMENT
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """The script in a process of its own, which writes "a cat a cat ..." without an end."""
     process = subprocess.Popen(
         [sys.executable, str(TESTS / "run_scripted_page.py"), "--port", "0", *arguments],
-        env=ENVIRONMENT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -494,6 +496,14 @@ def test_sigterm_ends_it_and_a_public_host_was_warned_about_and_prompts_logged_a
     assert "Traceback" not in errors
     assert "anyone who reaches this page can use it: set --auth or BLOOM_AUTH" in errors
     assert re.search("ended by shutdown, prompt 'my secret'$", errors, re.MULTILINE)
+
+
+def test_a_signal_ends_it_in_the_middle_of_a_pass_that_takes_long() -> None:
+    with script(environment={**ENVIRONMENT, "STUCK": ""}) as (process, address):
+        status, errors = ended_in_mid_generation(process, address, signal.SIGTERM)
+    assert status == 0
+    assert "Traceback" not in errors
+    assert re.search("request 1: .* 1 generated, .* ended by shutdown", errors)
 
 
 def test_a_port_that_is_taken_is_one_line_and_status_2() -> None:
