@@ -22,7 +22,7 @@ from simple_parsing import field
 
 from config import BloomConfig, ExecutionConfig, parse_arguments
 from utils import distributed
-from utils.listening import bind, is_public, url
+from utils.listening import bind, is_public, listen, url
 from utils.setup import UserError, run_script, setup_logging
 
 FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
@@ -142,7 +142,9 @@ def serve(
             if arguments.share:
                 share(listener)
 
-        WebServer(build_app(service, account), service, ready).run([listener])
+        app = build_app(service, account)
+        listen(listener)
+        WebServer(app, service, ready).run([listener])
     finally:
         if not engine.close(timeout=1):
             # It is in a pass that takes long, under which Python cannot end in order.

@@ -41,7 +41,7 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 from config import ConfigError, load_config, parse_arguments
 from run_inference_gradio import ServerArguments, for_many, main
 from utils.engine import Engine
-from utils.listening import bind, is_public, url
+from utils.listening import bind, is_public, listen, url
 from utils.loading import load
 from utils.setup import UserError
 from utils.ticket import Ticket
@@ -429,6 +429,15 @@ def words_of_the_page_are_absent(page: str) -> bool:
 )
 def test_a_public_host_is_known(host: str, public: bool) -> None:
     assert is_public(host) == public
+
+
+def test_of_two_servers_that_start_at_once_the_second_is_refused() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port) as second:
+            listen(first)
+            with pytest.raises(UserError, match=f"^cannot listen on 127.0.0.1, port {port} "):
+                listen(second)
 
 
 def test_an_impossible_address_is_refused() -> None:
