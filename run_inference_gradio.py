@@ -159,7 +159,7 @@ def load_model(config: BloomConfig) -> Any:
 
     loaded = load(config)
     if config.execution.memmap_dir is None:  # mapped weights may be slow to read
-        loaded.passes.warm_up()
+        loaded.passes.warm_up(times=2)
     return loaded
 
 

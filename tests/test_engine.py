@@ -202,7 +202,7 @@ def test_the_queue_is_bounded_and_a_place_that_is_left_is_free(
         wait_until(lambda: engine.statistics().running == 1)
         second, third = submit(), submit()
         assert [engine.place(ticket) for ticket in (running, second, third)] == [0, 1, 2]
-        with pytest.raises(QueueFull, match="1 requests run and 2 are in the queue"):
+        with pytest.raises(QueueFull, match="2 in the queue, of at most 2, for 1 that run"):
             submit()
         second.cancel()
         assert second.end is not None

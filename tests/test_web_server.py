@@ -134,7 +134,7 @@ def test_a_client_over_the_queue_is_refused_politely(
         wait_until(lambda: site.running() == 1)
         second = one.submit(PROMPT, 30, api_name="/generate")
         wait_until(lambda: site.engine.statistics().queued == 1)
-        with pytest.raises(AppError, match="1 requests run and 1 are in the queue .*try again"):
+        with pytest.raises(AppError, match="1 in the queue, of at most 1, .*try again"):
             one.predict(PROMPT, api_name="/generate")
         passes.let_all()
         expected = generated_text(model, tokenizer, PROMPT, 30)

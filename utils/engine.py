@@ -114,9 +114,9 @@ class Engine:
             if len(self._queue) >= self.max_queue + self._seats.count(None):
                 self._records.refused += 1
                 raise QueueFull(
-                    f"too many people are waiting: {len(self._seats)} requests run and "
-                    f"{len(self._queue)} are in the queue (at most {self.max_queue}): "
-                    "try again in a moment"
+                    f"too many people are waiting: {len(self._queue)} in the queue, of at most "
+                    f"{self.max_queue}, for {len(self._seats)} that run at once: try again in a "
+                    "moment"
                 )
             self._records.submitted += 1
             number = self._records.submitted
