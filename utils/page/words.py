@@ -41,12 +41,12 @@ STOP_HINT = "Ends before any of these, one a line; \\n is a line end."
 REASONS = {
     "end_of_text": "end of text",
     "stop_string": "stop string",
-    "budget": "number of tokens reached",
+    "budget": "token budget",
     "context_full": "context full",
     "done": "done",
     "stopped": "stopped",
-    "time_limit": "time limit reached",
-    "shutdown": "the server is shutting down",
+    "time_limit": "time limit",
+    "shutdown": "end of the server",
 }
 """Why a generation ended."""
 
