@@ -75,5 +75,8 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--primary-600) !
 #next_tokens > label > span, #examples .label svg { display: none; }
 #explanation { padding: 0 0.3em; }
 #explanation .md * { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+@media (max-width: 640px) {  /* phones zoom in on a field with smaller print */
+    :is(#prompt, #seed, #stop_strings) :is(textarea, input) { font-size: 16px; }
+}
 footer > div { display: none; }  /* what would divide its one link from others */
 """
