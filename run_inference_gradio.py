@@ -8,6 +8,7 @@ It listens on this computer alone unless told otherwise, and calls no other host
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import gc
 import logging
@@ -21,7 +22,7 @@ from simple_parsing import field
 
 from config import BloomConfig, ExecutionConfig, parse_arguments
 from utils import distributed
-from utils.listening import bind, is_public, url
+from utils.listening import bind, is_public, listen, url
 from utils.setup import UserError, run_script, setup_logging
 
 FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
@@ -127,9 +128,8 @@ def serve(
     from utils.service import Service
     from utils.web_server import WebServer, build_app, share
 
-    with Engine(
-        loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit
-    ) as engine:
+    engine = Engine(loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit)
+    try:
         service = Service(
             engine,
             loaded.tokenizer,
@@ -142,7 +142,13 @@ def serve(
             if arguments.share:
                 share(listener)
 
-        WebServer(build_app(service, account), service, ready).run([listener])
+        app = build_app(service, account)
+        listen(listener)
+        WebServer(app, service, ready).run([listener])
+    finally:
+        if not engine.close(timeout=1):
+            # It is in a pass that takes long, under which Python cannot end in order.
+            atexit.register(os._exit, 0)
     gc.freeze()  # or leaving would first search the whole program for cycles, for seconds
     return 0
 
@@ -153,7 +159,7 @@ def load_model(config: BloomConfig) -> Any:
 
     loaded = load(config)
     if config.execution.memmap_dir is None:  # mapped weights may be slow to read
-        loaded.passes.warm_up()
+        loaded.passes.warm_up(times=2)
     return loaded
 
 

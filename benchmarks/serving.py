@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.clients < 1 or arguments.new_tokens < 2:
         raise UserError("clients must be 1 or more, and new_tokens 2 or more")
     loaded = made_up(config, arguments.seed) if arguments.random_weights else load(config)
-    loaded.passes.warm_up()
+    loaded.passes.warm_up(times=2)
     found = ask_both_ways(loaded, arguments)
     texts = [[answer["text"] for answer in way["answers"]] for way in found.values()]
     same = texts[0] == texts[1]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, sync_playwright
 
-MISSING = "the page is tested in a browser, which is missing: apt-get install -y chromium"
+MISSING = "the page is shown in a browser, which is missing: apt-get install -y chromium"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

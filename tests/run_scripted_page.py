@@ -1,13 +1,15 @@
 """`run_inference_gradio.py` with a text in place of the model, for tests of the script.
 
-Any prompt is continued without an end. Each host that the process reaches, or whose name it looks
-up, is named on stderr.
+Any prompt is continued without an end; with STUCK in the environment the token passes hang. Each
+host that the process reaches, or whose name it looks up, is named on stderr.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +34,19 @@ from run_inference_gradio import main  # noqa: E402
 from utils.setup import run_script  # noqa: E402
 
 
+class StuckPasses(ScriptedPasses):
+    """A token pass that never ends, as one of a large model nearly does."""
+
+    def token(self, *arguments: Any) -> Any:
+        threading.Event().wait()
+
+
 def load(config: Any) -> SimpleNamespace:
     """What `utils.loading.load` gives: `passes` and `tokenizer`."""
     tokenizer = byte_level_tokenizer()
     rows = config.execution.batch_size
-    passes = ScriptedPasses(tokenizer, "a cat ", rows, sequence_length=1 << 21, endless=True)
+    kind = StuckPasses if "STUCK" in os.environ else ScriptedPasses
+    passes = kind(tokenizer, "a cat ", rows, sequence_length=1 << 21, endless=True)
     return SimpleNamespace(passes=passes, tokenizer=tokenizer)
 
 

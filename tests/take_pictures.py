@@ -43,8 +43,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to; it is made if need be")
     parser.add_argument("--all", action="store_true", help="also as on a phone and in dark mode")
     arguments = parser.parse_args()
+    if chromium.path() is None:
+        parser.error(chromium.MISSING)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     loaded = load(load_config("bloom_tiny"))
+    loaded.passes.warm_up(times=2)
     with (
         Engine(loaded.passes) as engine,
         serving(Service(engine, loaded.tokenizer)) as address,

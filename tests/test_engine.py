@@ -202,7 +202,7 @@ def test_the_queue_is_bounded_and_a_place_that_is_left_is_free(
         wait_until(lambda: engine.statistics().running == 1)
         second, third = submit(), submit()
         assert [engine.place(ticket) for ticket in (running, second, third)] == [0, 1, 2]
-        with pytest.raises(QueueFull, match="1 requests run and 2 are in the queue"):
+        with pytest.raises(QueueFull, match="2 in the queue, of at most 2, for 1 that run"):
             submit()
         second.cancel()
         assert second.end is not None
@@ -373,20 +373,21 @@ def test_a_pass_that_fails_ends_those_it_was_for_and_the_engine_goes_on(
         assert text == generated_text(model, tokenizer, "A", 5)
 
 
-def test_closing_cancels_what_runs_and_waits_and_takes_no_more(
+def test_closing_ends_what_runs_and_waits_without_waiting_for_a_pass_and_takes_no_more(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = HeldPasses(ReferencePasses(model))
     passes.hold()
     engine = Engine(passes)
     tickets = [engine.submit(request(passes, tokenizer, "A", 50)) for _ in range(3)]
-    engine.begin_to_close()
+    wait_until(lambda: engine.statistics().running == 1)
     assert not engine.close(timeout=0)  # a pass is held up
+    assert finish(*tickets) == ["shutdown"] * 3
     with pytest.raises(EngineClosed, match="shutting down"):
         engine.submit(request(passes, tokenizer, "A", 50))
     passes.let_all()
     assert engine.close()
-    assert finish(*tickets) == ["shutdown"] * 3
+    assert engine.statistics().ended == {"shutdown": 3}
     assert not engine.statistics().alive
 
 

@@ -336,9 +336,10 @@ def test_the_chart_has_the_likeliest_next_tokens_and_a_click_appends_one(
         for _ in range(2):
             expect(bars(page)).to_have_count(10)
             expected = likeliest(prompt)
-            expect(bars(page).first).to_have_text(re.compile(f"{expected[0][1]}$"))
-            shown = bars(page).all_inner_texts()
-            assert [name.rpartition("   ")[2] for name in shown] == [c for _, c in expected]
+            expect(bars(page).first).to_have_text(re.compile(f"^ *{expected[0][1]} "))
+            names = [name.partition("   ") for name in bars(page).all_inner_texts()]
+            assert [chance.strip() for chance, _, _ in names] == [c for _, c in expected]
+            shown = [token for _, _, token in names]
             widths = [
                 bar.evaluate("e => parseFloat(e.style.width)")
                 for bar in page.locator("#next_tokens meter").all()
@@ -365,6 +366,29 @@ def test_a_next_token_without_text_is_explained(browser: Browser, story: Served)
             re.compile("^</s> has no text of its own to append")
         )
         expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
+
+
+def test_a_chart_is_there_for_its_own_prompt_only(browser: Browser, story: Served) -> None:
+    with tab(browser, story) as page:
+        prompt = page.locator("#prompt textarea")
+        prompt.fill(PROMPT)
+        page.locator("#look").click()
+        expect(bars(page)).to_have_count(10)
+        prompt.press("x")
+        expect(bars(page)).to_have_count(0)
+        page.locator("#look").click()
+        expect(bars(page)).to_have_count(10)
+        page.locator("#examples button").first.click()
+        expect(bars(page)).to_have_count(0)
+        story.passes.hold()
+        page.locator("#look").click()
+        wait_until(lambda: story.running() == 1)
+        prompt.fill(PROMPT)  # before the chart of the example is there
+        story.passes.let_all()
+        wait_until(lambda: story.running() == 0)
+        page.locator("#generate").click()  # whose end comes after that chart
+        ended_by(page, "budget")
+        expect(bars(page)).to_have_count(0)
 
 
 def test_the_chart_of_an_empty_prompt_says_so(browser: Browser, site: Served) -> None:

@@ -41,7 +41,7 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 from config import ConfigError, load_config, parse_arguments
 from run_inference_gradio import ServerArguments, for_many, main
 from utils.engine import Engine
-from utils.listening import bind, is_public, url
+from utils.listening import bind, is_public, listen, url
 from utils.loading import load
 from utils.setup import UserError
 from utils.ticket import Ticket
@@ -134,7 +134,7 @@ def test_a_client_over_the_queue_is_refused_politely(
         wait_until(lambda: site.running() == 1)
         second = one.submit(PROMPT, 30, api_name="/generate")
         wait_until(lambda: site.engine.statistics().queued == 1)
-        with pytest.raises(AppError, match="1 requests run and 1 are in the queue .*try again"):
+        with pytest.raises(AppError, match="1 in the queue, of at most 1, .*try again"):
             one.predict(PROMPT, api_name="/generate")
         passes.let_all()
         expected = generated_text(model, tokenizer, PROMPT, 30)
@@ -431,6 +431,15 @@ def test_a_public_host_is_known(host: str, public: bool) -> None:
     assert is_public(host) == public
 
 
+def test_of_two_servers_that_start_at_once_the_second_is_refused() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port) as second:
+            listen(first)
+            with pytest.raises(UserError, match=f"^cannot listen on 127.0.0.1, port {port} "):
+                listen(second)
+
+
 def test_an_impossible_address_is_refused() -> None:
     with pytest.raises(UserError, match="cannot listen on 192.0.2.1, port 0"):
         bind("192.0.2.1", 0)
@@ -442,11 +451,13 @@ def test_an_impossible_address_is_refused() -> None:
 
 
 @contextmanager
-def script(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
+def script(
+    *arguments: str, environment: dict[str, str] = ENVIRONMENT
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """The script in a process of its own, which writes "a cat a cat ..." without an end."""
     process = subprocess.Popen(
         [sys.executable, str(TESTS / "run_scripted_page.py"), "--port", "0", *arguments],
-        env=ENVIRONMENT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -494,6 +505,14 @@ def test_sigterm_ends_it_and_a_public_host_was_warned_about_and_prompts_logged_a
     assert "Traceback" not in errors
     assert "anyone who reaches this page can use it: set --auth or BLOOM_AUTH" in errors
     assert re.search("ended by shutdown, prompt 'my secret'$", errors, re.MULTILINE)
+
+
+def test_a_signal_ends_it_in_the_middle_of_a_pass_that_takes_long() -> None:
+    with script(environment={**ENVIRONMENT, "STUCK": ""}) as (process, address):
+        status, errors = ended_in_mid_generation(process, address, signal.SIGTERM)
+    assert status == 0
+    assert "Traceback" not in errors
+    assert re.search("request 1: .* 1 generated, .* ended by shutdown", errors)
 
 
 def test_a_port_that_is_taken_is_one_line_and_status_2() -> None:

@@ -114,9 +114,9 @@ class Engine:
             if len(self._queue) >= self.max_queue + self._seats.count(None):
                 self._records.refused += 1
                 raise QueueFull(
-                    f"too many people are waiting: {len(self._seats)} requests run and "
-                    f"{len(self._queue)} are in the queue (at most {self.max_queue}): "
-                    "try again in a moment"
+                    f"too many people are waiting: {len(self._queue)} in the queue, of at most "
+                    f"{self.max_queue}, for {len(self._seats)} that run at once: try again in a "
+                    "moment"
                 )
             self._records.submitted += 1
             number = self._records.submitted
@@ -154,13 +154,19 @@ class Engine:
             )
 
     def begin_to_close(self) -> None:
-        """Take no more; what runs and waits is cancelled at the next token."""
+        """Take no more; what runs and waits has ended, whatever pass is under way."""
         with self._changed:
             self._closing = True
+            for ticket in [seat.ticket for seat in self._seated()] + list(self._queue):
+                self._finish(ticket, End("shutdown"))
+            self._queue.clear()
             self._changed.notify()
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Cancel what runs and waits and end the thread; whether it did within `timeout` s."""
+        """End what runs and waits, and the thread; whether it did within `timeout` seconds.
+
+        It does not where a pass takes longer, which nothing can interrupt.
+        """
         self.begin_to_close()
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -179,11 +185,6 @@ class Engine:
             self._seat_waiting()
             self._read_chunk()
             self._decode()
-        with self._changed:
-            tickets = [seat.ticket for seat in self._seats if seat] + list(self._queue)
-            self._queue.clear()
-            for ticket in tickets:
-                self._finish(ticket, End("shutdown"))
 
     def _wait_for_work(self) -> bool:
         """Whether there is some; False once the engine is closing."""
@@ -290,8 +291,8 @@ class Engine:
     def _accept(self, seat: _Seat, logits: np.ndarray) -> None:
         """Let a request choose its next token; an error of its own ends it alone."""
         ticket = seat.ticket
-        if ticket.cancelled:
-            return  # to be dropped: nobody takes this token
+        if ticket.cancelled or ticket.end:
+            return  # nobody takes this token
         try:
             event = ticket.work.accept(logits)
         except Exception as error:
@@ -324,8 +325,10 @@ class Engine:
             self._finish(ticket, End("error", error))
 
     def _finish(self, ticket: Ticket, end: End) -> None:
-        """Free the row of a request and say that it has ended."""
+        """Free the row of a request and say that it has ended, once."""
         with self._changed:
+            if ticket.end:
+                return
             for row, seat in enumerate(self._seats):
                 if seat and seat.ticket is ticket:
                     self._seats[row] = None

@@ -9,7 +9,7 @@ from utils.setup import UserError
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on an address that is free; port 0 is any. Whoever serves it calls `listen`.
+    """A socket on an address that is free; port 0 is any. Then `listen`, once all is ready.
 
     Raises:
         UserError: it is taken, or no address of this computer.
@@ -22,11 +22,28 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot listen on {host}, port {port} ({reason}): choose others with --host and --port"
-        ) from None
+        raise _not_possible(host, port, error) from None
     return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Let others connect.
+
+    Raises:
+        UserError: another server on the same address was there first, since `bind`.
+    """
+    try:
+        listener.listen()
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _not_possible(host, port, error) from None
+
+
+def _not_possible(host: str, port: int, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"cannot listen on {host}, port {port} ({reason}): choose others with --host and --port"
+    )
 
 
 def is_public(host: str) -> bool:

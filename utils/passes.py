@@ -122,13 +122,18 @@ class Passes:
         output = self.session.outputs[f"verified_{sizes[0]}"]
         return self._run(tokens, [position], row, 0, number, output)[: len(tokens)]
 
-    def warm_up(self) -> None:
-        """Run every pass once: what is made at first use is there then. Rows keep no tokens."""
-        for size in self.chunks:
-            self.prompt(0, [0] * size)
-        for size in self.verify_sizes:
-            self.verify(0, [0] * size, 0)
-        self.token(*np.zeros((2, self.batch_size), np.int32))
+    def warm_up(self, times: int = 1) -> None:
+        """Run every pass: what is made at first use is there then. Rows keep no tokens.
+
+        Args:
+            times: 2 for what a runtime makes of a pass when it is run again, too.
+        """
+        for _ in range(times):
+            for size in self.chunks:
+                self.prompt(0, [0] * size)
+            for size in self.verify_sizes:
+                self.verify(0, [0] * size, 0)
+            self.token(*np.zeros((2, self.batch_size), np.int32))
 
     def _chunk(self, tokens: int) -> tuple[int, int]:
         """The pass for what is left: the smallest chunk that holds it, else the largest."""

@@ -179,7 +179,8 @@ class WebServer(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the streams that tell whether a tab is still open, which would end with the tab."""
+        """Ends generations, and the streams that tell whether a tab is still open, so that
+        connections can end."""
         self._service.engine.begin_to_close()
         for mount in self._app.routes:
             if isinstance(mount, Mount) and isinstance(mount.app, GradioApp):
@@ -187,8 +188,9 @@ class WebServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On SIGINT and SIGTERM: generations end first, so that connections can."""
-        self._service.engine.begin_to_close()
+        """On SIGINT and SIGTERM; the status of the process is that of `main`."""
+        for name in ("uvicorn.error", "asyncio"):  # of each connection that has to be cut
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.force_exit = self.should_exit and sig == signal.SIGINT  # the second Ctrl-C
         self.should_exit = True
 

@@ -16,7 +16,7 @@ from utils.service import ServerError, Service
 from utils.setup import UserError
 
 GAP = "   "
-"""Between a token and its probability in the name of a bar."""
+"""Between a probability and its token in the name of a bar."""
 
 
 class Handlers:
@@ -55,30 +55,33 @@ class Handlers:
         self.service.stop(_owner(request))
 
     async def look(self, prompt: Any, request: gr.Request) -> tuple[Any, Any, Any]:
-        """The chart of the next tokens, what each of its names appends, and a remark."""
+        """The chart of the next tokens, its prompt with what each of its bars appends, a remark."""
         try:
             tokens = await self.service.next_tokens(prompt, _owner(request))
         except (UserError, ServerError) as error:
-            return gr.skip(), gr.skip(), remark(f"Error: {error}")
+            return gr.update(visible=False), gr.skip(), failed(error)
+        if not tokens:  # it was stopped
+            return gr.update(visible=False), gr.skip(), remark("")
         chart = {name(token): token.probability for token in tokens}
-        return chart, {name(token): token.text for token in tokens}, remark("")
+        shown = {"prompt": prompt, "texts": {name(token): token.text for token in tokens}}
+        return gr.update(value=chart, visible=True), shown, remark("")
 
     async def append(
-        self, prompt: Any, texts: Any, event: gr.SelectData, request: gr.Request
+        self, prompt: Any, shown: Any, event: gr.SelectData, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any, Any, Any], None]:
         """The prompt with the token that was clicked, and then as `look` has it."""
-        text = texts.get(event.value) if isinstance(texts, dict) else None
-        if not isinstance(text, str) or not text:
-            shown, _, _ = str(event.value).rpartition(GAP)
-            yield gr.skip(), gr.skip(), gr.skip(), remark(NO_TEXT.format(shown=shown))
+        text = appended(shown, event.value)
+        if not text:
+            _, _, token = str(event.value).partition(GAP)
+            yield gr.skip(), gr.skip(), gr.skip(), remark(NO_TEXT.format(shown=token))
             return
         longer = (prompt or "") + text
         yield longer, gr.skip(), gr.skip(), gr.skip()
         yield gr.skip(), *await self.look(longer, request)
 
     def clear(self) -> tuple[Any, ...]:
-        """The output, status, chart, its texts and remark of a page as it was at first."""
-        return told_apart("", ""), said(""), None, {}, remark("")
+        """Output, status, chart, what is known of it and remark as they were at first."""
+        return told_apart("", ""), said(""), gr.update(visible=False), {}, remark("")
 
     async def settle(self, request: gr.Request) -> None:
         """Wait for the end of what was cancelled."""
@@ -100,21 +103,30 @@ def stop_strings(lines: Any) -> Any:
 
 
 def name(token: LikelyToken) -> str:
-    """A bar's name, with the chance in it to a tenth of a per cent."""
-    return f"{token.shown}{GAP}{token.probability:.1%}"
+    """A bar's name, with the chance before it to a tenth of a per cent, as wide as any."""
+    return f"{token.probability:6.1%}{GAP}{token.shown}"
+
+
+def appended(shown: Any, bar: Any) -> str:
+    """What a bar appends, from what the browser has of `look`; '' where it is nothing."""
+    texts = shown.get("texts") if isinstance(shown, dict) else None
+    text = texts.get(bar) if isinstance(texts, dict) and isinstance(bar, str) else None
+    return text if isinstance(text, str) else ""
 
 
 def said(text: str) -> Any:
+    """For the status."""
     return gr.update(value=text, elem_classes=[])
-
-
-def failed(error: Exception) -> Any:
-    return gr.update(value=f"Error: {error}", elem_classes=["error"])
 
 
 def remark(text: str) -> Any:
     """Under the chart, where there is something to say."""
-    return gr.update(value=text, visible=bool(text))
+    return gr.update(value=text, elem_classes=[], visible=bool(text))
+
+
+def failed(error: Exception) -> Any:
+    """For either of them."""
+    return gr.update(value=f"Error: {error}", elem_classes=["error"], visible=True)
 
 
 def _owner(request: gr.Request) -> str:

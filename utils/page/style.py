@@ -21,23 +21,62 @@ def theme() -> gr.Theme:
 
 
 CSS = """
+.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+
+#output { padding: 0.4em 0.3em; }
 #output .text {
     white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
-    font-size: var(--text-lg); min-height: 1.6em; line-height: 1.6; margin-top: 0.5em;
+    font-size: var(--text-lg); min-height: 8em; line-height: 1.6;
 }
 #output .prompt { color: var(--neutral-500); }
-#output .continuation { color: var(--neutral-900); background: var(--primary-100); }
+#output .continuation {
+    color: var(--neutral-900); background: var(--primary-100); border-radius: 0.2em;
+    box-decoration-break: clone; -webkit-box-decoration-break: clone;
+}
+#output .prompt:empty + .continuation:empty { background: none; color: var(--neutral-500); }
+#output .prompt:empty + .continuation:empty::before { content: "The text appears here."; }
 .dark #output .prompt { color: var(--neutral-400); }
 .dark #output .continuation { color: var(--neutral-50); background: var(--primary-950); }
-#status.error textarea { color: var(--error-text-color) !important; font-weight: 600; }
+.dark #output .prompt:empty + .continuation:empty { color: var(--neutral-400); }
+
+.form:has(> :is(#status, #remark)) { border: none; background: none; }
+:is(#status, #remark) { border: none; background: none; padding: 0 0.3em; }
+:is(#status, #remark) textarea {
+    border: none; background: none; padding: 0; box-shadow: none;
+    color: var(--neutral-600); -webkit-text-fill-color: currentColor;
+    font-variant-numeric: tabular-nums;
+}
+.dark :is(#status, #remark) textarea { color: var(--neutral-300); }
+:is(#status, #remark).error textarea { color: #b91c1c; font-weight: 600; }
+.dark :is(#status, #remark).error textarea { color: #fca5a5; }
+
 input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 2px var(--primary-600) !important; }
 input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--primary-600) !important; }
-#next_tokens meter { height: 0.6em; background: var(--primary-500); }
+.dark input[type=range] { --neutral-200: var(--neutral-700); }  /* the part not chosen */
+
+#next_tokens .inner-wrap {
+    display: grid; grid-template-columns: minmax(0, min(15em, 60%)) minmax(4em, 1fr);
+    align-items: center;
+}
+#next_tokens .confidence-set { margin: 0; padding: 0.2em 0.4em; border-radius: var(--radius-md); }
+#next_tokens .confidence-set:hover { background: var(--button-secondary-background-fill); }
+#next_tokens dl { order: -1; margin: 0; }
+#next_tokens dt.text { overflow-wrap: anywhere; white-space: pre-wrap; text-align: left; }
+#next_tokens .line { display: none; }
+#next_tokens dd.confidence { display: none; }  /* whole per cent; the name has it to a tenth */
+#next_tokens meter {
+    align-self: center; height: 0.9em; margin: 0; background: var(--primary-500) !important;
+}
 #next_tokens meter::-webkit-meter-bar, #next_tokens meter::-webkit-meter-optimum-value,
 #next_tokens meter::-webkit-meter-suboptimum-value,
 #next_tokens meter::-webkit-meter-even-less-good-value { background: none; }
 #next_tokens meter::-moz-meter-bar { background: none; }
-#next_tokens dd.confidence { display: none; }  /* whole per cent; the name has it to a tenth */
-#next_tokens dt.text { overflow-wrap: anywhere; white-space: pre-wrap; }
+
+#next_tokens > label > span, #examples .label svg { display: none; }
+#explanation { padding: 0 0.3em; }
+#explanation .md * { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+@media (max-width: 640px) {  /* phones zoom in on a field with smaller print */
+    :is(#prompt, #seed, #stop_strings) :is(textarea, input) { font-size: 16px; }
+}
 footer > div { display: none; }  /* what would divide its one link from others */
 """

@@ -13,21 +13,22 @@ INTRODUCTION = """\
 
 BLOOM **continues text**, in 46 languages and 13 programming languages. It is no chat partner and \
 follows no orders: write the beginning of what you would like to read, and it goes on. To have a \
-task done, show it a few times first (*few-shot*), as the examples below do.
+task done, show it a few times first (*few-shot*), as some of the examples do. What it writes can \
+be **wrong or offensive**: it repeats what texts say, and knows nothing of what is true.
 """
 
 EXPLANATION = """\
-- **Temperature** 0 takes the likeliest token each time, so that the same prompt gives the same \
+**Temperature** 0 takes the likeliest token each time, so that the same prompt gives the same \
 text. Higher values give unlikely tokens a better chance: more variety, and more nonsense.
-- **Top-k** and **top-p** leave only the likeliest tokens to choose from: the first *k*, or as \
-many as it takes to reach the probability *p*. They do nothing at temperature 0.
-- **Repetition penalty** over 1 makes tokens less likely that were there before.
 
-What it writes can be **wrong or offensive**: it repeats what texts say, and knows nothing of what \
-is true.
+**Top-k** and **top-p** leave only the likeliest tokens to choose from: the first *k*, or as many \
+as it takes to reach the probability *p*. They do nothing at temperature 0.
+
+**Repetition penalty** over 1 makes tokens less likely that were there before.
 """
 
-PROMPT_PLACEHOLDER = "The beginning of a text. Shift and Enter generate."
+PROMPT_PLACEHOLDER = "The beginning of a text. Shift+Enter generates."
+NUM_TOKENS_HINT = "The most to generate; {context} with the prompt."
 NEXT_TOKEN_HINT = (
     "The ten likeliest next tokens for the prompt as it stands. Click one to append it."
 )
@@ -40,12 +41,12 @@ STOP_HINT = "Ends before any of these, one a line; \\n is a line end."
 REASONS = {
     "end_of_text": "end of text",
     "stop_string": "stop string",
-    "budget": "number of tokens reached",
+    "budget": "token budget",
     "context_full": "context full",
     "done": "done",
     "stopped": "stopped",
-    "time_limit": "time limit reached",
-    "shutdown": "the server is shutting down",
+    "time_limit": "time limit",
+    "shutdown": "end of the server",
 }
 """Why a generation ended."""
 
@@ -62,10 +63,10 @@ class Example:
 
 
 EXAMPLES = (
-    Example("A story goes on", "The old man climbed the stairs of the lighthouse, and", 64, 0.7),
+    Example("A story", "The old man climbed the stairs of the lighthouse, and", 64, 0.7),
     Example("What is a dog?", "A dog is", 32),
     Example(
-        "Translation, four languages",
+        "Translation",
         "English: Good morning.\nFrench: Bonjour.\nSpanish: Buenos días.\nPortuguese: Bom dia.\n\n"
         "English: Thank you very much.\nFrench: Merci beaucoup.\nSpanish: Muchas gracias.\n"
         "Portuguese: Muito obrigado.\n\nEnglish: Where is the station?\nFrench:",
