@@ -11,6 +11,7 @@ import numpy as np
 import popdist
 import torch
 
+from popxl.backend import gpu
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.arrays import to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
@@ -58,7 +59,7 @@ class Engine:
             self.remote,
             self._loader,
             self._storer,
-            Composites(composite_kernels, native),
+            Composites(composite_kernels, native, gpu.kernels_for(device)),
             lambda: self.pager.fits,
             self.collectives,
         )
