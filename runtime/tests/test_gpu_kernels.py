@@ -111,7 +111,7 @@ def test_weights_that_lie_otherwise_are_left_to_torch():
 
 
 def expected_attention(q, keys, values, slopes, at: int) -> torch.Tensor:
-    """Of tokens from `at` on, `(tokens, heads, head_dim)`, over keys `(heads, length, head_dim)`."""
+    """Of tokens from `at` on, `(tokens, heads, head_dim)`; keys `(heads, length, head_dim)`."""
     tokens, _, head_dim = q.shape
     distance = torch.arange(keys.shape[1], device=DEVICE) - torch.arange(
         at, at + tokens, device=DEVICE

@@ -11,12 +11,13 @@ import numpy as np
 import popdist
 import torch
 
-from popxl.backend import gpu
+from popxl.backend import cuda, gpu
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.arrays import to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
+from popxl.backend.gpu import lanes, streaming
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
@@ -47,6 +48,7 @@ class Engine:
         self.ir, self.device = ir, device
         self.mesh, self.collectives = _layout(ir, device)
         self.pager = Pager(_mapped_memory())
+        self.streamer = streaming.plan(ir, lanes.lanes_of(device))
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
@@ -62,6 +64,7 @@ class Engine:
             Composites(composite_kernels, native, gpu.kernels_for(device)),
             lambda: self.pager.fits,
             self.collectives,
+            graphs=device.type != "cpu" and self.streamer is None and cuda.enabled(),
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
@@ -105,7 +108,7 @@ class Engine:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
         cell = self._cells[variable]
-        value = self._value(variable, array)
+        value = self._value(variable, array, cell.tensor)
         cell.move(value, self._is_shared(value))
 
     def _new_cell(self, variable: Variable) -> Cell:
@@ -116,13 +119,18 @@ class Engine:
             self.remote[buffer].place(offset, cell)
         return cell
 
-    def _value(self, variable: Variable, array: np.ndarray) -> torch.Tensor:
+    def _value(
+        self, variable: Variable, array: np.ndarray, old: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The array where the variable's value is, which was `old`."""
         own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
+        if self.streamer is not None and variable in self.streamer.variables:
+            return self.streamer.hold(own, old)
         return load(own, self.device)
 
     def _is_shared(self, value: torch.Tensor) -> bool:
         """Whether its memory is the host's, or that of one element is several's."""
-        return self.device.type == "cpu" or 0 in value.stride()
+        return value.device.type == "cpu" or 0 in value.stride()
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
         lead = self.mesh.lead
@@ -133,8 +141,21 @@ class Engine:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         name = f"remote_buffer_{buffer.remote_buffer_id}"
-        loads = self.pager.loads if self.device.type == "cpu" else _not_paged
-        return RemoteStore(name, buffer.entries, lead, zeros, loads)
+        return RemoteStore(name, buffer.entries, lead, zeros, self._slot_loader())
+
+    def _slot_loader(self) -> Callable[[torch.Tensor, str], torch.Tensor]:
+        """What brings a slot to where it is computed with."""
+        if self.streamer is not None:
+            return self.streamer.load
+        if self.device.type != "cpu":
+            return _as_it_is
+        pager = self.pager
+
+        def paged(value: torch.Tensor, store: str) -> torch.Tensor:
+            pager.loads(value, store)
+            return value
+
+        return paged
 
     def _queue(self, array: np.ndarray) -> deque[torch.Tensor]:
         transfers = to_torch(array)
@@ -176,8 +197,9 @@ class Engine:
         )
 
 
-def _not_paged(*_: object) -> None:
+def _as_it_is(value: torch.Tensor, store: str) -> torch.Tensor:
     """Slots on a device are no pages of files."""
+    return value
 
 
 def _mapped_memory() -> int | None:

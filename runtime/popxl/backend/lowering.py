@@ -48,6 +48,7 @@ class Surroundings:
     composites: Composites
     settled: Callable[[], bool]
     collectives: Collectives | AcrossProcesses
+    graphs: bool = False  # whether CUDA graphs are made of lowered ones
 
 
 class Lowering:
@@ -320,7 +321,7 @@ class _GraphLowering:
         native = self.around.composites.native
         if not is_steady(graph):
             return module
-        if self.device.type != "cpu" and cuda.enabled():
+        if self.around.graphs:
             return cuda.Graphed(module, self.device, cuda.capture_graph)
         if native is None:
             return module

@@ -1,4 +1,4 @@
-"""Triton kernels: several rows times quantised weights, weights as floats, and what follows a product.
+"""Triton kernels: some rows times quantised weights, these as floats, and what follows a product.
 
 `rows_times_quantized` takes weights apart tile by tile for tensor cores; where outputs are few, the
 inputs are split between programs, whose sums `finish` adds up. More rows than it is for are
@@ -39,7 +39,7 @@ def rows_times_quantized(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Sums of x `(rows, size)` over `part` inputs a program: parts float32 `(splits, rows, outputs)`.
+    """Sums over `part` inputs a program: x `(rows, size)`, parts float32 `(splits, rows, outputs)`.
 
     Args:
         weight: int16 `(outputs, size / 4)` of four numbers each; int8 `(outputs, size)` where
@@ -76,7 +76,7 @@ def rows_times_quantized(
 
 @triton.jit
 def decompressed(words, scale, offset, out, count, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """int16 words of four numbers each, `count` of them in groups one after the other, as floats."""
+    """`count` int16 words of four numbers each, in groups one after the other, as floats."""
     w = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = w < count
     numbers = four_numbers(tl.load(words + w, mask=inside, other=0)).to(tl.float32)
@@ -100,9 +100,9 @@ def finish(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sum of parts `(splits, rows, outputs)`, and what follows a product; out `(rows, outputs)`.
+    """The sum of parts `(splits, rows, outputs)`, and what follows a product.
 
-    residual is like out.
+    out and residual are `(rows, outputs)`.
     """
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
