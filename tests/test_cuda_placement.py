@@ -18,6 +18,7 @@ from popxl.backend import cuda
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from inference import hf_mapping, inference
+from utils import random_weights
 from utils.passes import Passes
 
 LENGTH, ROWS = 24, 3
@@ -139,6 +140,20 @@ def test_weights_are_sent_once_and_repeated_zeros_not_at_all(monkeypatch):
     given = [array.shape for mapping in arrays for array in mapping.values()]
     assert sorted(written.copied) == sorted(given)
     assert "clone" not in written.on_device
+
+
+def test_random_weights_are_made_on_the_device(monkeypatch, shards):
+    config = config_of(
+        random_bloom(4, 131), *shards, LENGTH, ROWS, weight_precision="int4", group_size=16
+    )
+    with on_stand_in(monkeypatch):
+        session = inference(config)
+    monkeypatch.setattr(random_weights, "POOL", 100)
+    with DeviceWatch() as watch:
+        random_weights.fill_randomly(session, np.random.default_rng(0))
+    assert max(int(np.prod(shape)) for shape in watch.copied) == 100
+    tensors = [cell.tensor for cell in session._engine._cells.values() if cell.tensor.numel() > 1]
+    assert {t.device for t in tensors} == {DEVICE}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
+from popxl.backend import gpu
 from popxl.backend.native.linear import Weight
 from triton_here import DEVICE, kernels
 
@@ -151,6 +152,38 @@ def test_a_chunk_attends_over_what_is_filled(dtype, tokens, at, head_dim):
     keys[:, at + tokens :] = values[:, at + tokens :] = torch.nan
     done = kernels.chunk_attention(fused[:, :, 0], (keys, values), slopes.to(DEVICE), at)
     torch.testing.assert_close(done.float(), expected, atol=2 * TOLERANCE[dtype], rtol=0)
+
+
+# --- whether they are used ---
+
+
+def test_kernels_that_are_right_are_used():
+    gpu.checked.cache_clear()
+    assert gpu.checked(DEVICE) is kernels
+
+
+@pytest.mark.parametrize("name", ["linear", "token_attention", "chunk_attention"])
+def test_kernels_that_are_wrong_are_not_used(monkeypatch, caplog, name):
+    right = getattr(kernels, name)
+    monkeypatch.setattr(kernels, name, lambda *args: right(*args) * 1.1)
+    gpu.checked.cache_clear()
+    assert gpu.checked(DEVICE) is None
+    gpu.checked.cache_clear()
+    assert "PyTorch computes what they would (slower)" in caplog.text
+    assert "is off by" in caplog.text
+
+
+def test_kernels_that_do_not_compile_are_not_used(monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError("no such instruction\ntrace")
+
+    monkeypatch.setattr(kernels, "linear", fail)
+    gpu.checked.cache_clear()
+    assert gpu.checked(DEVICE) is None
+    gpu.checked.cache_clear()
+    assert caplog.messages[0].endswith(
+        "(slower): a product of 1 rows with floats: no such instruction"
+    )
 
 
 # --- without a GPU ---

@@ -13,7 +13,7 @@ import torch
 
 from popxl.backend import cuda, gpu
 from popxl.backend.across import AcrossProcesses
-from popxl.backend.arrays import to_numpy, to_torch
+from popxl.backend.arrays import repeated, to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
@@ -111,6 +111,21 @@ class Engine:
         value = self._value(variable, array, cell.tensor)
         cell.move(value, self._is_shared(value))
 
+    def fill(self, variable: Variable, values: np.ndarray, swapped: bool) -> None:
+        """Set the variable to `values` over and over; see `Session.fill_variable_data`."""
+        self.pager.forget()
+        cell, streams = self._cells[variable], self.streamer
+        on_host = streams is not None and variable in streams.variables
+        shape = list(self._value(variable, _blank(variable)).shape)
+        if swapped:
+            shape[-2:] = shape[:-3:-1]
+        device = torch.device("cpu") if on_host else self.device
+        value = repeated(to_torch(values), shape, device)
+        value = value.transpose(-1, -2) if swapped else value
+        if streams is not None and on_host:
+            value = streams.hold(value, cell.tensor)
+        cell.move(value, self._is_shared(value))
+
     def _new_cell(self, variable: Variable) -> Cell:
         value = self._value(variable, variable._data)
         cell = Cell(value, self._is_shared(value), lasts=True)
@@ -168,11 +183,19 @@ class Engine:
 
     def _collect(self, stream: Stream) -> np.ndarray:
         """What was stored, `(transfers, replicas, *shape)`; zeros for transfers not made."""
-        transfers = [self.mesh.flat(t).cpu() for t in self._outputs[stream]]
+        transfers = [self._on_host(self.mesh.flat(t)) for t in self._outputs[stream]]
         while len(transfers) < self.ir.num_host_transfers:
             zero = torch.zeros(1, dtype=stream.dtype.as_torch())
             transfers.append(zero.expand(self.mesh.replicas, *stream.shape))
         return to_numpy(transfers[0][None] if len(transfers) == 1 else torch.stack(transfers))
+
+    def _on_host(self, value: torch.Tensor) -> torch.Tensor:
+        if value.device.type != "cuda":
+            return value.cpu()
+        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)  # many times faster
+        host.copy_(value, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return host
 
     def _loader(self, stream: Stream) -> Callable[[], torch.Tensor]:
         def host_load() -> torch.Tensor:
@@ -195,6 +218,10 @@ class Engine:
             f"stream {stream.tensor_id} is {what} more than {self.ir.num_host_transfers} times "
             "in a run: set ir.num_host_transfers"
         )
+
+
+def _blank(variable: Variable) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), variable.dtype.as_numpy()), variable.shape_on_host)
 
 
 def _as_it_is(value: torch.Tensor, store: str) -> torch.Tensor:

@@ -17,16 +17,24 @@ def kernels_for(device: torch.device) -> ModuleType | None:
     """The functions of `kernels.py`; None where they are not wanted or the device is no GPU."""
     if device.type != "cuda" or os.environ.get(GPU_KERNELS, "1") == "0":
         return None
-    return _loaded()
+    return checked(device)
 
 
 @functools.cache
-def _loaded() -> ModuleType | None:
-    """None, with one line that says so, where Triton is not installed."""
+def checked(device: torch.device) -> ModuleType | None:
+    """The functions; None, with one line that says why, where Triton is missing or they are wrong.
+
+    The first session on a device takes some seconds more: kernels are compiled. Triton keeps them.
+    """
     try:
         from popxl.backend.gpu import kernels
+        from popxl.backend.gpu.check import fault
     except ImportError as error:
-        reason = "no GPU kernels, PyTorch computes what they would (slower): %s"
-        logging.getLogger(__name__).warning(reason, error)
-        return None
-    return kernels
+        reason: str | None = str(error)
+    else:
+        reason = fault(kernels, device)
+        if reason is None:
+            return kernels
+    line = "no GPU kernels, PyTorch computes what they would (slower): %s"
+    logging.getLogger(__name__).warning(line, reason)
+    return None

@@ -1,11 +1,11 @@
 """Weights that have no room on the device: kept on the host, and copied in as they are needed.
 
-A loop over layers loads an entry of every buffer in each round. Of a buffer whose entries do not all
-fit, some stay on the device, spread evenly; the others take turns in two places there. When one is
-loaded, the entry that followed it in the last run is sent to the other place, beside the computing:
-its copy waits for all that the computing stream has been given by then, the last use of what was
-there among it. So a layer is copied while the one before it is computed, and nothing that is still
-read is written to.
+A loop over layers loads an entry of every buffer in each round. Of a buffer whose entries do not
+all fit, some stay on the device, spread evenly; the others take turns in two places there. When one
+is loaded, the entry that followed it in the last run is sent to the other place, beside the
+computing: its copy waits for all that the computing stream has been given by then, the last use of
+what was there among it. So a layer is copied while the one before it is computed, and nothing that
+is still read is written to.
 
 Streaming waits for the link to the host, hundreds of times longer than for launches: what is gained
 by CUDA graphs is nothing there, and they are off.
@@ -54,7 +54,7 @@ def plan(ir: Ir, lanes: Lanes | None) -> Streamer | None:
     places = sum(PLACES * _bytes(variables[0]) * replicas for variables in buffers.values())
     share = max(0.0, room - places) / max(streamable, 1)
     streamer = Streamer(lanes)
-    for buffer, variables in buffers.items():
+    for variables in buffers.values():
         for variable in variables:
             number = variable._remote[1]  # type: ignore[index]
             if int((number + 1) * share) == int(number * share):
@@ -86,8 +86,8 @@ def _bytes(variable: Variable) -> int:
 
 def _work_space(ir: Ir, memory: int) -> int:
     """With the largest weight as 16-bit floats, should it be in fewer bits."""
-    largest = max((v.nelms * _NUMBERS.get(v.dtype.name, 0) for v in ir.main_graph.variables))
-    return min(int(WORK_SHARE * memory) + WORK_BYTES, memory // 8) + 2 * largest
+    numbers = [v.nelms * _NUMBERS.get(v.dtype.name, 0) for v in ir.main_graph.variables]
+    return min(int(WORK_SHARE * memory) + WORK_BYTES, memory // 8) + 2 * max(numbers, default=0)
 
 
 def _given_memory() -> int | None:
