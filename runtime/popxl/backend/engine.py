@@ -62,9 +62,10 @@ class Engine:
             self._loader,
             self._storer,
             Composites(composite_kernels, native, gpu.kernels_for(device)),
-            lambda: self.pager.fits,
+            lambda: self.pager.fits and self.streamer is None,
             self.collectives,
-            graphs=device.type != "cpu" and self.streamer is None and cuda.enabled(),
+            # Collectives between processes wait on the host, which no CUDA graph can hold.
+            graphs=cuda.enabled(device) and alone and self.streamer is None,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
