@@ -8,8 +8,8 @@ from bloom_checkpoints import config_of, passes_of, random_bloom
 from popxl.backend import engine, gpu
 from triton_here import DEVICE, kernels
 
-LENGTH, ROWS, STEPS = 40, 2, 2
-CASES = [("full", "bfloat16"), ("int8", "float16"), ("int4", "bfloat16"), ("int4", "float32")]
+LENGTH, ROWS, STEPS = 24, 2, 1
+CASES = [("full", "bfloat16"), ("int8", "float16"), ("int4", "bfloat16")]
 TOLERANCE = {"float32": 2e-4, "float16": 0.02, "bfloat16": 0.15}
 
 pytestmark = pytest.mark.skipif(
