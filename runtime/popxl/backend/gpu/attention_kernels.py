@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+BESIDE = tl.constexpr(4)
+"""Numbers beside the sums of values: two, and two that keep 16 bytes."""
+
 
 @triton.jit
 def token_attention(
@@ -40,8 +43,8 @@ def token_attention(
         keys, values: `(batch, heads, length, head_dim)`.
         slopes: float32 `(heads,)`.
         positions: int32 `(batch,)`.
-        sums: float32 `(batch, heads, parts, head_dim + 2)`: sums of values, of weights, and the
-            largest score; where there are several parts.
+        sums: float32 `(batch, heads, parts, head_dim + BESIDE)`: sums of values, of weights, and
+            the largest score; where there are several parts.
         out: `(batch, heads, head_dim)`; written where there is one part.
         factor: of scores.
     """
@@ -87,9 +90,8 @@ def token_attention(
             place = tl.program_id(0) * HEAD_DIM + d
             tl.store(out + place, (context_sum / total_sum).to(out.dtype.element_ty), mask=real)
         else:
-            mine_at = sums + (tl.program_id(0).to(tl.int64) * parts + tl.program_id(1)) * (
-                HEAD_DIM + 2
-            )
+            number = tl.program_id(0).to(tl.int64) * parts + tl.program_id(1)
+            mine_at = sums + number * (HEAD_DIM + BESIDE)
             tl.store(mine_at + d, context_sum, mask=real)
             tl.store(mine_at + HEAD_DIM, total_sum)
             tl.store(mine_at + HEAD_DIM + 1, top)
@@ -106,24 +108,25 @@ def joined(
     part,
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """What the programs of `token_attention` found, put together; the arguments are its own."""
+    """What the programs of `token_attention` found, put together; the arguments are its own.
+
+    PARTS is `parts` or more, a power of two: all are read at once.
+    """
     at = tl.load(positions + tl.program_id(0) // heads)
     at = tl.minimum(tl.maximum(at, 0), length - 1)
-    d = tl.arange(0, PADDED)
-    real = d < HEAD_DIM
-    context = tl.zeros([PADDED], tl.float32)
-    total, largest = 0.0, -1e30
-    for number in range(at // part + 1):
-        here = sums + (tl.program_id(0).to(tl.int64) * parts + number) * (HEAD_DIM + 2)
-        top = tl.load(here + HEAD_DIM + 1)
-        higher = tl.maximum(largest, top)
-        shrink, weight = tl.exp(largest - higher), tl.exp(top - higher)
-        context = context * shrink + tl.load(here + d, mask=real, other=0) * weight
-        total = total * shrink + tl.load(here + HEAD_DIM) * weight
-        largest = higher
+    i, d = tl.arange(0, PARTS), tl.arange(0, PADDED)
+    held = i <= at // part
+    here = sums + (tl.program_id(0).to(tl.int64) * parts + i) * (HEAD_DIM + BESIDE)
+    top = tl.load(here + HEAD_DIM + 1, mask=held, other=-1e30)
+    total = tl.load(here + HEAD_DIM, mask=held, other=0)
+    both = held[:, None] & (d < HEAD_DIM)[None, :]
+    contexts = tl.load(here[:, None] + d[None, :], mask=both, other=0)
+    weight = tl.where(held, tl.exp(top - tl.max(top, 0)), 0)
+    context = tl.sum(contexts * weight[:, None], 0) / tl.sum(total * weight, 0)
     place = tl.program_id(0) * HEAD_DIM + d
-    tl.store(out + place, (context / total).to(out.dtype.element_ty), mask=real)
+    tl.store(out + place, context.to(out.dtype.element_ty), mask=d < HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["at"])

@@ -26,8 +26,8 @@ PROGRAMS = 4 * 132
 PIECE = 32
 """Inputs of which the sums are kept for weights in groups."""
 
-KEYS_A_PROGRAM = 256
-"""Keys of a row that one program attends to: 64 kB, of which it has 16 under way."""
+MOST_PARTS, LEAST_KEYS = 32, 32
+"""Of a row: programs have few keys, as a token waits for reads that come one after another."""
 
 FUSED = {"enable_fp_fusion": True}
 """Of launches: products and sums in one instruction, as the counts of instructions assume."""
@@ -249,19 +249,23 @@ def token_attention(
         return None
     if any(t.stride() != q.stride() for t in qkv) or q.stride(-1) != 1:
         qkv = qkv[0].contiguous(), qkv[1].contiguous(), qkv[2].contiguous()
-    parts = triton.cdiv(length, KEYS_A_PROGRAM)
-    sums = torch.empty((batch, heads, parts, head_dim + 2), dtype=torch.float32, device=q.device)
+    part = max(LEAST_KEYS, triton.next_power_of_2(triton.cdiv(length, MOST_PARTS)))
+    parts = triton.cdiv(length, part)  # by the length alone: no row depends on how many there are
+    width = head_dim + attention_kernels.BESIDE.value
+    sums = torch.empty((batch, heads, parts, width), dtype=torch.float32, device=q.device)
     out = torch.empty((batch, heads, head_dim), dtype=q.dtype, device=q.device)
     sizes = {"HEAD_DIM": head_dim, "PADDED": triton.next_power_of_2(head_dim), **FUSED}
     attention_kernels.token_attention[(batch * heads, parts)](
         *(*qkv, *caches, slopes, positions, sums, out),
-        *(heads, length, parts, KEYS_A_PROGRAM, *qkv[0].stride()[:2], head_dim**-0.5),
-        BLOCK=32,
+        *(heads, length, parts, part, *qkv[0].stride()[:2], head_dim**-0.5),
+        BLOCK=LEAST_KEYS,
         **sizes,
     )
     if parts > 1:
         attention_kernels.joined[(batch * heads,)](
-            *(sums, positions, out, heads, length, parts, KEYS_A_PROGRAM), num_warps=2, **sizes
+            *(sums, positions, out, heads, length, parts, part),
+            PARTS=triton.next_power_of_2(parts),
+            **sizes,
         )
     return out
 
