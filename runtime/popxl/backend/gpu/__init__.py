@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from popxl.backend import cache
+
 GPU_KERNELS = "POPXL_GPU_KERNELS"
 """Environment variable: 0 lets PyTorch do what the kernels would."""
 
@@ -24,8 +26,11 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 def checked(device: torch.device) -> ModuleType | None:
     """The functions; None, with one line that says why, where Triton is missing or they are wrong.
 
-    The first session on a device takes some seconds more: kernels are compiled. Triton keeps them.
+    The first session on a device takes some seconds more: kernels are compiled. They are kept.
     """
+    kept = cache.folder()
+    if kept is not None:
+        os.environ.setdefault("TRITON_CACHE_DIR", str(kept / "triton"))
     try:
         from popxl.backend.gpu import kernels
         from popxl.backend.gpu.check import fault

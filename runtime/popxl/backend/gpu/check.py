@@ -16,7 +16,7 @@ from popxl.backend.native.linear import Weight
 TOLERANCE = 0.02
 """Of the largest value, in 16 bits."""
 
-SIZE, OUTPUTS, HEADS, LENGTH, HEAD_DIM = 256, 72, 2, 300, 32
+SIZE, OUTPUTS, HEADS, LENGTH, HEAD_DIM = 256, 72, 2, 300, 128
 
 
 def fault(kernels: ModuleType, device: torch.device) -> str | None:

@@ -5,6 +5,7 @@ Every function returns None where its kernel does not do it; PyTorch does then.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -28,6 +29,9 @@ PIECE = 32
 
 MOST_PARTS, LEAST_KEYS = 32, 32
 """Of a row: programs have few keys, as a token waits for reads that come one after another."""
+
+LARGE_SHARED = 140_000
+"""Bytes of shared memory a program that data-centre GPUs have, and others have not."""
 
 FUSED = {"enable_fp_fusion": True}
 """Of launches: products and sums in one instruction, as the counts of instructions assume."""
@@ -288,7 +292,8 @@ def chunk_attention(
     if q.stride(-1) != 1:
         q = q.contiguous()
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
-    block_m = 128 if tokens >= 128 else max(16, triton.next_power_of_2(tokens))
+    large = shared_memory(q.device) >= LARGE_SHARED
+    block_m = min(128 if large else 64, max(16, triton.next_power_of_2(tokens)))
     attention_kernels.chunk_attention[(triton.cdiv(tokens, block_m), heads)](
         *(q, *caches, slopes, out, tokens, at, *q.stride()[:2], caches[0].shape[-2]),
         head_dim**-0.5,
@@ -297,9 +302,18 @@ def chunk_attention(
         BLOCK_M=block_m,
         BLOCK_N=64,
         num_warps=8 if block_m == 128 else 4,
+        num_stages=3 if large else 2,
         **FUSED,
     )
     return out
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have on a multiprocessor."""
+    if device.type != "cuda":
+        return LARGE_SHARED
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _attends(
