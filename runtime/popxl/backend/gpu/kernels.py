@@ -313,7 +313,7 @@ def shared_memory(device: torch.device) -> int:
     """Bytes that a program may have on a multiprocessor."""
     if device.type != "cuda":
         return LARGE_SHARED
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
 
 
 def _attends(
