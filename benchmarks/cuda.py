@@ -126,7 +126,9 @@ def decoding_and_prompt(name: str, done: Outcome, before: Outcomes) -> list[Row]
     tokens = f"{result['prompt_tokens_per_second']['median']:.0f} tokens/s, {share}"
     rate = f"{result['matmul_rate']['median'] / 1e12:.1f} TFLOP/s"
     prompt = Row(f"  its prompts of {result['prompt_tokens']}", tokens, rate)
-    return [*decoding(0.8)(name, done, before), prompt]
+    read = f"{result['read_bandwidth']['median'] / GB:.0f} GB/s read"
+    against_reading = Row("  against what torch.sum reads", f"{result['decode_share']:.1%}", read)
+    return [*decoding(0.8)(name, done, before), against_reading, prompt]
 
 
 def many_rows(name: str, done: Outcome, before: Outcomes) -> list[Row]:

@@ -32,6 +32,8 @@ def result(rows: int, tokens_per_second: float, step_bytes: int = 10**9) -> dict
         "prompt_share": 0.5,
         "prompt_tokens_per_second": {"median": 1000.0},
         "matmul_rate": {"median": 6e14},
+        "decode_share": 0.75,
+        "read_bandwidth": {"median": 1.2e11},
     }
 
 
@@ -72,6 +74,7 @@ def test_shares_and_verdicts(cuda, rows_of):
     )
     assert rows == [
         "7B1, bfloat16 11.11 ms, 90.0% 100 GB/s copied 80% met",
+        "against what torch.sum reads 75.0% 120 GB/s read - -",
         "its prompts of 512 1000 tokens/s, 50.0% of the matmul rate 600.0 TFLOP/s - -",
         "7B1, bfloat16, 32 rows 1000 tokens/s, 11.1 x one row 90 tokens/s a row 20 x MISSED",
         "7B1, 8 bits 5.56 ms, 180.0%, 2.00 x the first 100 GB/s copied - -",

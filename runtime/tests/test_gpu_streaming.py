@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import popxl
 import pytest
+import torch
 from popxl import ops
 from popxl.backend.gpu import lanes, streaming
 from recording_lanes import RecordingLanes
@@ -163,3 +165,62 @@ def test_memory_that_is_no_number_is_refused(monkeypatch, device, matrices):
     monkeypatch.setenv(streaming.DEVICE_MEMORY, "much")
     with pytest.raises(ValueError, match="POPXL_DEVICE_MEMORY must be a number of bytes"):
         Stack(matrices).session(matrices)
+
+
+# --- the lanes of CUDA, with its streams and events put out of action ---
+
+
+class Event:
+    """A CUDA event, or a stream: everything is done at once."""
+
+    def __init__(self, *_):
+        pass
+
+    def record_event(self):
+        return Event()
+
+    def wait_event(self, event):
+        assert isinstance(event, Event)
+
+    def record(self, stream):
+        assert isinstance(stream, Event)
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def cuda_lanes(monkeypatch) -> lanes.CudaLanes:
+    for name in ("Stream", "Event", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Event)
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda of: nullcontext())
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kw: empty(*args, **kw))
+    return lanes.CudaLanes(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("size", [1, 999, 4000])
+def test_copies_are_whole(monkeypatch, cuda_lanes, pinned, size):
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: pinned)
+    monkeypatch.setattr(lanes, "BOUNCE", 1000)
+    source = torch.arange(size, dtype=torch.int32)
+    with torch.inference_mode():
+        target = cuda_lanes.allocate(4 * size).view(torch.int32)
+        ticket = cuda_lanes.copy(target, source, cuda_lanes.mark())
+        cuda_lanes.wait(ticket)
+        cuda_lanes.settle()
+    assert torch.equal(target, source)
+    assert isinstance(ticket, Event) == pinned  # else a thread of its own fills the buffers
+
+
+def test_the_host_s_memory_is_pinned_while_there_is_room(monkeypatch, cuda_lanes):
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: False)
+    source = torch.arange(1000, dtype=torch.int32)  # 4096 bytes are taken
+    monkeypatch.setattr(lanes, "available_memory", lambda: 5000)
+    copy = cuda_lanes.pinned(source)
+    assert copy is not source
+    assert torch.equal(copy, source)
+    monkeypatch.setattr(lanes, "available_memory", lambda: 4400)
+    assert cuda_lanes.pinned(source) is source
