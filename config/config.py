@@ -110,7 +110,7 @@ class ExecutionConfig:
         default=False, help="read memory maps once at the start and compare their checksums"
     )
     device: str = field(
-        default="cpu",
+        default="auto",
         help=f"what to run on: {', '.join(DEVICES)}; auto: a GPU where there is one",
     )
     log_level: str = field(

@@ -7,6 +7,11 @@ import pytest
 import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
 from popxl.backend.cuda import CUDA_GRAPHS
+from popxl.backend.gpu import GPU_KERNELS, lanes
+from popxl.backend.gpu.streaming import DEVICE_MEMORY
+
+from inference import inference
+from utils.random_weights import fill_randomly
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here"
@@ -16,9 +21,9 @@ LENGTH, ROWS, STEPS = 24, 2, 6
 TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
 
 
-def logits_of_steps(model, shards, precision, device) -> np.ndarray:
+def logits_of_steps(model, shards, precision, device, **settings) -> np.ndarray:
     """A prompt in every row, then tokens in all of them: `(steps, rows, vocabulary)`."""
-    config = config_of(model, *shards, LENGTH, ROWS, precision, device=device)
+    config = config_of(model, *shards, LENGTH, ROWS, precision, device=device, **settings)
     tokens = np.random.default_rng(1).integers(131, size=(STEPS, ROWS))
     with passes_of(model, config) as passes:
         starts = np.array([3, 17], np.int32)
@@ -36,6 +41,42 @@ def test_logits_are_those_of_a_cpu(monkeypatch, caplog, shards, precision, graph
     on_cpu, on_gpu = (logits_of_steps(model, shards, precision, d) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(on_gpu, on_cpu, atol=TOLERANCE[precision])
     assert "without a CUDA graph" not in caplog.text
+
+
+@pytest.mark.parametrize("weight_precision", ["int8", "int4"])
+@pytest.mark.parametrize("kernels", ["0", "1"])
+def test_logits_with_quantised_weights(monkeypatch, caplog, kernels, weight_precision):
+    monkeypatch.setenv(GPU_KERNELS, kernels)
+    quantised = {"weight_precision": weight_precision, "group_size": 32}
+    model = random_bloom(4, 131)
+    on_cpu, on_gpu = (
+        logits_of_steps(model, (1, 1), "bfloat16", d, **quantised) for d in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=TOLERANCE["bfloat16"])
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_streamed_weights_give_the_same_logits(monkeypatch, caplog, pinned):
+    model = random_bloom(4, 131, layers=6)
+    expected = logits_of_steps(model, (1, 1), "bfloat16", "cuda")
+    monkeypatch.setenv(DEVICE_MEMORY, "0")
+    if not pinned:  # by way of buffers that are, smaller than a weight
+        monkeypatch.setattr(lanes, "available_memory", lambda: 0)
+        monkeypatch.setattr(lanes, "BOUNCE", 1000)
+    found = logits_of_steps(model, (1, 1), "bfloat16", "cuda")
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert "are streamed from the host" in caplog.text
+
+
+def test_random_weights_are_those_of_a_cpu():
+    model, held = random_bloom(4, 131), []
+    for device in ("cpu", "cuda"):
+        session = inference(config_of(model, 1, 1, LENGTH, ROWS, "bfloat16", device=device))
+        fill_randomly(session, np.random.default_rng(0))
+        held.append(session.get_named_tensors_data().to_dict())
+    for name, values in held[0].items():
+        np.testing.assert_array_equal(held[1][name], values)
 
 
 def test_the_token_pass_does_not_wait_for_the_device(monkeypatch):

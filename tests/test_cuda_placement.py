@@ -5,10 +5,7 @@ None of it says that a GPU gives the right numbers: `test_cuda.py` does, where t
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ from popxl.backend import cuda
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from inference import hf_mapping, inference
+from utils import random_weights
 from utils.passes import Passes
 
 LENGTH, ROWS = 24, 3
@@ -141,10 +139,15 @@ def test_weights_are_sent_once_and_repeated_zeros_not_at_all(monkeypatch):
     assert "clone" not in written.on_device
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
-def test_the_benchmark_says_that_there_is_no_gpu():
-    script = Path(__file__).parents[1] / "benchmarks" / "cuda.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["benchmarks/cuda.py: PyTorch sees no CUDA device here"]
-    assert not done.stdout
+def test_random_weights_are_made_on_the_device(monkeypatch, shards):
+    config = config_of(
+        random_bloom(4, 131), *shards, LENGTH, ROWS, weight_precision="int4", group_size=16
+    )
+    with on_stand_in(monkeypatch):
+        session = inference(config)
+    monkeypatch.setattr(random_weights, "POOL", 100)
+    with DeviceWatch() as watch:
+        random_weights.fill_randomly(session, np.random.default_rng(0))
+    assert max(int(np.prod(shape)) for shape in watch.copied) == 100
+    tensors = [cell.tensor for cell in session._engine._cells.values() if cell.tensor.numel() > 1]
+    assert {t.device for t in tensors} == {DEVICE}

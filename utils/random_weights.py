@@ -34,7 +34,8 @@ def fill_randomly(
 ) -> None:
     """Give every variable of the weights that is not of integers random values.
 
-    Of several processes each fills its own replicas' matrices alone.
+    Of several processes each fills its own replicas' matrices alone. Weights on a GPU are made
+    there, with the same values.
 
     Args:
         alike: sessions of programs with the same variables; they get the same memory.
@@ -45,6 +46,9 @@ def fill_randomly(
     variables = session.state.to_dict().items()
     for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
         assert isinstance(variable, Variable)
+        if session.device != "cpu":
+            _fill_there(session, name, variable, pool)
+            continue
         values = random_values(name, variable, pool, slice(own.start, own.stop))
         if values is not None:
             session.write_variable_data(variable, values)
@@ -66,23 +70,40 @@ def random_values(
         pool: normal values of deviation `DEVIATION`, float32.
         own: the replicas whose part of a matrix is filled.
     """
-    shape, dtype = variable.shape_on_host, variable.dtype.as_numpy()
+    shape, numbers = variable.shape_on_host, _numbers_of(name, variable, pool)
+    if numbers is None:
+        return None
+    if variable.rank != 2:
+        return np.resize(numbers, shape)
+    swapped = name not in TABLES
+    stored = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
+    values = np.empty(stored, numbers.dtype)
+    filled = values[own] if len(stored) == 3 else values
+    filled[...] = np.resize(numbers, filled.shape)
+    return values.swapaxes(-1, -2) if swapped else values
+
+
+def _fill_there(session: InferenceSession, name: str, variable: Variable, pool: np.ndarray) -> None:
+    numbers = _numbers_of(name, variable, pool)
+    if numbers is not None:
+        swapped = variable.rank == 2 and name not in TABLES
+        session.fill_variable_data(variable, numbers, swapped)
+
+
+def _numbers_of(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray | None:
+    """What the variable's values repeat; None for integers."""
+    dtype = variable.dtype.as_numpy()
     constant = CONSTANTS.get(name.rpartition(".")[2])
     if constant is not None:
-        return np.full(shape, constant, dtype)
+        return np.full(1, constant, dtype)
     numbers = _numbers(pool, dtype)
     if numbers is None:
         return None
     if name.endswith("norm.weight"):
-        return np.resize(numbers, shape) + dtype.type(1)
+        return numbers + dtype.type(1)
     if name.endswith("alibi_slopes"):  # of another sign they would turn masked scores into NaN
-        return np.resize(np.abs(numbers), shape)
-    swapped = variable.rank == 2 and name not in TABLES
-    stored = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
-    values = np.empty(stored, numbers.dtype)
-    filled = values[own] if len(stored) == 3 and variable.rank == 2 else values
-    filled[...] = np.resize(numbers, filled.shape)
-    return values.swapaxes(-1, -2) if swapped else values
+        return np.abs(numbers)
+    return numbers
 
 
 def _numbers(pool: np.ndarray, dtype: np.dtype) -> np.ndarray | None:

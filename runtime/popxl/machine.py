@@ -88,6 +88,18 @@ def fastest_matmul_type(
     return candidates[rates.index(max(rates))]
 
 
+def device_kind(device_desc: str) -> str:
+    """The device that a description stands for here: "cpu" or "cuda".
+
+    Args:
+        device_desc: a device as `Session` takes it.
+
+    Raises:
+        ValueError, RuntimeError: as `Session` does for the device.
+    """
+    return _device(device_desc).type
+
+
 def free_memory(device_desc: str = "cpu") -> int:
     """Bytes of a device's memory that this process may still use.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,11 @@ class Session:
     @property
     def is_attached(self) -> bool:
         return self._attached > 0
+
+    @property
+    def device(self) -> str:
+        """Ours: the kind of device that it is on, "cpu" or "cuda"."""
+        return self._engine.device.type
 
     @property
     def traffic(self) -> Traffic:
@@ -162,6 +168,33 @@ class Session:
         for tensor, array in arrays.items():
             self._engine.write(tensor, array)
 
+    def fill_variable_data(
+        self, tensor: Variable, values: np.ndarray, swapped: bool = False
+    ) -> None:
+        """Ours: set a variable to `values` over and over, as `numpy.resize` does, where it lies.
+
+        Nothing as large as the variable passes through the host. Of several processes each fills
+        its own groups' values, all from the first of `values` on.
+
+        Args:
+            values: of the variable's dtype, one dimension.
+            swapped: fill it as if its last two dimensions were swapped, and keep its bytes so.
+
+        Raises:
+            TypeError: where it is no variable, or of another dtype.
+            ValueError: where `values` are none or of several dimensions.
+        """
+        if not isinstance(tensor, Variable):
+            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
+        self._need_own(tensor)
+        if values.dtype != tensor.dtype.as_numpy():
+            raise TypeError(
+                f"variable {tensor.name} is {tensor.dtype}, the data {values.dtype.name}"
+            )
+        if values.ndim != 1 or not values.size:
+            raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
+        self._engine.fill(tensor, values, swapped)
+
     def _data_of(self, tensor: Tensor) -> np.ndarray:
         if isinstance(tensor, Constant):
             return tensor._data.copy()
@@ -246,6 +279,8 @@ class Session:
 
 
 def _torch_device(device_desc: str) -> Any:
+    """Of several processes on a machine each has a GPU of its own, as far as there are."""
+    import popdist
     import torch
 
     if device_desc not in DEVICES:
@@ -254,7 +289,10 @@ def _torch_device(device_desc: str) -> Any:
         raise RuntimeError("device 'cuda': PyTorch sees no CUDA device here; use 'cpu'")
     if device_desc == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    number = int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex()))
+    device = torch.device("cuda", number % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # kernels and collectives go by it
+    return device
 
 
 def _without_torch_traces(run: Any) -> Any:

@@ -107,6 +107,30 @@ def test_nothing_is_written_unless_all_can_be():
     np.testing.assert_array_equal(session.get_tensor_data(b), X)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("dtype", [popxl.float32, popxl.bfloat16, popxl.uint16, popxl.int8])
+def test_a_variable_filled_with_values_over_and_over(dtype, swapped):
+    ir = popxl.Ir(replication=2)
+    host = dtype.as_numpy()
+    with ir.main_graph:
+        each = ir.replica_grouping(group_size=1)
+        v = popxl.variable(np.zeros((2, 3, 4), host), dtype, replica_grouping=each)
+    session = popxl.Session(ir)
+    values = np.arange(1, 6).astype(host)
+    session.fill_variable_data(v, values, swapped)
+    expected = np.resize(values, (2, 4, 3) if swapped else (2, 3, 4))
+    expected = expected.swapaxes(1, 2) if swapped else expected
+    np.testing.assert_array_equal(session.get_tensor_data(v), expected)
+
+
+def test_what_cannot_fill_a_variable_is_refused():
+    session, v, _ = program_of_a_variable()
+    with pytest.raises(TypeError, match="v is float32, the data int32"):
+        session.fill_variable_data(v, np.ones(3, np.int32))
+    with pytest.raises(ValueError, match="of one dimension and not empty"):
+        session.fill_variable_data(v, np.ones(0, np.float32))
+
+
 def test_variables_of_another_program_are_refused():
     (session, _, _), (_, other, _) = program_of_a_variable(), program_of_a_variable()
     with pytest.raises(ValueError, match="v belongs to another Ir"):

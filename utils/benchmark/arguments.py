@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from popxl import machine
 from simple_parsing import field
 
 from config import BloomConfig, ConfigError, parse_arguments
@@ -210,5 +211,6 @@ def _check_peer(config: BloomConfig, peer: str | None) -> None:
         raise UserError(f"compare must be one of {', '.join(PEERS)}, not {peer!r}")
     if config.execution.memmap_dir is not None:
         raise UserError("--compare makes its own weights: leave out --memmap_dir")
-    if config.execution.device != "cpu":
-        raise UserError(f"--compare runs on device cpu, not {config.execution.device}")
+    device = config.execution.device
+    if device != "cpu" and not (device == "auto" and machine.device_kind(device) == "cpu"):
+        raise UserError(f"--compare runs on device cpu, not {device}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 import torch
+
+_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
@@ -27,6 +30,17 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     if host.dtype == torch.bfloat16:
         return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return host.numpy()
+
+
+def repeated(values: torch.Tensor, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """A tensor filled with `values` over and over, as `np.resize` does, made where it is."""
+    result = torch.empty(tuple(shape), dtype=values.dtype, device=device)
+    bits = _BITS.get(values.dtype, values.dtype)  # few operations of CUDA know unsigned types
+    flat, once = result.view(-1).view(bits), values.view(bits).to(device)
+    whole = flat.numel() // once.numel() * once.numel()
+    flat[:whole].view(-1, once.numel()).copy_(once)
+    flat[whole:].copy_(once[: flat.numel() - whole])
+    return result
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
-from popxl.backend.composites import composite
+from popxl.backend.composites import Composites, composite
 from popxl.backend.decisions import numbers
+from popxl.backend.gpu.attention import prompt_on_gpu, tokens_on_gpu
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.attention import chunk_attention, token_attention
-from popxl.backend.native.library import Library
 from popxl.backend.rows_attention import rows_attention
 from popxl.graph import Graph
 
@@ -32,30 +32,30 @@ CACHES = (3, 4)
 
 @composite("prompt_attention")
 def _prompt(
-    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
-    return PromptAttention(mesh.lead, native) if fits else None
+    return PromptAttention(mesh.lead, known) if fits else None
 
 
 @composite("token_attention")
 def _token(
-    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
     fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
-    return TokenAttention(mesh.lead, native) if fits else None
+    return TokenAttention(mesh.lead, known) if fits else None
 
 
 @composite("verify_attention")
 def _verify(
-    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
     fits = (
         _fits(graph, inputs=8)
         and graph.inputs[6].shape == graph.inputs[0].shape[:1]
         and graph.inputs[7].shape == ()
     )
-    return VerifyAttention(TokenAttention(mesh.lead, native)) if fits else None
+    return VerifyAttention(TokenAttention(mesh.lead, known)) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -73,9 +73,9 @@ def _fits(graph: Graph, inputs: int) -> bool:
 class PromptAttention(torch.nn.Module):
     """A chunk of tokens of one row."""
 
-    def __init__(self, lead: int, native: Library | None):
+    def __init__(self, lead: int, known: Composites):
         super().__init__()
-        self.lead, self.native = lead, native
+        self.lead, self.native, self.gpu = lead, known.native, known.gpu
 
     def forward(
         self,
@@ -97,6 +97,10 @@ class PromptAttention(torch.nn.Module):
             done = chunk_attention(self.native, self.lead, q, (keys, values), slopes, at)
             if done is not None:
                 return (done,)
+        if self.gpu is not None:
+            done = prompt_on_gpu(self.gpu, self.lead, q, (keys, values), slopes, at)
+            if done is not None:
+                return (done,)
         queries = _by_head(q, self.lead)
         filled = at + tokens
         bias = _bias(slopes, at, tokens, filled, q.dtype, self.lead)
@@ -107,9 +111,9 @@ class PromptAttention(torch.nn.Module):
 class TokenAttention(torch.nn.Module):
     """One token for every row."""
 
-    def __init__(self, lead: int, native: Library | None):
+    def __init__(self, lead: int, known: Composites):
         super().__init__()
-        self.lead, self.native = lead, native
+        self.lead, self.native, self.gpu = lead, known.native, known.gpu
 
     def forward(
         self,
@@ -122,11 +126,15 @@ class TokenAttention(torch.nn.Module):
         positions: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         lead = self.lead
+        cells = key_cell, value_cell
+        if self.gpu is not None:
+            done = tokens_on_gpu(self.gpu, lead, (q, k, v), cells, slopes, positions)
+            if done is not None:
+                return (done,)
         if q.device.type != "cpu":
-            cells = key_cell, value_cell
             return (rows_attention(_attend, lead, (q, k, v), cells, slopes, positions),)
         if self.native is not None:
-            caches = [cell.writable(k.shape[:lead]) for cell in (key_cell, value_cell)]
+            caches = [cell.writable(k.shape[:lead]) for cell in cells]
             done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)
             if done is not None:
                 return (done,)

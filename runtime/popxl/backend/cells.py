@@ -85,12 +85,13 @@ class RemoteStore:
         entries: int,
         lead: int,
         zeros: Callable[[], torch.Tensor],
-        loads: Callable[[torch.Tensor, str], None],
+        loads: Callable[[torch.Tensor, str], torch.Tensor],
     ):
         """
         Args:
             zeros: makes what a slot holds before it is written to.
-            loads: told of each slot that is about to be used, and of the store's name.
+            loads: given what a slot that is about to be used holds, and the store's name, gives
+                that where it is computed with.
         """
         self._name, self._entries, self._lead = name, entries, lead
         self._zeros, self._loads = zeros, loads
@@ -100,10 +101,10 @@ class RemoteStore:
     def load(self, offset: int | torch.Tensor) -> torch.Tensor:
         """What a slot holds: its own memory, not a copy, unless replicas load different slots."""
         first, *others = self._distinct(offset)
-        value = self._slot(first).tensor
-        self._loads(value, self._name)
+        value = self._loads(self._slot(first).tensor, self._name)
         for at in others:
-            value = where(self._replicas_at(offset, at), self._slot(at).tensor, value)
+            other = self._loads(self._slot(at).tensor, self._name)
+            value = where(self._replicas_at(offset, at), other, value)
         return value
 
     def store(self, value: torch.Tensor, offset: int | torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 
@@ -16,9 +17,9 @@ from popxl.backend.mesh import Mesh
 from popxl.backend.native.library import Library
 from popxl.graph import Graph, Op
 
-Factory = Callable[[Graph, Mesh, Library | None, torch.nn.Module], torch.nn.Module | None]
-"""Makes the kernel of one graph, with the native library or without, and the lowered graph to fall
-back on; None where the graph is not what the kernel knows."""
+Factory = Callable[[Graph, Mesh, "Composites", torch.nn.Module], torch.nn.Module | None]
+"""Makes the kernel of one graph, with the kernels of the device, and the lowered graph to fall back
+on; None where the graph is not what the kernel knows."""
 
 _FACTORIES: dict[str, Factory] = {}
 
@@ -41,12 +42,15 @@ def function_name(graph: Graph) -> str:
 class Composites:
     """The kernels that a session uses: all that are known, or none."""
 
-    def __init__(self, enabled: bool = True, native: Library | None = None):
+    def __init__(
+        self, enabled: bool = True, native: Library | None = None, gpu: ModuleType | None = None
+    ):
         """
         Args:
-            native: the native library, where there is one for the device.
+            native, gpu: the kernels for the device, `gpu/kernels.py` on a GPU, where there are any.
         """
-        self.enabled, self.native = enabled, native if enabled else None
+        self.enabled = enabled
+        self.native, self.gpu = (native, gpu) if enabled else (None, None)
         if enabled:
             from popxl.backend import attention, norms  # noqa: F401 - they register their kernels
 
@@ -54,4 +58,4 @@ class Composites:
         """The kernel for the graph that `op` calls, if there is one."""
         graph = op.graphs[0]
         factory = _FACTORIES.get(function_name(graph)) if self.enabled else None
-        return factory(graph, mesh, self.native, lowered) if factory else None
+        return factory(graph, mesh, self, lowered) if factory else None

@@ -27,9 +27,9 @@ Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
 """Captures what a function does on the device: what replays it, and where its results then are."""
 
 
-def enabled() -> bool:
-    """Whether CUDA graphs are wanted."""
-    return os.environ.get(CUDA_GRAPHS, "1") != "0"
+def enabled(device: torch.device) -> bool:
+    """Whether CUDA graphs are wanted, and the device is no CPU."""
+    return device.type != "cpu" and os.environ.get(CUDA_GRAPHS, "1") != "0"
 
 
 def capture_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:

@@ -11,11 +11,13 @@ import numpy as np
 import popdist
 import torch
 
+from popxl.backend import cuda, gpu
 from popxl.backend.across import AcrossProcesses
-from popxl.backend.arrays import to_numpy, to_torch
+from popxl.backend.arrays import repeated, to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
+from popxl.backend.gpu import lanes, streaming
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
@@ -46,6 +48,7 @@ class Engine:
         self.ir, self.device = ir, device
         self.mesh, self.collectives = _layout(ir, device)
         self.pager = Pager(_mapped_memory())
+        self.streamer = streaming.plan(ir, lanes.lanes_of(device))
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
@@ -58,9 +61,11 @@ class Engine:
             self.remote,
             self._loader,
             self._storer,
-            Composites(composite_kernels, native),
-            lambda: self.pager.fits,
+            Composites(composite_kernels, native, gpu.kernels_for(device)),
+            lambda: self.pager.fits and self.streamer is None,
             self.collectives,
+            # Collectives between processes wait on the host, which no CUDA graph can hold.
+            graphs=cuda.enabled(device) and alone and self.streamer is None,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
@@ -104,7 +109,22 @@ class Engine:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
         cell = self._cells[variable]
-        value = self._value(variable, array)
+        value = self._value(variable, array, cell.tensor)
+        cell.move(value, self._is_shared(value))
+
+    def fill(self, variable: Variable, values: np.ndarray, swapped: bool) -> None:
+        """Set the variable to `values` over and over; see `Session.fill_variable_data`."""
+        self.pager.forget()
+        cell, streams = self._cells[variable], self.streamer
+        on_host = streams is not None and variable in streams.variables
+        shape = list(self._value(variable, _blank(variable)).shape)
+        if swapped:
+            shape[-2:] = shape[:-3:-1]
+        device = torch.device("cpu") if on_host else self.device
+        value = repeated(to_torch(values), shape, device)
+        value = value.transpose(-1, -2) if swapped else value
+        if streams is not None and on_host:
+            value = streams.hold(value, cell.tensor)
         cell.move(value, self._is_shared(value))
 
     def _new_cell(self, variable: Variable) -> Cell:
@@ -115,13 +135,18 @@ class Engine:
             self.remote[buffer].place(offset, cell)
         return cell
 
-    def _value(self, variable: Variable, array: np.ndarray) -> torch.Tensor:
+    def _value(
+        self, variable: Variable, array: np.ndarray, old: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The array where the variable's value is, which was `old`."""
         own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
+        if self.streamer is not None and variable in self.streamer.variables:
+            return self.streamer.hold(own, old)
         return load(own, self.device)
 
     def _is_shared(self, value: torch.Tensor) -> bool:
         """Whether its memory is the host's, or that of one element is several's."""
-        return self.device.type == "cpu" or 0 in value.stride()
+        return value.device.type == "cpu" or 0 in value.stride()
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
         lead = self.mesh.lead
@@ -132,8 +157,21 @@ class Engine:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         name = f"remote_buffer_{buffer.remote_buffer_id}"
-        loads = self.pager.loads if self.device.type == "cpu" else _not_paged
-        return RemoteStore(name, buffer.entries, lead, zeros, loads)
+        return RemoteStore(name, buffer.entries, lead, zeros, self._slot_loader())
+
+    def _slot_loader(self) -> Callable[[torch.Tensor, str], torch.Tensor]:
+        """What brings a slot to where it is computed with."""
+        if self.streamer is not None:
+            return self.streamer.load
+        if self.device.type != "cpu":
+            return _as_it_is
+        pager = self.pager
+
+        def paged(value: torch.Tensor, store: str) -> torch.Tensor:
+            pager.loads(value, store)
+            return value
+
+        return paged
 
     def _queue(self, array: np.ndarray) -> deque[torch.Tensor]:
         transfers = to_torch(array)
@@ -146,11 +184,19 @@ class Engine:
 
     def _collect(self, stream: Stream) -> np.ndarray:
         """What was stored, `(transfers, replicas, *shape)`; zeros for transfers not made."""
-        transfers = [self.mesh.flat(t).cpu() for t in self._outputs[stream]]
+        transfers = [self._on_host(self.mesh.flat(t)) for t in self._outputs[stream]]
         while len(transfers) < self.ir.num_host_transfers:
             zero = torch.zeros(1, dtype=stream.dtype.as_torch())
             transfers.append(zero.expand(self.mesh.replicas, *stream.shape))
         return to_numpy(transfers[0][None] if len(transfers) == 1 else torch.stack(transfers))
+
+    def _on_host(self, value: torch.Tensor) -> torch.Tensor:
+        if value.device.type != "cuda":
+            return value.cpu()
+        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)  # many times faster
+        host.copy_(value, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return host
 
     def _loader(self, stream: Stream) -> Callable[[], torch.Tensor]:
         def host_load() -> torch.Tensor:
@@ -175,8 +221,13 @@ class Engine:
         )
 
 
-def _not_paged(*_: object) -> None:
+def _blank(variable: Variable) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), variable.dtype.as_numpy()), variable.shape_on_host)
+
+
+def _as_it_is(value: torch.Tensor, store: str) -> torch.Tensor:
     """Slots on a device are no pages of files."""
+    return value
 
 
 def _mapped_memory() -> int | None:

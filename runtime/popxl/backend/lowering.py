@@ -23,6 +23,7 @@ from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
+from popxl.backend.gpu.product import RunOnGpu
 from popxl.backend.mesh import Mesh
 from popxl.backend.norms import RunNorm
 from popxl.backend.products import Product, RunProduct, products
@@ -47,6 +48,7 @@ class Surroundings:
     composites: Composites
     settled: Callable[[], bool]
     collectives: Collectives | AcrossProcesses
+    graphs: bool = False  # whether CUDA graphs are made of lowered ones
 
 
 class Lowering:
@@ -83,7 +85,7 @@ class _GraphLowering:
         self.root = torch.nn.Module()
         self.values = Values(graph, self.lead, self.call, self._constant)
         self.in_place_slots = slots_updated_in_place(graph, self.values.views)
-        self.products = self._native_products()
+        self.products = self._products_of_kernels()
         for index, tensor in enumerate(inputs):
             self._bind_input(tensor, index, index in by_ref)
 
@@ -250,13 +252,15 @@ class _GraphLowering:
             value = self.call(kernels.clone, value)
         self.call(self.around.store(op.stream), value)
 
-    # --- native products ---
+    # --- products ---
 
-    def _native_products(self) -> dict[Op, Product]:
-        """The products that native kernels do, by each of their ops."""
-        if self.around.composites.native is None:
+    def _products_of_kernels(self) -> dict[Op, Product]:
+        """The products that kernels do, by each of their ops."""
+        known = self.around.composites
+        if known.native is None and known.gpu is None:
             return {}
-        return {op: p for p in products(self.graph, self.around.mesh) for op in p.ops}
+        mesh = self.around.mesh if isinstance(self.collectives, Collectives) else None
+        return {op: p for p in products(self.graph, mesh) for op in p.ops}
 
     def _lower_layer_norm(self, op: Op) -> None:
         nodes = [self.values.node(t) for t in op.inputs]
@@ -268,9 +272,12 @@ class _GraphLowering:
         self.values.bind(op.outputs[0], made)
 
     def _lower_product(self, product: Product) -> None:
-        native = self.around.composites.native
-        assert native is not None
-        run = RunProduct(product, self.lead, native)
+        known = self.around.composites
+        run: RunProduct
+        if known.gpu is not None:
+            run = RunOnGpu(product, self.lead, known.gpu)
+        else:
+            run = RunProduct(product, self.lead, known.native)
         nodes = [self.values.node(t) for t in product.inputs]
         self.values.bind(product.output, self.call(run, *nodes))
 
@@ -314,7 +321,7 @@ class _GraphLowering:
         native = self.around.composites.native
         if not is_steady(graph):
             return module
-        if self.device.type != "cpu" and cuda.enabled():
+        if self.around.graphs:
             return cuda.Graphed(module, self.device, cuda.capture_graph)
         if native is None:
             return module

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from popxl.backend import kernels
-from popxl.backend.composites import composite
+from popxl.backend.composites import Composites, composite
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.library import Library
 from popxl.backend.native.norm import norm
@@ -59,9 +59,9 @@ class DistributedNorm(torch.nn.Module):
 
 @composite("layer_norm_distributed")
 def _distributed(
-    graph: Graph, mesh: Mesh, native: Library | None, lowered: torch.nn.Module
+    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    epsilon = _epsilon(graph)
+    epsilon, native = _epsilon(graph), known.native
     if native is None or epsilon is None or len(graph.inputs) != 3 or len(graph.outputs) != 1:
         return None
     groups = [op.group for op in graph._ops if "group" in op.attributes]

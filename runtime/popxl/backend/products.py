@@ -57,14 +57,18 @@ class Product:
         return self.ops[-1].outputs[0]
 
 
-def products(graph: Graph, mesh: Mesh) -> list[Product]:
-    """The products of a graph, each with all that can be done in one with it."""
+def products(graph: Graph, mesh: Mesh | None) -> list[Product]:
+    """The products of a graph, each with all that can be done in one with it.
+
+    Args:
+        mesh: None where a sum over replicas is not to be among it.
+    """
     finder = _Finder(graph, mesh)
     return [finder.extended(op) for op in graph._ops if _multiply(op) is not None]
 
 
 class _Finder:
-    def __init__(self, graph: Graph, mesh: Mesh):
+    def __init__(self, graph: Graph, mesh: Mesh | None):
         self.mesh = mesh
         self.position = {op: i for i, op in enumerate(graph._ops)}
         self.ops = graph._ops
@@ -95,7 +99,7 @@ class _Finder:
 
     def _sum(self, product: Product) -> Product | None:
         op = self._next(product, "all_reduce")
-        if op is None or op.reduction != "add":
+        if op is None or op.reduction != "add" or self.mesh is None:
             return None
         axes = self.mesh.axes_of(op.group)
         if axes is None or len(axes) != 1:
@@ -142,13 +146,13 @@ Multiply = Callable[..., torch.Tensor]
 
 
 class RunProduct:
-    """Runs a product: natively where the kernels do it, else op by op.
+    """Runs a product: by the CPU's kernels where they do it, else op by op.
 
     Args:
         lead: the number of mesh axes.
     """
 
-    def __init__(self, product: Product, lead: int, native: Library):
+    def __init__(self, product: Product, lead: int, native: Library | None):
         multiply = _multiply(product.ops[0])
         assert multiply is not None
         self.product, self.lead, self.native = product, lead, native
@@ -158,26 +162,36 @@ class RunProduct:
         self.__name__ = f"product_{product.ops[0].kind}"
 
     def __call__(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        product, lead = self.product, self.lead
+        product = self.product
         operands, added = others[: self.operands - 1], list(others[self.operands - 1 :])
         bias = added.pop(0) if product.bias is not None else None
         residual = added.pop(0) if product.residual is not None else None
-        done = None
-        if self._sums_once(x, operands[0]):
-            done = linear(
-                self.native,
-                lead,
-                x,
-                self.weight_of(*operands),
-                product.dtype,
-                summed=product.summed and product.summed[0],
-                bias=bias,
-                activation=product.activation,
-                residual=residual,
-            )
+        done = self._fused(x, self.weight_of(*operands), bias, residual)
         if done is not None:
             return done
         return self._by_ops(self._multiplied(x, operands), bias, residual)
+
+    def _fused(
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """All in one; None where no kernel does it."""
+        if self.native is None or not self._sums_once(x, weight.tensor):
+            return None
+        return linear(
+            self.native,
+            self.lead,
+            x,
+            weight,
+            self.product.dtype,
+            summed=self.product.summed and self.product.summed[0],
+            bias=bias,
+            activation=self.product.activation,
+            residual=residual,
+        )
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether the members of the sum are all there, not held once for several."""
@@ -188,7 +202,9 @@ class RunProduct:
 
     def _multiplied(self, x: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
         weight = self.weight_of(*operands)
-        values = decompressed(self.native, weight, x.dtype) if weight.grouped else None
+        values = None
+        if self.native is not None and weight.grouped:
+            values = decompressed(self.native, weight, x.dtype)
         if values is not None:
             return matmul(x, values, self.lead, self.between)
         return self.multiply(x, *operands, self.lead, self.between)
@@ -202,15 +218,17 @@ class RunProduct:
             y = reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
         if bias is None and residual is None and product.activation is None:
             return y.to(product.dtype)
-        done = finish(
-            self.native,
-            self.lead,
-            y,
-            product.dtype,
-            bias=bias,
-            activation=product.activation,
-            residual=residual,
-        )
+        done = None
+        if self.native is not None:
+            done = finish(
+                self.native,
+                self.lead,
+                y,
+                product.dtype,
+                bias=bias,
+                activation=product.activation,
+                residual=residual,
+            )
         if done is not None:
             return done
         if bias is not None:
