@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_on_the_way_leaves_whole_files_and_no_other(small, d
     assert "No space left on device" in str(error.value)
     assert "\n" not in str(error.value)
     left = identities(maps)
-    assert "embeddings.safetensors" in left and "head.safetensors" not in left
+    assert "embeddings.safetensors" in left and left.keys() < expected.keys() - {"manifest.json"}
     assert not [path for path in contents(maps) if "partial" in path]
     assert {name: contents(maps)[name] for name in left}.items() <= expected.items()
     disk("8m")
