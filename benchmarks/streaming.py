@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", default="bloom_7B1", help="preset whose shape is used")
     parser.add_argument("--work_dir", required=True, help="folder on the disk to be measured")
     parser.add_argument("--memory_gb", type=float, default=6, help="limit of the control group")
-    parser.add_argument("--tokens", type=int, default=6, help="tokens to decode, 3 or more")
+    parser.add_argument("--rounds", type=int, default=5, help="of two tokens, of which one counts")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset's")
     parser.add_argument("--sequence_length", type=int, default=256, help="context, for the cache")
     parser.add_argument("--unlimited", action="store_true", help="decode without a limit too")
@@ -156,7 +156,7 @@ def run_child(arguments: argparse.Namespace, maps: Path, limit: int | None) -> d
     """Decode in a process of its own, from files that are not in memory."""
     forget(maps)
     script, settings = str(Path(__file__).with_name("streamed_decoding.py")), settings_of(arguments)
-    command = [sys.executable, script, str(arguments.tokens), *settings, "--memmap_dir", str(maps)]
+    command = [sys.executable, script, str(arguments.rounds), *settings, "--memmap_dir", str(maps)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "runtime")}
     with control_group(limit) if limit else contextlib.nullcontext() as group:
         done = subprocess.run(
@@ -173,24 +173,25 @@ def run_child(arguments: argparse.Namespace, maps: Path, limit: int | None) -> d
 
 
 def report_decoding(how: str, result: dict) -> None:
-    """Medians of the tokens after the first, from which the order of loads is learned."""
-    seconds = statistics.median(result["token_seconds"][1:])
-    read = statistics.median(result["bytes_read"][1:])
-    rate = statistics.median(result["disk_rates"][1:])
-    weights = result["weight_bytes"]
+    """Medians of the rounds; shares are of the rate that was measured round each."""
+    seconds, read, rates = (result[n] for n in ("token_seconds", "bytes_read", "disk_rates"))
     print(
-        f"decoding {how}: {seconds:.2f} s a token; "
+        f"decoding {how}: {statistics.median(seconds):.2f} s a token; "
         f"{'streams' if result['streams'] else 'all fits in memory'}"
     )
     print(
         f"  session after {result['start_seconds']:.1f} s, first token after "
         f"{result['first_token_seconds']:.1f} s"
     )
+    rate = statistics.median(rates)
     print(f"  disk {rate / 1e9:.2f} GB/s, with {READS} reads of {BLOCK >> 20} MB under way")
-    for what, size in (("weights of a token", weights), ("really read for a token", read)):
+    weights = [result["weight_bytes"]] * len(seconds)
+    for what, sizes in (("weights of a token", weights), ("really read for a token", read)):
+        shares = [s / r / t for s, r, t in zip(sizes, rates, seconds, strict=True)]
         print(
-            f"  {what}: {size / 1e9:.2f} GB, which take the disk {size / rate:.2f} s: "
-            f"{100 * size / rate / seconds:.0f} % of its rate"
+            f"  {what}: {statistics.median(sizes) / 1e9:.2f} GB, at "
+            f"{100 * statistics.median(shares):.0f} % of the disk's rate "
+            f"({100 * min(shares):.0f} to {100 * max(shares):.0f})"
         )
     peak = result["group_peak"]
     print(
