@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -128,20 +129,30 @@ class FileWriter:
         return entry
 
 
-def _write_past_cache(file: int, wanted: bool) -> None:
-    """Whether writes go straight to the disk from now on; they go through the cache otherwise."""
-    if fcntl is not None and hasattr(os, "O_DIRECT"):
-        flags = fcntl.fcntl(file, fcntl.F_GETFL)
-        wanted_flags = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
-        if flags != wanted_flags:
-            with contextlib.suppress(OSError):  # a file system that cannot
-                fcntl.fcntl(file, fcntl.F_SETFL, wanted_flags)
+def _write_past_cache(file: int, wanted: bool) -> bool:
+    """Have writes go straight to the disk from now on, or not; whether that is a change."""
+    if fcntl is None or not hasattr(os, "O_DIRECT"):
+        return False
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    wanted_flags = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
+    if flags == wanted_flags:
+        return False
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, wanted_flags)
+    except OSError:  # a file system that cannot
+        return False
+    return True
 
 
 def _write_all(file: int, data: memoryview) -> None:
     done = 0
     while done < len(data):
-        done += os.write(file, data[done:])
+        try:
+            done += os.write(file, data[done:])
+        except OSError as error:
+            # Some file systems say so only now.
+            if error.errno != errno.EINVAL or not _write_past_cache(file, False):
+                raise
 
 
 def partial_path(path: Path) -> Path:
