@@ -34,7 +34,7 @@ Progress = Callable[[int], object]
 AT_ONCE = 3
 """Files that are written at once: while one is flushed to the disk, the next are on their way."""
 
-ROOM = 800_000_000
+ROOM = 1_000_000_000
 """Bytes of parts in memory from which on the next has to wait until one is written."""
 
 
