@@ -194,23 +194,6 @@ def test_a_pager_waits_until_a_slot_is_asked_for(monkeypatch):
     assert not waiting.is_alive()
 
 
-def test_reading_ahead_does_not_wait_for_dropping(monkeypatch):
-    may_end, read = threading.Event(), threading.Event()
-
-    def advise(region: Region, advice: int) -> bool:
-        if advice == PAGEOUT:
-            return may_end.wait(20)
-        read.set()
-        return True
-
-    monkeypatch.setattr(paging, "advise", advise)
-    advisor = paging._Advisor()
-    advisor.give(PAGEOUT, Region(0, 1))
-    advisor.give(WILLNEED, Region(1, 1))
-    assert read.wait(10)
-    may_end.set()
-
-
 def test_a_table_that_rows_are_picked_from_is_not_read_ahead(tmp_path, monkeypatch):
     table = np.lib.format.open_memmap(tmp_path / "t.npy", "w+", np.float32, (1 << 14, 1024))
     table.flush()

@@ -174,37 +174,32 @@ class Pager:
 
 
 class _Advisor:
-    """Gives the kernel advice in the background, of each kind in the order it came.
-
-    Dropping pages takes as long as asking for some, so each has a thread of its own.
-    """
+    """Gives the kernel advice in the background, in the order it came."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, queue.SimpleQueue[Region]] = {}  # by advice
+        self._jobs: queue.SimpleQueue[tuple[int, Region]] = queue.SimpleQueue()
         self._asked = threading.Condition()
         self._waiting: dict[Region, int] = {}  # regions to be asked for, and how often
+        self._thread: threading.Thread | None = None
 
     def give(self, advice: int, region: Region) -> None:
         """Queue a piece of advice."""
         if advice == WILLNEED:
             with self._asked:
                 self._waiting[region] = self._waiting.get(region, 0) + 1
-        if advice not in self._queues:
-            self._queues[advice] = queue.SimpleQueue()
-            threading.Thread(
-                target=self._work, args=(advice,), name="popxl-pager", daemon=True
-            ).start()
-        self._queues[advice].put(region)
+        self._jobs.put((advice, region))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="popxl-pager", daemon=True)
+            self._thread.start()
 
     def wait(self, region: Region, seconds: float) -> None:
         """Until nothing that would read the region is queued."""
         with self._asked:
             self._asked.wait_for(lambda: region not in self._waiting, seconds)
 
-    def _work(self, advice: int) -> None:
-        regions = self._queues[advice]
+    def _work(self) -> None:
         while True:
-            region = regions.get()
+            advice, region = self._jobs.get()
             advise(region, advice)
             if advice == WILLNEED:
                 with self._asked:
