@@ -1,20 +1,22 @@
 """A model larger than its memory: generation of the maps, and decoding from them.
 
     python benchmarks/streaming.py --config bloom_7B1 --work_dir /var/tmp/bloom --memory_gb 6
+    python benchmarks/streaming.py --config bloom_560M --work_dir /var/tmp/bloom --only_maps 5 \
+        --tensor_parallel_1 4 --tensor_parallel_2 4 --precision bfloat16
 
-Makes a random checkpoint of the preset's shape, then memory maps of it (peak memory, and the time
-against copying the same bytes), then decodes in a control group whose memory limit counts mapped
-pages, and once more without a limit: tokens a second against the disk's sequential rate, which is
-measured between the tokens, and logits to the bit. Needs root for the control group, and disk for
-the weights three times.
+Makes a random checkpoint of the preset's shape, then memory maps of it for the settings given (peak
+memory, and the time against copying the checkpoint and flushing the copy), then decodes in a
+control group whose memory limit counts mapped pages, and once more without a limit: seconds a token
+against the disk's rate, which is measured between the tokens by a reader that has several large
+reads under way past the cache, bytes that were really read, and logits to the bit. Needs root for
+the control group, and disk for the weights three times.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import contextlib
 import json
-import mmap
 import os
 import shutil
 import statistics
@@ -26,28 +28,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from random_checkpoint import make_checkpoint  # noqa: E402 - found just above
+from control_group import control_group  # noqa: E402 - found just above
+from random_checkpoint import make_checkpoint  # noqa: E402
+from streamed_decoding import BLOCK, READS, memory_status  # noqa: E402
 
 from config import parse_arguments  # noqa: E402
-
-CGROUP_1, CGROUP_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-BLOCK = 8 << 20
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.child:
-        decode(arguments)
-    else:
-        measure(arguments)
-
-
-def measure(arguments: argparse.Namespace) -> None:
-    """Everything, in order."""
     work = Path(arguments.work_dir).expanduser()
     checkpoint, maps = work / "checkpoint", work / "maps"
-    make_checkpoint(parse_arguments(settings_of(arguments))[0].model, checkpoint)
+    make_checkpoint(parse_arguments(shape_of(arguments))[0].model, checkpoint)
     report_generation(arguments, checkpoint, maps)
+    if not arguments.only_maps:
+        report_runs(arguments, maps)
+    if not arguments.keep:
+        shutil.rmtree(checkpoint)
+        shutil.rmtree(maps)
+
+
+def report_runs(arguments: argparse.Namespace, maps: Path) -> None:
+    """Decode with the limit and without."""
     limited = run_child(arguments, maps, int(arguments.memory_gb * 1e9))
     report_decoding(f"limited to {arguments.memory_gb:g} GB", limited)
     if arguments.unlimited:
@@ -55,9 +57,6 @@ def measure(arguments: argparse.Namespace) -> None:
         report_decoding("without a limit", free)
         same = limited["logits"] == free["logits"]
         print(f"logits of {len(free['logits'])} passes are {'' if same else 'NOT '}the same bits")
-    if not arguments.keep:
-        shutil.rmtree(checkpoint)
-        shutil.rmtree(maps)
 
 
 def parse() -> argparse.Namespace:
@@ -65,28 +64,46 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", default="bloom_7B1", help="preset whose shape is used")
     parser.add_argument("--work_dir", required=True, help="folder on the disk to be measured")
     parser.add_argument("--memory_gb", type=float, default=6, help="limit of the control group")
-    parser.add_argument("--tokens", type=int, default=6, help="tokens to decode, 3 or more")
+    parser.add_argument("--rounds", type=int, default=5, help="of two tokens, of which one counts")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset's")
     parser.add_argument("--sequence_length", type=int, default=256, help="context, for the cache")
     parser.add_argument("--unlimited", action="store_true", help="decode without a limit too")
+    parser.add_argument("--only_maps", type=int, help="make the maps so often, and do not decode")
     parser.add_argument("--keep", action="store_true", help="keep checkpoint and maps")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments, arguments.settings = parser.parse_known_args()
+    return arguments
+
+
+def shape_of(arguments: argparse.Namespace) -> list[str]:
+    """The checkpoint's settings as arguments of the project's scripts."""
+    settings = ["--config", arguments.config, "--sequence_length", str(arguments.sequence_length)]
+    return settings + (["--layers", str(arguments.layers)] if arguments.layers else [])
 
 
 def settings_of(arguments: argparse.Namespace) -> list[str]:
-    """The settings as arguments of the project's scripts."""
-    settings = ["--config", arguments.config, "--sequence_length", str(arguments.sequence_length)]
-    return settings + (["--layers", str(arguments.layers)] if arguments.layers else [])
+    """Those of the maps, with what the command line adds."""
+    return shape_of(arguments) + arguments.settings
 
 
 # --- the maps ---
 
 
 def report_generation(arguments: argparse.Namespace, checkpoint: Path, maps: Path) -> None:
-    """Generate the maps and copy them, both from and to the same disk."""
+    """Generate the maps and copy the checkpoint, in turns, both from and to the same disk."""
     if (maps / "manifest.json").exists():
         return
+    ratios = []
+    for _ in range(arguments.only_maps or 1):
+        shutil.rmtree(maps, ignore_errors=True)
+        copying = copying_seconds(checkpoint, maps.with_name("copy"))
+        seconds = generation_seconds(arguments, checkpoint, maps)
+        ratios.append(seconds / copying)
+        print(f"  copying the checkpoint: {copying:.1f} s; ratio {ratios[-1]:.2f}")
+    print(f"median ratio {statistics.median(ratios):.2f}")
+
+
+def generation_seconds(arguments: argparse.Namespace, checkpoint: Path, maps: Path) -> float:
+    """Generate the maps of a checkpoint that is not in memory."""
     command = [sys.executable, str(ROOT / "generate_memmap.py"), *settings_of(arguments)]
     command += ["--memmap-dir", str(maps), "--shard-root", str(checkpoint)]
     forget(checkpoint)
@@ -96,12 +113,16 @@ def report_generation(arguments: argparse.Namespace, checkpoint: Path, maps: Pat
     print(f"generation: {size / 1e9:.2f} GB in {seconds:.1f} s")
     print(f"  peak memory {peak / 1e9:.2f} GB, of it not file pages {peak_anonymous / 1e9:.2f} GB")
     print(f"  largest part {largest / 1e9:.2f} GB")
+    return seconds
+
+
+def copying_seconds(checkpoint: Path, copy: Path) -> float:
+    """Copy a checkpoint that is not in memory, and have the copy on the disk, as the maps are."""
     forget(checkpoint)
-    copy = maps.with_name("copy")
-    script = 'cp -r -- "$1" "$2" && sync'
-    copying, _, _ = timed(["sh", "-c", script, "sh", str(checkpoint), str(copy)])
+    script = 'cp -r -- "$1" "$2" && sync "$2"/* "$2"'
+    seconds, _, _ = timed(["sh", "-c", script, "sh", str(checkpoint), str(copy)])
     shutil.rmtree(copy)
-    print(f"  copying the checkpoint: {copying:.1f} s; ratio {seconds / copying:.2f}")
+    return seconds
 
 
 def timed(command: list[str]) -> tuple[float, int, int]:
@@ -119,15 +140,6 @@ def timed(command: list[str]) -> tuple[float, int, int]:
     return time.perf_counter() - begin, peak, anonymous
 
 
-def memory_status(pid: int) -> dict[str, int]:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return {}
-    fields = (line.split(":", 1) for line in lines if line.endswith("kB"))
-    return {name: int(value.split()[0]) * 1024 for name, value in fields}
-
-
 def forget(folder: Path) -> None:
     """Drop a folder's files from the page cache."""
     os.sync()
@@ -143,108 +155,44 @@ def forget(folder: Path) -> None:
 def run_child(arguments: argparse.Namespace, maps: Path, limit: int | None) -> dict:
     """Decode in a process of its own, from files that are not in memory."""
     forget(maps)
-    group = control_group(limit) if limit else None
-    command = [sys.executable, __file__, "--child", *sys.argv[1:]]
+    script, settings = str(Path(__file__).with_name("streamed_decoding.py")), settings_of(arguments)
+    command = [sys.executable, script, str(arguments.rounds), *settings, "--memmap_dir", str(maps)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "runtime")}
-
-    def enter() -> None:
-        if group:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, preexec_fn=enter, env=environment, check=False
-    )
-    peak = group_peak(group) if group else None
-    if group:
-        group.rmdir()
+    with control_group(limit) if limit else contextlib.nullcontext() as group:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            preexec_fn=group.enter if group else None,
+            env=environment,
+            check=False,
+        )
+        peak = group.peak() if group else None
     if done.returncode:
         sys.exit(f"error: decoding ended with status {done.returncode}")
     return json.loads(done.stdout) | {"group_peak": peak}
 
 
-def control_group(limit: int) -> Path:
-    """A new control group with a memory limit."""
-    root = CGROUP_1 if CGROUP_1.is_dir() else CGROUP_2
-    group = root / f"popxl_streaming_{os.getpid()}"
-    group.mkdir()
-    name = "memory.limit_in_bytes" if root == CGROUP_1 else "memory.max"
-    (group / name).write_text(str(limit))
-    return group
-
-
-def group_peak(group: Path) -> int | None:
-    for name in ("memory.max_usage_in_bytes", "memory.peak"):
-        if (group / name).exists():
-            return int((group / name).read_text())
-    return None
-
-
-def decode(arguments: argparse.Namespace) -> None:
-    """Decode from the maps and print what was measured as JSON."""
-    import numpy as np
-
-    from utils.loading import load
-
-    maps = Path(arguments.work_dir).expanduser() / "maps"
-    config = parse_arguments([*settings_of(arguments), "--memmap_dir", str(maps)])[0]
-    begin = time.perf_counter()
-    loaded = load(config)
-    started = time.perf_counter() - begin
-    files = sorted(maps.glob("layer_*.safetensors"))
-    logits = [loaded.passes.prompt(0, [5, 6, 7, 8])]
-    first = time.perf_counter() - begin
-    seconds, rates = [], []
-    for number in range(arguments.tokens):
-        tokens = np.array([int(logits[-1].argmax())], np.int32)
-        begin = time.perf_counter()
-        logits.append(loaded.passes.token(tokens, np.array([4 + number], np.int32))[0])
-        seconds.append(time.perf_counter() - begin)
-        rates.append(direct_rate(files[number % len(files)]))
-    token_pass = loaded.session.pass_graphs["token"]
-    streams = loaded.session._engine.pager.streams
-    result = {
-        "weight_bytes": config.execution.replicas * token_pass.cost().weight_bytes,
-        "start_seconds": started,
-        "first_token_seconds": first,
-        "token_seconds": seconds,
-        "disk_rates": rates,
-        "streams": streams,
-        "peak_anonymous": memory_status(os.getpid()).get("RssAnon", 0),
-        "logits": [hashlib.sha256(x.tobytes()).hexdigest() for x in logits],
-    }
-    print(json.dumps(result))
-
-
-def direct_rate(path: Path, limit: int = 64 * BLOCK) -> float:
-    """Bytes a second of sequential reads past the page cache."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    buffer = mmap.mmap(-1, BLOCK)
-    done, begin = 0, time.perf_counter()
-    while done < limit and (got := os.preadv(descriptor, [buffer], done)) > 0:
-        done += got
-        if got < BLOCK:
-            break
-    seconds = time.perf_counter() - begin
-    os.close(descriptor)
-    return done / seconds
-
-
 def report_decoding(how: str, result: dict) -> None:
-    """Medians of the tokens after the first, from which the order of loads is learned."""
-    seconds = statistics.median(result["token_seconds"][1:])
-    rate = statistics.median(result["disk_rates"][1:])
-    limit = rate / result["weight_bytes"]
-    print(f"decoding {how}: {result['weight_bytes'] / 1e9:.2f} GB of weights a token")
+    """Medians of the rounds; shares are of the rate that was measured round each."""
+    seconds, read, rates = (result[n] for n in ("token_seconds", "bytes_read", "disk_rates"))
+    print(
+        f"decoding {how}: {statistics.median(seconds):.2f} s a token; "
+        f"{'streams' if result['streams'] else 'all fits in memory'}"
+    )
     print(
         f"  session after {result['start_seconds']:.1f} s, first token after "
         f"{result['first_token_seconds']:.1f} s"
     )
-    print(f"  disk {rate / 1e9:.2f} GB/s, so {limit:.4f} tokens/s if all is read for each")
-    print(
-        f"  measured {1 / seconds:.4f} tokens/s ({seconds:.2f} s a token): "
-        f"{100 / seconds / limit:.0f} % of that; "
-        f"{'streams' if result['streams'] else 'all fits in memory'}"
-    )
+    rate = statistics.median(rates)
+    print(f"  disk {rate / 1e9:.2f} GB/s, with {READS} reads of {BLOCK >> 20} MB under way")
+    weights = [result["weight_bytes"]] * len(seconds)
+    for what, sizes in (("weights of a token", weights), ("really read for a token", read)):
+        shares = [s / r / t for s, r, t in zip(sizes, rates, seconds, strict=True)]
+        print(
+            f"  {what}: {statistics.median(sizes) / 1e9:.2f} GB, at "
+            f"{100 * statistics.median(shares):.0f} % of the disk's rate "
+            f"({100 * min(shares):.0f} to {100 * max(shares):.0f})"
+        )
     peak = result["group_peak"]
     print(
         f"  anonymous memory {result['peak_anonymous'] / 1e9:.2f} GB"

@@ -20,8 +20,8 @@ from config import BloomConfig
 
 Axis = Literal["tp1", "tp2"]
 
-STRIP = 4096
-"""Rows of a checkpoint's matrix that are cut up at once."""
+STRIP = 1 << 19
+"""Elements of a checkpoint's matrix, about, that are cut up at once: a cache holds them."""
 
 _wanted: ContextVar[Sequence[int] | None] = ContextVar("wanted", default=None)
 
@@ -105,13 +105,14 @@ def shard_matrix(
     shards = np.empty((tp1, tp2, *tile), config.model.dtype.as_numpy())
     by_row = shards if rows == "tp1" else shards.swapaxes(0, 1)  # (down, across, *tile)
     wanted = _wanted_tiles(rows, tp1, tp2)  # (down, across)
+    step = max(1, STRIP // weight.shape[1])
     for top, parts, taken in zip(range(0, height, tile[0]), by_row, wanted, strict=True):
         columns = np.flatnonzero(taken)
         if not columns.size:
             continue
         first, last = columns[0], columns[-1] + 1
-        for begin in range(0, tile[0], STRIP):  # of whole rows: each is read but once
-            target = parts[first:last, begin : begin + STRIP]
+        for begin in range(0, tile[0], step):  # of whole rows: each is read but once
+            target = parts[first:last, begin : begin + step]
             here = weight[top + begin : top + begin + target.shape[1]]
             strip = host_array(config, here[:, first * tile[1] : last * tile[1]])
             by_tile = strip.reshape(-1, last - first, tile[1]).swapaxes(0, 1)

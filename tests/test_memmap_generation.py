@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pexpect
@@ -18,6 +19,7 @@ from transformers import BloomConfig as TransformersConfig
 from transformers import BloomForCausalLM
 
 from utils.memmap.generator import Generator, Share
+from utils.memmap.overlap import Overlap
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,23 @@ def test_memory_grows_by_about_one_layer_whatever_the_model(precision, tp, tmp_p
     layer = sum(t.nbytes for name, t in zeros.items() if name.startswith("h.0."))
     assert 8 * layer > 200_000_000
     assert int(done.stdout) < 3 * layer  # its copy, a tensor of the checkpoint, what is written
+
+
+def test_no_more_parts_are_under_way_than_memory_has_room_for():
+    ended: list[str] = []
+    both_begun = threading.Event()
+
+    def first() -> None:
+        assert both_begun.wait(20)
+        ended.append("first")
+
+    with Overlap(3, room=10) as overlap:
+        overlap.submit(6, first)
+        overlap.make_room(4)
+        assert not ended
+        overlap.submit(4, both_begun.set)
+        overlap.make_room(1)
+        assert ended == ["first"]
 
 
 def test_a_terminal_shows_files_and_bytes_a_second(small, tmp_path):

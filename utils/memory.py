@@ -19,12 +19,18 @@ try:
 except ImportError:
     memory = None  # type: ignore[assignment]
 
-PAGEOUT, POPULATE_READ = 21, 22
-"""Advice of madvise(2): drop from memory; read now, and no more page by page."""
+WILLNEED, PAGEOUT, POPULATE_READ = 3, 21, 22
+"""Advice of madvise(2): begin to read; drop from memory; read now, and no more page by page."""
+
+
+SMALL = 1 << 18
+"""Bytes from which on it is worth finding out whether a range is a file's."""
 
 
 class MappedPages:
-    """A range of memory, if it is that of a mapped file; otherwise there is nothing to let go.
+    """A range of memory, if it is that of a mapped file and not small.
+
+    Otherwise there is nothing to let go.
 
     Args:
         address, size: of the range, in bytes.
@@ -32,8 +38,10 @@ class MappedPages:
 
     def __init__(self, address: int, size: int):
         self._address, self._size = address, size
-        self._mapped = memory is not None and memory.mapped_files().hold(
-            memory.Region(address, size)
+        self._mapped = (
+            memory is not None
+            and size >= SMALL
+            and memory.mapped_files().hold(memory.Region(address, size))
         )
 
     @classmethod
@@ -45,12 +53,16 @@ class MappedPages:
         """Read bytes `begin:end` at once, which is faster than page by page."""
         self._advise(begin, end, POPULATE_READ)
 
+    def expect(self, begin: int, end: int) -> None:
+        """Begin to read bytes `begin:end`, without waiting for them."""
+        self._advise(begin, end, WILLNEED)
+
     def release(self, begin: int = 0, end: int | None = None) -> None:
         """Let the pages of bytes `begin:end` go; they are read again where they are used again."""
         self._advise(begin, self._size if end is None else end, PAGEOUT)
 
     def _advise(self, begin: int, end: int, advice: int) -> None:
-        if self._mapped:
+        if self._mapped and begin < min(end, self._size):
             start = (self._address + begin) // memory.PAGE * memory.PAGE
             stop = self._address + min(end, self._size)
             memory.advise(memory.Region(start, stop - start), advice)

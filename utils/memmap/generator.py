@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,21 @@ from utils.hub import DESCRIPTION
 from utils.memmap.fingerprint import fingerprint
 from utils.memmap.folder import MapFolder
 from utils.memmap.manifest import Manifest, map_settings
+from utils.memmap.overlap import Overlap
 from utils.memmap.parts import part_files, part_values, variables_of
-from utils.memmap.source import Source
+from utils.memmap.source import Source, one_thread
 from utils.memmap.tensor_file import PAGE, PartFile, part_file
 from utils.memmap.writer import FileWriter, interrupts_between
 from utils.setup import UserError
 
 Progress = Callable[[int], object]
 """Is called with the bytes that were written."""
+
+AT_ONCE = 3
+"""Files that are written at once: while one is flushed to the disk, the next are on their way."""
+
+ROOM = 1_000_000_000
+"""Bytes of parts in memory from which on the next has to wait until one is written."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +114,27 @@ class Generator:
         Args:
             describe: is called with the name of each file before it is written.
         """
-        sizes = []
-        for name in self._missing(share):
-            describe(name)
-            size = self._write(name, progress)
-            sizes += [size] if size else []
+        told = Lock()
+        with (
+            interrupts_between() as check,
+            one_thread(),
+            Overlap[int](AT_ONCE, ROOM) as overlap,
+        ):
+
+            def wrote(size: int) -> None:
+                with told:
+                    progress(size)
+                check()
+
+            for name in self._missing(share):
+                check()
+                with told:
+                    describe(name)
+                size = self._bytes_of(name)
+                overlap.make_room(size)
+                content = self._content(name, check)
+                overlap.submit(size, partial(self._write, name, content, wrote))
+            sizes = [size for size in overlap.results() if size]
         return Written(len(sizes), sum(sizes), self.folder.finish())
 
     def _missing(self, share: Share) -> list[str]:
@@ -138,30 +162,15 @@ class Generator:
                 f"{free:,} are free"
             )
 
-    def _write(self, name: str, progress: Progress) -> int:
+    def _content(self, name: str, check: Callable[[], None]) -> PartFile:
         if name in self._copied:
-            content = PartFile(b"", {name: np.fromfile(self._copied[name], np.uint8)})
-        else:
-            content = self._part(self._parts[name])
-        with interrupts_between() as check, FileWriter(self.folder.path / name) as writer:
-            if self.folder.entry(name) is not None:  # another process was about to finish it
-                return 0
+            return PartFile(b"", {name: np.fromfile(self._copied[name], np.uint8)})
+        return self._part(self._parts[name], check)
 
-            def wrote(size: int) -> None:
-                progress(size)
-                check()
-
-            header = content.header or None
-            if header:
-                writer.write(header, lambda _: None)
-            while content.arrays:
-                writer.write(content.arrays.pop(next(iter(content.arrays))), wrote)
-            return writer.commit(header, partial(self.folder.record, name)).size
-
-    def _part(self, part: str) -> PartFile:
+    def _part(self, part: str, check: Callable[[], None]) -> PartFile:
         """A part's file from the checkpoint, of which no page stays in memory."""
         variables = variables_of(self._session, part)
-        source = Source(self.checkpoint)
+        source = Source(self.checkpoint, check)
         values = part_values(self.config, self._session, source.module)[part]()
         source.release()
         about = {
@@ -170,6 +179,18 @@ class Generator:
             **{name: str(value) for name, value in self.folder.wanted.settings.items()},
         }
         return part_file({name: values[v] for name, v in variables.items()}, about)
+
+    def _write(self, name: str, content: PartFile, wrote: Progress) -> int:
+        """Write a file, whose arrays leave memory on the way; its size, or 0 where it was there."""
+        with FileWriter(self.folder.path / name) as writer:
+            if self.folder.entry(name) is not None:
+                return 0
+            header = content.header or None
+            if header:
+                writer.write(header, lambda _: None)
+            while content.arrays:
+                writer.write(content.arrays.pop(next(iter(content.arrays))), wrote)
+            return writer.commit(header, partial(self.folder.record, name)).size
 
 
 def copied_files(folder: Path) -> dict[str, Path]:

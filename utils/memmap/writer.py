@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import mmap
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,14 +25,17 @@ except ImportError:  # not a POSIX system: one process at a time must write ther
     fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1 << 23
-"""Bytes that are written, hashed and let go at once."""
+"""Bytes that are hashed and written at once, a multiple of `BLOCK`."""
 
-KEPT = 16 * CHUNK
-"""Bytes written last that may still be on their way to the disk."""
+BLOCK = 1 << 12
+"""What addresses and sizes are multiples of where a write is to go past the page cache."""
 
 
 class FileWriter:
     """Writes a file beside its final name, hashed on the way, and renames it.
+
+    What is written is gathered in two buffers: one is filled while the other is hashed and on its
+    way to the disk, past the page cache where the file system can.
 
     Of several processes that want to write one file, one does and the others wait. Used as a
     context manager; what was not committed is gone afterwards.
@@ -50,6 +54,10 @@ class FileWriter:
         with _told(self.path):
             self._file = _claim(self._partial)
         self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        buffers = [np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8) for _ in range(2)]
+        self._buffer, self._other = buffers  # on pages
+        self._filled = 0
+        self._under_way: list[Future] = []  # of the other buffer
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,49 +68,47 @@ class FileWriter:
         os.close(self._file)
 
     def write(self, data: np.ndarray | bytes, progress: Callable[[int], object]) -> None:
-        """Add the bytes of `data`, in chunks; `progress` is called with the size of each.
+        """Add the bytes of `data`; `progress` is called with the size of each piece.
 
-        The pages of a mapped array leave memory once they are written.
+        The pages of a mapped array leave memory on the way.
         """
         array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
         pages = MappedPages.of(array)
         flat = array.reshape(-1).view(np.uint8)
-
-        def finish(begin: int, jobs: list[Future]) -> None:
-            with _told(self.path):
-                for job in jobs:
-                    job.result()
-            end = min(begin + CHUNK, len(flat))
+        begin = 0
+        while begin < len(flat):
+            end = min(len(flat), begin + CHUNK - self._filled)
+            pages.bring(begin, end)
+            self._buffer[self._filled :][: end - begin] = flat[begin:end]
             pages.release(begin, end)
+            self._filled += end - begin
+            if self._filled == CHUNK:
+                self._send()
             progress(end - begin)
+            begin = end
 
-        under_way: deque[tuple[int, list[Future]]] = deque()
-        for begin in range(0, len(flat), CHUNK):
-            pages.bring(begin, begin + CHUNK)
-            chunk = flat[begin : begin + CHUNK].data
-            jobs = [
-                self._hashing.submit(self._digest.update, chunk),
-                self._writing.submit(self._write_out, chunk),
-            ]
-            under_way.append((begin, jobs))
-            if len(under_way) > 1:
-                finish(*under_way.popleft())
-        while under_way:
-            finish(*under_way.popleft())
+    def _send(self) -> None:
+        """Begin to hash and write what is in the buffer; the other one is free from then on."""
+        self._finish()
+        chunk = self._buffer[: self._filled].data
+        self._under_way = [
+            self._hashing.submit(self._digest.update, chunk),
+            self._writing.submit(self._write_out, chunk),
+        ]
+        self._size += self._filled
+        self._buffer, self._other, self._filled = self._other, self._buffer, 0
+
+    def _finish(self) -> None:
+        with _told(self.path):
+            for job in self._under_way:
+                job.result()
 
     def _write_out(self, chunk: memoryview) -> None:
-        done = 0
-        while done < len(chunk):
-            done += os.write(self._file, chunk[done:])
-        self._size += len(chunk)
-        self._uncache(self._size - len(chunk), len(chunk))
-        if self._size > KEPT:
-            self._uncache(self._size - KEPT - len(chunk), len(chunk))
-
-    def _uncache(self, begin: int, size: int) -> None:
-        """Have bytes brought to the disk from now on, or dropped from memory if they are there."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file, max(0, begin), size, os.POSIX_FADV_DONTNEED)
+        whole = len(chunk) // BLOCK * BLOCK
+        _write_past_cache(self._file, whole > 0)
+        _write_all(self._file, chunk[:whole])
+        _write_past_cache(self._file, False)
+        _write_all(self._file, chunk[whole:])
 
     def commit(self, header: bytes | None, record: Callable[[FileEntry], None]) -> FileEntry:
         """Give the file its name, once all of it is on the disk.
@@ -111,15 +117,42 @@ class FileWriter:
             header: the file's first bytes, where these have a checksum of their own.
             record: called with what the file is, after that and before it has its name.
         """
+        self._send()
+        self._finish()
         hashed = hashlib.sha256(header).hexdigest() if header else None
         entry = FileEntry(self._size, self._digest.hexdigest(), hashed)
         with _told(self.path):
             os.fsync(self._file)
-            self._uncache(0, 0)
             record(entry)
             os.replace(self._partial, self.path)
             sync_folder(self.path.parent)
         return entry
+
+
+def _write_past_cache(file: int, wanted: bool) -> bool:
+    """Have writes go straight to the disk from now on, or not; whether that is a change."""
+    if fcntl is None or not hasattr(os, "O_DIRECT"):
+        return False
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    wanted_flags = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
+    if flags == wanted_flags:
+        return False
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, wanted_flags)
+    except OSError:  # a file system that cannot
+        return False
+    return True
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        try:
+            done += os.write(file, data[done:])
+        except OSError as error:
+            # Some file systems say so only now.
+            if error.errno != errno.EINVAL or not _write_past_cache(file, False):
+                raise
 
 
 def partial_path(path: Path) -> Path:
