@@ -28,7 +28,7 @@ GRACE = 8.0
 NOTHING_WANTED, RELEASED = -1, -2
 """What a message of the leader begins with, where that is no number of an output."""
 
-TERMINATED = 128 + signal.SIGTERM
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
 def leads() -> bool:
@@ -48,8 +48,7 @@ def prepare() -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if follows:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to answer
-        _end_when_terminated()
+        _end_when_told()
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
     elif several:
@@ -86,12 +85,37 @@ def join(config: BloomConfig) -> None:
     check(config)
     if popdist.getNumInstances() == 1:
         return
+    meet(config.execution.device)
+
+
+def meet(device: str) -> None:
+    """`join`, whatever the processes share.
+
+    Raises:
+        ConfigError: they do not come.
+    """
     from popdist.job import JobError, join
 
     try:
-        join(config.execution.device)
+        join(device)
     except (JobError, ValueError) as error:
         raise ConfigError(str(error)) from None
+    except SystemExit:  # it was told to end: a launcher does so where another one has died
+        tell_who_is_missed()
+        raise
+
+
+def tell_who_is_missed() -> None:
+    """Say whom this process has waited for, if all others have not come and nobody else says it."""
+    held = _meeting()
+    if held is not None and held.speaks:
+        tell(held.missed())
+
+
+def tell(error: str) -> None:
+    """One line on standard error, unless it is empty."""
+    if error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def finish(status: int, error: str = "") -> None:
@@ -100,8 +124,14 @@ def finish(status: int, error: str = "") -> None:
     if job is not None:
         reason = f"rank {popdist.getInstanceIndex()}: {error}" if error and not leads() else ""
         job.watch.end(status, reason)
-    if error and (leads() or (job is None and first_here())):
-        print(f"error: {error}", file=sys.stderr)
+    if leads() or (job is None and _speaks()):
+        tell(error)
+
+
+def _speaks() -> bool:
+    """Whether this process tells errors of all while they have not met."""
+    held = _meeting()
+    return held.speaks if held is not None else first_here()
 
 
 def own_replicas(replicas: int) -> range:
@@ -221,21 +251,27 @@ class _NoTerminal:
         return getattr(self._stream, name)
 
 
-def _end_when_terminated() -> None:
-    """End the job on SIGTERM, also while the main thread is in a collective and runs no handler."""
+def _end_when_told() -> None:
+    """End the job on SIGTERM, also while the main thread is in a collective and runs no handler.
+
+    SIGINT is the leader's to answer once they have met; a launcher sends it to all until they end.
+    """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
 
     def wait() -> None:
-        while os.read(reading, 1)[0] != signal.SIGTERM:
-            pass
+        while (told := os.read(reading, 1)[0]) != signal.SIGTERM:
+            if told == signal.SIGINT and _job() is None:
+                os._exit(INTERRUPTED)
+        if _job() is None:
+            tell_who_is_missed()
+            os._exit(TERMINATED)
         if launched():  # it ends all of them: the leader takes its leave first
             time.sleep(GRACE)
-        job = _job()
-        if job is not None:
-            job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
+        _job().watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
         os._exit(TERMINATED)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -243,8 +279,17 @@ def _end_when_terminated() -> None:
 
 def _job() -> Any:
     """The job that this process has joined, or None."""
-    if popdist.getNumInstances() == 1:
-        return None
-    from popdist.job import joined
+    module = _job_module()
+    return module.joined() if module is not None else None
 
-    return joined()
+
+def _meeting() -> Any:
+    """Of this process with the others, if it has begun, or None."""
+    module = _job_module()
+    return module.meeting() if module is not None else None
+
+
+def _job_module() -> Any:
+    """`popdist.job` if it has been imported: it takes torch, which may not be there yet."""
+    module = sys.modules.get("popdist.job")
+    return module if hasattr(module, "joined") else None

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn
@@ -65,15 +66,18 @@ class Watch:
 
     Args:
         store: a connection of its own to the store where they met.
-        index: of this process; `count`: of all.
+        index: of this process.
+        members: all of them, by rank.
         launcher_holds_store: otherwise rank 0 does.
     """
 
-    def __init__(self, store: Any, index: int, count: int, launcher_holds_store: bool):
-        self._store, self.index, self.count = store, index, count
+    def __init__(
+        self, store: Any, index: int, members: Mapping[int, Member], launcher_holds_store: bool
+    ):
+        self._store, self.index, self.count = store, index, len(members)
+        self._members = members
         self._launcher_holds_store = launcher_holds_store
-        self._silence = _silence()
-        self._members = self._introduce()
+        self._silence = silence()
         # The name and the ranks of the collective that this process waits in, if it does.
         self.collective: tuple[str, tuple[int, ...]] | None = None
         self._beats: dict[int, tuple[bytes, float]] = {}  # the last one of each rank, and when
@@ -141,16 +145,6 @@ class Watch:
             for rank in self._watched():
                 if self._members[rank].died and not self._store.check([f"left/{rank}"]):
                     self._lose(rank, "has died")
-
-    def _introduce(self) -> dict[int, Member]:
-        """All processes of the job, which tell each other what they are."""
-        self._store.set(f"beat/{self.index}", json.dumps([0, None]))
-        self._store.set(f"member/{self.index}", json.dumps(asdict(Member.this())))
-        keys = [f"member/{rank}" for rank in range(self.count)]
-        return {
-            rank: Member(**json.loads(told))
-            for rank, told in enumerate(self._store.multi_get(keys))
-        }
 
     # --- the threads ---
 
@@ -226,7 +220,7 @@ class Watch:
 
     def _lose(self, rank: int, what: str) -> None:
         member = self._members[rank]
-        reason = f"rank {rank} ({member}) {what}{member.state}"
+        reason = f"rank {rank} ({member}) {what}{member.condition}"
         self._obey(self._propose(Ending(rank, 1, reason, lost=True)))
 
     def _lose_store(self, what: str) -> None:
@@ -235,7 +229,7 @@ class Watch:
             self._exit(Ending(-1, 1, f"the launcher {what}", lost=True))
         elif self.index and 0 not in self._left and self._status is None:
             member = self._members[0]
-            self._exit(Ending(0, 1, f"rank 0 ({member}) {what}{member.state}", lost=True))
+            self._exit(Ending(0, 1, f"rank 0 ({member}) {what}{member.condition}", lost=True))
 
     def _obey(self, ending: Ending) -> None:
         """End this process as the job ends, unless it is ending by itself."""
@@ -282,7 +276,12 @@ class Watch:
         ]
 
 
-def _silence() -> float:
+def first_beat(store: Any, index: int) -> None:
+    """The beat of a process whose watch has not begun."""
+    store.set(f"beat/{index}", json.dumps([0, None]))
+
+
+def silence() -> float:
     """Seconds without an answer that are too many.
 
     Raises:
