@@ -16,8 +16,9 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-import popdist
 import torch.distributed as dist
+
+import popdist
 from popdist.member import Member, environment, parent, state
 from popdist.watch import first_beat
 

@@ -274,7 +274,7 @@ class _GraphLowering:
     def _lower_product(self, product: Product) -> None:
         native = self.around.composites.native
         assert native is not None
-        reduced = product.reduced and self._collective(product.reduced)
+        reduced = None if product.reduced is None else self._collective(product.reduced)
         run = RunProduct(product, self.lead, native, reduced)
         nodes = [self.values.node(t) for t in product.inputs]
         self.values.bind(product.output, self.call(run, *nodes))

@@ -170,7 +170,7 @@ class RunProduct:
         self.__name__ = f"product_{product.ops[0].kind}"
 
     def __call__(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        product, lead = self.product, self.lead
+        product = self.product
         operands, added = others[: self.operands - 1], list(others[self.operands - 1 :])
         bias = added.pop(0) if product.bias is not None else None
         residual = added.pop(0) if product.residual is not None else None

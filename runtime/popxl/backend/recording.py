@@ -2,7 +2,8 @@
 
 A token pass runs the same kernels on the same memory again and again; only the numbers in it
 differ. So what a graph does is recorded once, below Python: native instructions with the addresses
-they use, the torch ops between them, and what is exchanged with other processes. From then on the list is run, a few native calls in all.
+they use, the torch ops between them, and what is exchanged with other processes. From then on the
+list is run, a few native calls in all.
 
 A recording holds where everything lies: results have memory of their own, inputs are copied to
 where they were, and it is made anew when lasting memory has moved. What Python code decided by the
@@ -127,18 +128,18 @@ class _Recorder(TorchDispatchMode):
         self._written = False
 
     def watch(self, module: torch.nn.Module, inputs: Arguments) -> tuple[torch.Tensor, ...]:
-        told = {
-            decisions.observer: self.decided,
-            instructions: self.instruction,
-            effects.observer: self.effect,
-        }
-        tokens = [observer.set(told[observer]) for observer in told]
+        tokens = (
+            decisions.observer.set(self.decided),
+            instructions.set(self.instruction),
+            effects.observer.set(self.effect),
+        )
         try:
             with self:
                 return module(*inputs)
         finally:
-            for observer, token in zip(told, tokens, strict=True):
-                observer.reset(token)
+            decisions.observer.reset(tokens[0])
+            instructions.reset(tokens[1])
+            effects.observer.reset(tokens[2])
 
     def _fail(self, reason: str) -> None:
         """Stop, and hold nothing any more."""
