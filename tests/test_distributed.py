@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import REPOSITORY, leading, scripts
-from memmap_checkpoints import Small
+from memmap_checkpoints import Small, contents
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
 from utils.generation import stream_generate
@@ -205,6 +205,17 @@ def output_of(command: list[str]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):
+    small = Small.save(tmp_path / "bloom")
+    alone = small.generate(tmp_path / "alone", tp1=2, tp2=2)
+    words = [str(REPOSITORY / "generate_memmap.py"), *small.words(tmp_path / "maps", 2, 2)]
+    said = output_of(torchrun("--nproc-per-node", "3", *words))
+    first, last = said.splitlines()
+    assert f"{len(contents(alone)) - 1} files written" in first  # all but the manifest
+    assert last.startswith("complete: ")
+    assert contents(tmp_path / "maps") == contents(alone)
 
 
 def namespaces() -> str | None:

@@ -7,6 +7,7 @@ have. Tokens are chosen by the leader, so that nothing can go apart.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -36,6 +37,16 @@ def leads() -> bool:
     return popdist.getInstanceIndex() == LEADER
 
 
+def several() -> bool:
+    """Whether this process is one of several."""
+    return popdist.getNumInstances() > 1
+
+
+def place() -> tuple[int, int]:
+    """The number of this process, and of how many."""
+    return popdist.getInstanceIndex(), popdist.getNumInstances()
+
+
 def prepare() -> None:
     """What a script does first: followers are silent, and end when the leader does.
 
@@ -43,21 +54,27 @@ def prepare() -> None:
         ConfigError: where the launcher's variables are not possible.
     """
     try:
-        several = popdist.getNumInstances() > 1
-        follows = not leads()
+        led, follows = several(), not leads()
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if follows:
         _end_when_told()
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
-    elif several:
+    elif led:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def first_here() -> bool:
     """Whether this process does what is done once a machine."""
     return int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex())) == 0
+
+
+def least_severity() -> int:
+    """Of what this process logs: the others on its machine have the same to say."""
+    if leads():
+        return logging.NOTSET
+    return logging.WARNING if first_here() else logging.ERROR
 
 
 def launched() -> bool:
@@ -118,10 +135,23 @@ def tell(error: str) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 
+def sum_of_all(numbers: Sequence[int]) -> list[int]:
+    """The sums over all processes, in the leader once all have called this; else the numbers."""
+    job, own = _job(), np.array(numbers, np.int64)
+    if job is None:
+        return own.tolist()
+    if not leads():
+        job.send(own, LEADER)
+        return own.tolist()
+    others = [np.empty_like(own) for _ in range(1, job.count)]
+    job.receive(others, range(1, job.count))
+    return np.sum([own, *others], axis=0).tolist()
+
+
 def finish(status: int, error: str = "") -> None:
     """What a script does last: end the other processes, print the error that ended this one."""
     job = _job()
-    if job is not None:
+    if job is not None and (leads() or status):  # a follower that is done leaves, no more
         reason = f"rank {popdist.getInstanceIndex()}: {error}" if error and not leads() else ""
         job.watch.end(status, reason)
     if leads() or (job is None and _speaks()):
