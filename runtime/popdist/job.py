@@ -82,8 +82,10 @@ class Job:
         """Fill each array with what the process of that rank sends."""
         pairs = zip(arrays, ranks, strict=True)
         waiting: list[Any] = [dist.irecv(torch.from_numpy(a), rank) for a, rank in pairs]
+        self.watch.collective = "a receipt", (self.index, *ranks)
         for receipt in waiting:
             self._wait(receipt.wait)
+        self.watch.collective = None
 
     def _wait(self, operation: Callable[[], Any]) -> None:
         try:

@@ -22,8 +22,9 @@ import popdist
 from popdist.member import Member, environment, parent, state
 from popdist.watch import first_beat
 
-LIMIT = 300.0
-"""Seconds that processes wait for each other: people start them, on several machines."""
+LIMIT, LAUNCHED = 300.0, 120.0
+"""Seconds that processes wait for each other where people start them, and where a launcher does,
+on all machines at once: importing may still take long on one of them."""
 
 LOOK = 0.1
 """Seconds between two looks at who has come."""
@@ -50,6 +51,7 @@ class Meeting:
         """
         self.index, self.count = popdist.getInstanceIndex(), popdist.getNumInstances()
         self.launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._limit = LAUNCHED if self.launched else LIMIT
         self.start = f"popdist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.store: Any = None
         self.members: dict[int, Member] = {}
@@ -107,7 +109,7 @@ class Meeting:
             int(os.environ["MASTER_PORT"]),
             self.count,
             is_master=self.index == 0 and not self.launched,
-            timeout=timedelta(seconds=LIMIT),
+            timeout=timedelta(seconds=self._limit),
             wait_for_workers=False,
             multi_tenant=True,
         )
@@ -117,7 +119,7 @@ class Meeting:
         told = dist.PrefixStore(f"{self.start}/members", self.store)
         first_beat(self.watched, self.index)  # before the others know that there is one
         told.set(f"{self.index}", json.dumps(asdict(Member.this())))
-        until = time.monotonic() + LIMIT
+        until = time.monotonic() + self._limit
         stopped_since: dict[int, float] = {}
         while len(self.members) < self.count and not self._problem:
             for rank in self._missing():
@@ -126,7 +128,7 @@ class Meeting:
             now = self._answered = time.monotonic()
             if now > until:
                 ranks = ", ".join(f"rank {rank}" for rank in self._missing())
-                self._problem = self._not_met(f"{ranks} did not come within {LIMIT:.0f} s")
+                self._problem = self._not_met(f"{ranks} did not come within {self._limit:.0f} s")
             self._judge_stopped(now, stopped_since)
             time.sleep(LOOK)
 
