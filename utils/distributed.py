@@ -125,8 +125,11 @@ def meet(device: str) -> None:
 def tell_who_is_missed() -> None:
     """Say whom this process has waited for, if all others have not come and nobody else says it."""
     held = _meeting()
-    if held is not None and held.speaks:
+    if held is None:
+        return
+    if held.speaks:
         tell(held.missed())
+    held.give_up()
 
 
 def tell(error: str) -> None:
@@ -299,8 +302,10 @@ def _end_when_told() -> None:
         if _job() is None:
             tell_who_is_missed()
             os._exit(TERMINATED)
-        if launched():  # it ends all of them: the leader takes its leave first
-            time.sleep(GRACE)
+        if launched() and os.environ.get("GROUP_RANK", "0") == "0":
+            time.sleep(
+                GRACE
+            )  # the leader's launcher ends all of them, and it takes its leave first
         _job().watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
         os._exit(TERMINATED)
 

@@ -5,6 +5,7 @@ The waiting is done by a thread, so that this process can be interrupted, or tol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,6 +26,8 @@ from popdist.watch import first_beat
 LIMIT, LAUNCHED = 300.0, 120.0
 """Seconds that processes wait for each other where people start them, and where a launcher does,
 on all machines at once: importing may still take long on one of them."""
+
+ENDED = "ended"
 
 LOOK = 0.1
 """Seconds between two looks at who has come."""
@@ -54,8 +57,9 @@ class Meeting:
         self._limit = LAUNCHED if self.launched else LIMIT
         self.start = f"popdist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.store: Any = None
+        self._told: Any = None  # where those that come say so
         self.members: dict[int, Member] = {}
-        self._silence, self._problem = silence, ""
+        self._silence, self._problem, self._raised = silence, "", False
         self._answered = math.inf  # when the store did last; from when one is expected to
 
     def hold(self) -> None:
@@ -72,6 +76,7 @@ class Meeting:
                 who = "the launcher" if self.launched else "rank 0"
                 self._problem = self._not_met(f"{who} does not answer")
         if self._problem:
+            self._raised = True
             raise JobError(self._problem)
 
     @property
@@ -79,10 +84,18 @@ class Meeting:
         """Where those that have met watch each other."""
         return dist.PrefixStore(f"{self.start}/watch", self.store)
 
+    def give_up(self) -> None:
+        """Have the others wait no longer: this process ends."""
+        if self._told is not None:
+            with contextlib.suppress(RuntimeError):
+                self._told.set(ENDED, f"rank {self.index} has ended")
+
     def missed(self) -> str:
-        """Who has not come yet; empty where that is not known, or something else was said."""
+        """Who has not come yet, and why; empty where that is not known, or was raised."""
+        if self._problem:
+            return "" if self._raised else self._problem
         missing = [f"rank {rank}" for rank in self._missing()]
-        if not missing or not self.members or self._problem:
+        if not missing or not self.members:
             return ""
         return f"rank {self.index} ended while it waited for {', '.join(missing)} to start"
 
@@ -116,7 +129,7 @@ class Meeting:
 
     def _introduce(self) -> None:
         """Tell the others what this process is, and read what they are."""
-        told = dist.PrefixStore(f"{self.start}/members", self.store)
+        told = self._told = dist.PrefixStore(f"{self.start}/members", self.store)
         first_beat(self.watched, self.index)  # before the others know that there is one
         told.set(f"{self.index}", json.dumps(asdict(Member.this())))
         until = time.monotonic() + self._limit
@@ -126,7 +139,9 @@ class Meeting:
                 if told.check([f"{rank}"]):
                     self.members[rank] = Member(**json.loads(told.get(f"{rank}")))
             now = self._answered = time.monotonic()
-            if now > until:
+            if told.check([ENDED]):
+                self._problem = self._not_met(told.get(ENDED).decode())
+            elif now > until:
                 ranks = ", ".join(f"rank {rank}" for rank in self._missing())
                 self._problem = self._not_met(f"{ranks} did not come within {self._limit:.0f} s")
             self._judge_stopped(now, stopped_since)
@@ -138,11 +153,11 @@ class Meeting:
             if rank in self.members or state(pid) != "T":
                 since.pop(rank, None)
             elif now - since.setdefault(rank, now) > self._silence:
-                os.kill(pid, signal.SIGKILL)  # it would not end otherwise
                 self._problem = (
                     f"rank {rank} (process {pid}) is stopped, and has not come for "
                     f"{now - since[rank]:.0f} s"
                 )
+                os.kill(pid, signal.SIGKILL)  # it would not end otherwise
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.count) if rank not in self.members]

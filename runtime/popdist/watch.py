@@ -81,6 +81,7 @@ class Watch:
         self._store, self.index, self.count = store, index, len(members)
         self._members = members
         self._launcher_holds_store = launcher_holds_store
+        self._parent = os.getppid()
         self._silence = silence()
         self._collective: Collective | None = None
         self._progress: Progress | None = None  # from the first collective on
@@ -179,9 +180,17 @@ class Watch:
                     beat = json.dumps([number, self.collective, idle])
                     self._store.set(f"beat/{self.index}", beat)
                     self._judge(now)
+                    self._look_at_launcher()
                 self._answered = time.monotonic()
         except RuntimeError:
-            self._lose_store("has ended, and with it the store where the ranks met")
+            if self._status is None:  # otherwise this process ends already
+                self._lose_store("has ended, and with it the store where the ranks met")
+
+    def _look_at_launcher(self) -> None:
+        """End all if the launcher that started this process has died: it would end nobody."""
+        if self._launcher_holds_store and os.getppid() != self._parent and self._status is None:
+            reason = f"the launcher of rank {self.index} ({self._members[self.index]}) has ended"
+            self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
 
     def _judge(self, now: float) -> None:
         """Find the processes that are lost."""
