@@ -138,6 +138,15 @@ def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how, why):
     assert "".join(said).strip() == line
 
 
+def test_a_rank_that_is_stopped_before_it_has_come_ends_all():
+    with scripts(2, *LONG, POPDIST_SILENCE=str(SILENCE)) as ranks:
+        ranks[1].send_signal(signal.SIGSTOP)
+        statuses, said = ended(ranks, 30)
+    assert statuses == [2, -signal.SIGKILL]
+    (line,) = errors(said)
+    assert line.startswith(f"error: rank 1 (process {ranks[1].pid}) is stopped")
+
+
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_front_end_that_is_stopped_stops_all(number, status):
     with scripts(2, *LONG) as ranks:
