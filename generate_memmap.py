@@ -5,7 +5,8 @@
     python run_inference.py --config bloom_560M --memmap_dir maps --prompt "A dog is"
 
 Interrupted, the same command goes on with what is missing. Several processes share the work with
---workers, or each with a --rank of its own, on any number of machines that see the folder.
+--workers, under `torchrun`, or each with a --rank of its own, on any number of machines that see
+the folder.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
+from utils import distributed
 from utils.setup import UserError, run_script, setup_logging
 
 if TYPE_CHECKING:
     from utils.memmap.folder import MapFolder
-    from utils.memmap.generator import Written
+    from utils.memmap.generator import Share
 
 DESCRIPTION = (
     "Make memory maps of a checkpoint for a preset, or check those there are (--verify). "
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     setup_logging(config.execution.log_level)
     if arguments.verify is not None:
-        print(verified(Path(arguments.verify).expanduser()))
+        if distributed.leads():
+            print(verified(Path(arguments.verify).expanduser()))
     else:
         check(config, arguments)
         print(generated(config, arguments))
@@ -85,6 +88,8 @@ def check(config: BloomConfig, arguments: GenerationArguments) -> None:
             f"rank must be from 0 to {arguments.world_size - 1}, one less than world_size, "
             f"not {arguments.rank}"
         )
+    if arguments.world_size > 1 and distributed.several():
+        raise UserError("the launcher says who shares the work: leave out --world-size and --rank")
 
 
 def verified(folder: Path) -> str:
@@ -97,21 +102,34 @@ def verified(folder: Path) -> str:
 
 def generated(config: BloomConfig, arguments: GenerationArguments) -> str:
     """Make the maps; the summary."""
-    from utils.memmap.generator import Generator, Share  # late: wrong arguments need not wait
+    from utils.memmap.generator import Generator  # late: wrong arguments need not wait
     from utils.memmap.workers import run_workers
 
     started = time.perf_counter()
+    share = share_of(arguments)
     generator = Generator(config, arguments.shard_root)
     generator.begin(arguments.overwrite)
-    share, workers = Share(arguments.rank, arguments.world_size), arguments.workers
-    with bytes_bar(generator.bytes_missing(share), arguments.rank) as bar:
+    workers = arguments.workers
+    with bytes_bar(generator.bytes_missing(share), share.rank) as bar:
         if workers == 1:
             results = [generator.run(share, bar.update, bar.set_description)]
         else:
             results = run_workers(
                 config, arguments.shard_root, share.split(workers), bar.update, bar.set_description
             )
-    return summary(generator.folder, results, time.perf_counter() - started)
+    files, written = sum(r.files for r in results), sum(r.size for r in results)
+    files, written = distributed.sum_of_all([files, written])
+    return summary(generator.folder, files, written, time.perf_counter() - started)
+
+
+def share_of(arguments: GenerationArguments) -> Share:
+    """The work of this call; of processes that a launcher started, which meet, that of each."""
+    from utils.memmap.generator import Share
+
+    if not distributed.several():
+        return Share(arguments.rank, arguments.world_size)
+    distributed.meet("cpu")
+    return Share(*distributed.place())
 
 
 def bytes_bar(total: int, position: int) -> tqdm:
@@ -121,9 +139,8 @@ def bytes_bar(total: int, position: int) -> tqdm:
     )
 
 
-def summary(folder: MapFolder, results: list[Written], seconds: float) -> str:
+def summary(folder: MapFolder, files: int, written: int, seconds: float) -> str:
     """What was done, and whether anything is left to do."""
-    files, written = sum(r.files for r in results), sum(r.size for r in results)
     done = (
         f"{folder.path}: {files} files written, {size(written)} in {seconds:.1f} s "
         f"({size(int(written / seconds))}/s)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import REPOSITORY, leading, scripts
-from memmap_checkpoints import Small
+from memmap_checkpoints import Small, contents
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
 from utils.generation import stream_generate
@@ -138,6 +138,15 @@ def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how, why):
     assert "".join(said).strip() == line
 
 
+def test_a_rank_that_is_stopped_before_it_has_come_ends_all():
+    with scripts(2, *LONG, POPDIST_SILENCE=str(SILENCE)) as ranks:
+        ranks[1].send_signal(signal.SIGSTOP)
+        statuses, said = ended(ranks, 30)
+    assert statuses == [2, -signal.SIGKILL]
+    (line,) = errors(said)
+    assert line.startswith(f"error: rank 1 (process {ranks[1].pid}) is stopped")
+
+
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_front_end_that_is_stopped_stops_all(number, status):
     with scripts(2, *LONG) as ranks:
@@ -205,6 +214,17 @@ def output_of(command: list[str]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):
+    small = Small.save(tmp_path / "bloom")
+    alone = small.generate(tmp_path / "alone", tp1=2, tp2=2)
+    words = [str(REPOSITORY / "generate_memmap.py"), *small.words(tmp_path / "maps", 2, 2)]
+    said = output_of(torchrun("--nproc-per-node", "3", *words))
+    first, last = said.splitlines()
+    assert f"{len(contents(alone)) - 1} files written" in first  # all but the manifest
+    assert last.startswith("complete: ")
+    assert contents(tmp_path / "maps") == contents(alone)
 
 
 def namespaces() -> str | None:

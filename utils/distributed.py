@@ -7,6 +7,7 @@ have. Tokens are chosen by the leader, so that nothing can go apart.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -28,12 +29,22 @@ GRACE = 8.0
 NOTHING_WANTED, RELEASED = -1, -2
 """What a message of the leader begins with, where that is no number of an output."""
 
-TERMINATED = 128 + signal.SIGTERM
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
 def leads() -> bool:
     """Whether this process is the one that talks to the user."""
     return popdist.getInstanceIndex() == LEADER
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return popdist.getNumInstances() > 1
+
+
+def place() -> tuple[int, int]:
+    """The number of this process, and of how many."""
+    return popdist.getInstanceIndex(), popdist.getNumInstances()
 
 
 def prepare() -> None:
@@ -43,22 +54,27 @@ def prepare() -> None:
         ConfigError: where the launcher's variables are not possible.
     """
     try:
-        several = popdist.getNumInstances() > 1
-        follows = not leads()
+        led, follows = several(), not leads()
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if follows:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to answer
-        _end_when_terminated()
+        _end_when_told()
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
-    elif several:
+    elif led:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def first_here() -> bool:
     """Whether this process does what is done once a machine."""
     return int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex())) == 0
+
+
+def least_severity() -> int:
+    """Of what this process logs: the others on its machine have the same to say."""
+    if leads():
+        return logging.NOTSET
+    return logging.WARNING if first_here() else logging.ERROR
 
 
 def launched() -> bool:
@@ -86,22 +102,70 @@ def join(config: BloomConfig) -> None:
     check(config)
     if popdist.getNumInstances() == 1:
         return
+    meet(config.execution.device)
+
+
+def meet(device: str) -> None:
+    """`join`, whatever the processes share.
+
+    Raises:
+        ConfigError: they do not come.
+    """
     from popdist.job import JobError, join
+    from popxl import machine
 
     try:
-        join(config.execution.device)
+        join(device)
     except (JobError, ValueError) as error:
         raise ConfigError(str(error)) from None
+    except SystemExit:  # it was told to end: a launcher does so where another one has died
+        tell_who_is_missed()
+        raise
+
+
+def tell_who_is_missed() -> None:
+    """Say whom this process has waited for, if all others have not come and nobody else says it."""
+    held = _meeting()
+    if held is None:
+        return
+    if held.speaks:
+        tell(held.missed())
+    held.give_up()
+
+
+def tell(error: str) -> None:
+    """One line on standard error, unless it is empty."""
+    if error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def sum_of_all(numbers: Sequence[int]) -> list[int]:
+    """The sums over all processes, in the leader once all have called this; else the numbers."""
+    job, own = _job(), np.array(numbers, np.int64)
+    if job is None:
+        return own.tolist()
+    if not leads():
+        job.send(own, LEADER)
+        return own.tolist()
+    others = [np.empty_like(own) for _ in range(1, job.count)]
+    job.receive(others, range(1, job.count))
+    return np.sum([own, *others], axis=0).tolist()
 
 
 def finish(status: int, error: str = "") -> None:
     """What a script does last: end the other processes, print the error that ended this one."""
     job = _job()
-    if job is not None:
+    if job is not None and (leads() or status):  # a follower that is done leaves, no more
         reason = f"rank {popdist.getInstanceIndex()}: {error}" if error and not leads() else ""
         job.watch.end(status, reason)
-    if error and (leads() or (job is None and first_here())):
-        print(f"error: {error}", file=sys.stderr)
+    if leads() or (job is None and _speaks()):
+        tell(error)
+
+
+def _speaks() -> bool:
+    """Whether this process tells errors of all while they have not met."""
+    held = _meeting()
+    return held.speaks if held is not None else first_here()
 
 
 def own_replicas(replicas: int) -> range:
@@ -221,21 +285,29 @@ class _NoTerminal:
         return getattr(self._stream, name)
 
 
-def _end_when_terminated() -> None:
-    """End the job on SIGTERM, also while the main thread is in a collective and runs no handler."""
+def _end_when_told() -> None:
+    """End the job on SIGTERM, also while the main thread is in a collective and runs no handler.
+
+    SIGINT is the leader's to answer once they have met; a launcher sends it to all until they end.
+    """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
 
     def wait() -> None:
-        while os.read(reading, 1)[0] != signal.SIGTERM:
-            pass
-        if launched():  # it ends all of them: the leader takes its leave first
-            time.sleep(GRACE)
-        job = _job()
-        if job is not None:
-            job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
+        while (told := os.read(reading, 1)[0]) != signal.SIGTERM:
+            if told == signal.SIGINT and _job() is None:
+                os._exit(INTERRUPTED)
+        if _job() is None:
+            tell_who_is_missed()
+            os._exit(TERMINATED)
+        if launched() and os.environ.get("GROUP_RANK", "0") == "0":
+            time.sleep(
+                GRACE
+            )  # the leader's launcher ends all of them, and it takes its leave first
+        _job().watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
         os._exit(TERMINATED)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -243,8 +315,17 @@ def _end_when_terminated() -> None:
 
 def _job() -> Any:
     """The job that this process has joined, or None."""
-    if popdist.getNumInstances() == 1:
-        return None
-    from popdist.job import joined
+    module = _job_module()
+    return module.joined() if module is not None else None
 
-    return joined()
+
+def _meeting() -> Any:
+    """Of this process with the others, if it has begun, or None."""
+    module = _job_module()
+    return module.meeting() if module is not None else None
+
+
+def _job_module() -> Any:
+    """`popdist.job` if it has been imported: it takes torch, which may not be there yet."""
+    module = sys.modules.get("popdist.job")
+    return module if hasattr(module, "joined") else None

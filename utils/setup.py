@@ -50,8 +50,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
 
 def setup_logging(level: str = "info") -> None:
-    """Log to stderr from `level` up, one of the setting's values; stdout is for results alone."""
-    severity = logging.getLevelNamesMapping()[level.upper()]
+    """Log to stderr from `level` up, one of the setting's values; stdout is for results alone.
+
+    Of several processes the first one tells all, and the first of another machine its warnings.
+    """
+    severity = max(logging.getLevelNamesMapping()[level.upper()], distributed.least_severity())
     logging.basicConfig(
         level=severity, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True
     )

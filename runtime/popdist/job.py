@@ -17,20 +17,14 @@ import torch
 import torch.distributed as dist
 
 import popdist
-from popdist.watch import Watch
-
-MEETING = timedelta(seconds=300)
-"""How long processes wait for each other at the start."""
+from popdist.meeting import JobError, Meeting
+from popdist.watch import Watch, silence
 
 SIOCGIFADDR = 0x8915
 """Asks Linux for an interface's address."""
 
 FOREVER = timedelta(days=3650)
 """For collectives: whoever waits may wait for a person. Processes that fail are the watch's."""
-
-
-class JobError(RuntimeError):
-    """The processes could not meet, or one of them was lost."""
 
 
 class Job:
@@ -44,31 +38,23 @@ class Job:
         self.index, self.count = popdist.getInstanceIndex(), popdist.getNumInstances()
         self._groups: dict[tuple[int, ...], Any] = {}
         _choose_interface()
-        store = self._meet()
-        launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        start = f"popdist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        global _meeting
+        _meeting = Meeting(silence())
+        _meeting.hold()
+        start, store = _meeting.start, _meeting.store
         own = dist.PrefixStore(f"{start}/watch", store.clone())
-        self.watch = Watch(own, self.index, self.count, launched)
+        self.watch = Watch(own, self.index, _meeting.members, _meeting.launched)
         torch.set_num_threads(_threads(self.watch.processes_here()))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            store=dist.PrefixStore(start, store),
-            rank=self.index,
-            world_size=self.count,
-            timeout=FOREVER,
-        )
-
-    def _meet(self) -> Any:
         try:
-            store, _, _ = next(dist.rendezvous("env://", timeout=MEETING))
-        except (RuntimeError, ValueError) as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            reason = str(error).splitlines()[0]
-            raise JobError(
-                f"rank {self.index}: the {self.count} processes did not meet at {where} "
-                f"(MASTER_ADDR:MASTER_PORT) within {MEETING.total_seconds():.0f} s: {reason}"
-            ) from None
-        return store
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+                store=dist.PrefixStore(start, store),
+                rank=self.index,
+                world_size=self.count,
+                timeout=FOREVER,
+            )
+        except RuntimeError as error:
+            self.lost(error)
 
     def group(self, members: tuple[int, ...]) -> Any:
         """The process group of some of the processes; made at first use, by all processes."""
@@ -96,8 +82,10 @@ class Job:
         """Fill each array with what the process of that rank sends."""
         pairs = zip(arrays, ranks, strict=True)
         waiting: list[Any] = [dist.irecv(torch.from_numpy(a), rank) for a, rank in pairs]
+        self.watch.collective = "a receipt", (self.index, *ranks)
         for receipt in waiting:
             self._wait(receipt.wait)
+        self.watch.collective = None
 
     def _wait(self, operation: Callable[[], Any]) -> None:
         try:
@@ -107,6 +95,7 @@ class Job:
 
 
 _job: Job | None = None
+_meeting: Meeting | None = None
 
 
 def join(device: str = "cpu") -> Job:
@@ -122,6 +111,11 @@ def join(device: str = "cpu") -> Job:
     if _job is None:
         _job = Job(device)
     return _job
+
+
+def meeting() -> Meeting | None:
+    """Of this process with the others, if it has begun."""
+    return _meeting
 
 
 def joined() -> Job | None:

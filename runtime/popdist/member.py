@@ -22,7 +22,7 @@ class Member:
     @classmethod
     def this(cls) -> Member:
         pid = os.getpid()
-        return cls(socket.gethostname(), _machine(), pid, _status(pid)[1])
+        return cls(socket.gethostname(), _machine(), pid, _started(pid))
 
     @property
     def here(self) -> bool:
@@ -32,15 +32,15 @@ class Member:
     @property
     def died(self) -> bool:
         """Whether it is known to have ended; from another machine it is not."""
-        letter, started = _status(self.pid)
-        return self.here and (letter in ("Z", "X", "") or started != self.started)
+        ended = state(self.pid) in ("Z", "X", "") or _started(self.pid) != self.started
+        return self.here and ended
 
     @property
-    def state(self) -> str:
+    def condition(self) -> str:
         """What can be said of a process that does not answer."""
         if not self.here:
             return ": it, its machine or the network is down"
-        return ": it is stopped" if not self.died and _status(self.pid)[0] == "T" else ""
+        return ": it is stopped" if not self.died and state(self.pid) == "T" else ""
 
     def kill(self) -> None:
         """End it, where it is here."""
@@ -60,10 +60,34 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _status(pid: int) -> tuple[str, str]:
-    """The letter of a process's state and when it started; both empty where there is none."""
+def state(pid: int) -> str:
+    """The letter of a process's state; empty where there is none."""
+    return _status(pid, 0)
+
+
+def parent(pid: int) -> int:
+    """The number of the process that started this one; 0 where that is not known."""
+    return int(_status(pid, 1) or 0)
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty where it is not to be read."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        given = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     except OSError:
-        return "", ""
-    return fields[0], fields[19]
+        return {}
+    pairs = (variable.partition("=") for variable in given.split("\0"))
+    return {name: value for name, _, value in pairs}
+
+
+def _started(pid: int) -> str:
+    """When a process started; empty where there is none."""
+    return _status(pid, 19)
+
+
+def _status(pid: int, field: int) -> str:
+    """A field of a process's status, counted from its state; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field]
+    except OSError:
+        return ""

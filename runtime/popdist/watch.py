@@ -14,11 +14,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn
 
 from popdist.member import Member
+from popdist.progress import Progress
 from popdist.terminal import TerminalSettings
 
 SILENCE = "POPDIST_SILENCE"
@@ -36,6 +38,9 @@ SIGNALLED = 128
 """Exit statuses above tell of a signal."""
 
 END = "end"
+
+Collective = tuple[str, tuple[int, ...]]
+"""The name of a collective, and the ranks that take part."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,25 @@ class Watch:
 
     Args:
         store: a connection of its own to the store where they met.
-        index: of this process; `count`: of all.
+        index: of this process.
+        members: all of them, by rank.
         launcher_holds_store: otherwise rank 0 does.
     """
 
-    def __init__(self, store: Any, index: int, count: int, launcher_holds_store: bool):
-        self._store, self.index, self.count = store, index, count
+    def __init__(
+        self, store: Any, index: int, members: Mapping[int, Member], launcher_holds_store: bool
+    ):
+        self._store, self.index, self.count = store, index, len(members)
+        self._members = members
         self._launcher_holds_store = launcher_holds_store
-        self._silence = _silence()
-        self._members = self._introduce()
-        # The name and the ranks of the collective that this process waits in, if it does.
-        self.collective: tuple[str, tuple[int, ...]] | None = None
+        self._parent = os.getppid()
+        self._silence = silence()
+        self._collective: Collective | None = None
+        self._progress: Progress | None = None  # from the first collective on
         self._beats: dict[int, tuple[bytes, float]] = {}  # the last one of each rank, and when
-        self._waits: dict[int, tuple[list, float]] = {}  # each rank's collective, and since when
+        self._waits: dict[
+            int, tuple[list | None, float]
+        ] = {}  # each rank's collective, and since when
         self._left: set[int] = set()
         self._answered = time.monotonic()  # when the store did last
         self._status: int | None = None  # with which this process ends the job
@@ -93,6 +104,17 @@ class Watch:
             thread.start()
         atexit.register(self.leave)
         self._print_uncaught, sys.excepthook = sys.excepthook, self._uncaught
+
+    @property
+    def collective(self) -> Collective | None:
+        """The name and the ranks of the collective that this process waits in, if it does."""
+        return self._collective
+
+    @collective.setter
+    def collective(self, collective: Collective | None) -> None:
+        self._collective = collective
+        if self._progress is None:  # what is done before may take long, in other processes too
+            self._progress = Progress()
 
     def processes_here(self) -> int:
         """How many processes of the job share this machine, this one among them."""
@@ -142,16 +164,6 @@ class Watch:
                 if self._members[rank].died and not self._store.check([f"left/{rank}"]):
                     self._lose(rank, "has died")
 
-    def _introduce(self) -> dict[int, Member]:
-        """All processes of the job, which tell each other what they are."""
-        self._store.set(f"beat/{self.index}", json.dumps([0, None]))
-        self._store.set(f"member/{self.index}", json.dumps(asdict(Member.this())))
-        keys = [f"member/{rank}" for rank in range(self.count)]
-        return {
-            rank: Member(**json.loads(told))
-            for rank, told in enumerate(self._store.multi_get(keys))
-        }
-
     # --- the threads ---
 
     def _beat(self) -> None:
@@ -164,11 +176,21 @@ class Watch:
                 now = time.monotonic()
                 if now >= due:
                     number, due = number + 1, now + BEAT
-                    self._store.set(f"beat/{self.index}", json.dumps([number, self.collective]))
+                    idle = self._progress.idle() if self._progress is not None else 0.0
+                    beat = json.dumps([number, self.collective, idle])
+                    self._store.set(f"beat/{self.index}", beat)
                     self._judge(now)
+                    self._look_at_launcher()
                 self._answered = time.monotonic()
         except RuntimeError:
-            self._lose_store("has ended, and with it the store where the ranks met")
+            if self._status is None:  # otherwise this process ends already
+                self._lose_store("has ended, and with it the store where the ranks met")
+
+    def _look_at_launcher(self) -> None:
+        """End all if the launcher that started this process has died: it would end nobody."""
+        if self._launcher_holds_store and os.getppid() != self._parent and self._status is None:
+            reason = f"the launcher of rank {self.index} ({self._members[self.index]}) has ended"
+            self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
 
     def _judge(self, now: float) -> None:
         """Find the processes that are lost."""
@@ -184,19 +206,36 @@ class Watch:
                 self._beats[rank] = beat, now
             elif now - since > self._silence:
                 self._lose(rank, f"has not answered for {now - since:.0f} s")
-        self._judge_waits(now, dict(zip(watched, beats, strict=True)))
+        beat_of = {rank: json.loads(beat) for rank, beat in zip(watched, beats, strict=True)}
+        self._judge_waits(now, {rank: beat[1] for rank, beat in beat_of.items()})
+        self._judge_idle(now, beat_of)
 
-    def _judge_waits(self, now: float, beats: dict[int, bytes]) -> None:
-        """Find whether all processes wait, one for another that is in a different collective."""
-        told = {rank: json.loads(beat)[1] for rank, beat in beats.items()}
+    def _judge_idle(self, now: float, beats: dict[int, list]) -> None:
+        """Find a process that this one waits for in a collective, and that does nothing."""
+        waited_in, since = self._waits[self.index]
+        if not waited_in or now - since <= self._silence:
+            return
+        name, ranks = waited_in
+        for rank in ranks:
+            _, collective, idle = beats.get(rank, (0, None, 0.0))
+            if collective is None and idle > self._silence:
+                self._lose(rank, f"does nothing, and others wait for it in {name}")
+
+    def _judge_waits(self, now: float, told: dict[int, list | None]) -> None:
+        """Find whether all processes wait, one for another that is in a different collective.
+
+        Args:
+            told: the collective that each of the others waits in.
+        """
         told[self.index] = self.collective and [self.collective[0], list(self.collective[1])]
         for rank, collective in told.items():
             if not collective or self._waits.get(rank, ([], now))[0] != collective:
                 self._waits[rank] = collective, now
         if len(told) < self.count or any(now - t <= self._silence for _, t in self._waits.values()):
             return
-        if any(told[other] != told[rank] for rank in told for other in told[rank][1]):
-            where = ", ".join(f"rank {rank} in {told[rank][0]}" for rank in sorted(told))
+        places = {rank: collective for rank, collective in told.items() if collective}
+        if any(told[other] != place for place in places.values() for other in place[1]):
+            where = ", ".join(f"rank {rank} in {places[rank][0]}" for rank in sorted(places))
             reason = f"the ranks wait for each other in different collectives: {where}"
             self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
 
@@ -226,16 +265,20 @@ class Watch:
 
     def _lose(self, rank: int, what: str) -> None:
         member = self._members[rank]
-        reason = f"rank {rank} ({member}) {what}{member.state}"
+        reason = f"rank {rank} ({member}) {what}{member.condition}"
         self._obey(self._propose(Ending(rank, 1, reason, lost=True)))
 
     def _lose_store(self, what: str) -> None:
         self._store_lost = True
+        first = self._members[0]
+        for rank in self._watched():
+            if self._members[rank].died:
+                reason = f"rank {rank} ({self._members[rank]}) has died"
+                self._exit(Ending(rank, 1, reason, lost=True))
         if self._launcher_holds_store:
-            self._exit(Ending(-1, 1, f"the launcher {what}", lost=True))
+            self._exit(Ending(-1, 1, f"the launcher of rank 0 ({first}) {what}", lost=True))
         elif self.index and 0 not in self._left and self._status is None:
-            member = self._members[0]
-            self._exit(Ending(0, 1, f"rank 0 ({member}) {what}{member.state}", lost=True))
+            self._exit(Ending(0, 1, f"rank 0 ({first}) {what}{first.condition}", lost=True))
 
     def _obey(self, ending: Ending) -> None:
         """End this process as the job ends, unless it is ending by itself."""
@@ -249,16 +292,24 @@ class Watch:
             self._members[ending.rank].kill()  # it may be stopped, and would never end
         self._terminal.restore()
         alike = self._status == ending.status > SIGNALLED  # the same signal came to both
-        if ending.reason and self.index == ending.speaker and not alike:
+        if ending.reason and self._speaks(ending) and not alike:
             print(f"error: {ending.reason}", file=sys.stderr, flush=True)
         if not self._store_lost:  # or this might wait for it
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"left/{self.index}", "1")
                 if self._holds_store:
                     self._see_off(time.monotonic() + PATIENCE)
-        if ending.reason and self._launcher_holds_store and self.index != ending.speaker:
+        if ending.reason and self._launcher_holds_store and not self._speaks(ending):
             time.sleep(PATIENCE)
         os._exit(ending.status)
+
+    def _speaks(self, ending: Ending) -> bool:
+        """Whether this process says why: without the store the first one of each machine does."""
+        if not self._store_lost:
+            return self.index == ending.speaker
+        left = {*self._left, ending.rank}
+        here = [r for r, m in self._members.items() if m.here and not m.died and r not in left]
+        return self.index == min(here, default=self.index)
 
     def _uncaught(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -282,7 +333,12 @@ class Watch:
         ]
 
 
-def _silence() -> float:
+def first_beat(store: Any, index: int) -> None:
+    """The beat of a process whose watch has not begun."""
+    store.set(f"beat/{index}", json.dumps([0, None, 0.0]))
+
+
+def silence() -> float:
     """Seconds without an answer that are too many.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import ml_dtypes
 import numpy as np
 import popdist
@@ -137,6 +139,31 @@ def test_processes_that_wait_for_each_other_in_different_collectives_end(tmp_pat
     assert [process.exitcode for process in processes] == [1] * 4
     (line,) = errors.read_text().splitlines()
     assert "different collectives: rank 0 in all_reduce 1, rank 1 in all_reduce 1" in line
+
+
+def hanging() -> None:
+    """Rank 1 comes to the first of two runs, and then waits for nobody."""
+    ir = spread(4)
+    with ir.main_graph:
+        stream = popxl.h2d_stream((), popxl.int32, "x")
+        x = replicated_all_reduce(ops.host_load(stream))
+        ops.host_store(popxl.d2h_stream((), popxl.int32, "y"), x)
+    with popxl.Session(ir) as session:
+        for number in range(2):
+            if number and popdist.getInstanceIndex() == 1:
+                threading.Event().wait()
+            session.run({stream: np.zeros(2, np.int32)})
+
+
+def test_a_process_that_does_nothing_while_others_wait_for_it_ends_all(tmp_path):
+    errors = tmp_path / "errors"
+    with started(2, hanging, errors=str(errors), POPDIST_SILENCE="2") as processes:
+        for process in processes:
+            process.join(20)
+    assert processes[0].exitcode == 1
+    (line,) = errors.read_text().splitlines()
+    assert f"rank 1 (process {processes[1].pid} on " in line
+    assert "does nothing, and others wait for it in all_reduce 2" in line
 
 
 def differing() -> str:

@@ -85,7 +85,7 @@ class Generator:
         self.checkpoint = open_checkpoint(shard_root or config.model.hf_model)
         self.checkpoint.check_against(config)
         self.config = _for_generation(config, self.checkpoint.tied)
-        self._session = inference(self.config, device_desc="cpu")
+        self._session = inference(self.config, spread=False, device_desc="cpu")
         self._parts = part_files(self._session)
         self._copied = copied_files(self.checkpoint.path)
         manifest = Manifest(

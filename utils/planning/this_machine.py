@@ -17,6 +17,7 @@ from utils.loading import build
 from utils.passes import Passes
 from utils.planning.machines import THIS, Machine
 from utils.planning.needs import Needs
+from utils.random_weights import fill_randomly
 from utils.streaming import measured_rate
 
 SAMPLES = 9
@@ -116,6 +117,8 @@ class ThinProgram:
     def __init__(self, config: BloomConfig):
         self.config = thin_config(config)
         self._session = build(self.config)
+        # Blank weights lie in no memory: the kernels that others get do not read such.
+        fill_randomly(self._session, np.random.default_rng(0))
         self._passes = Passes(self.config, self._session)
 
     def __enter__(self) -> ThinProgram:

@@ -53,8 +53,7 @@ class Engine:
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
-        alone = isinstance(self.collectives, Collectives)  # native calls know no other processes
-        native = library() if composite_kernels and device.type == "cpu" and alone else None
+        native = library() if composite_kernels and device.type == "cpu" else None
         around = Surroundings(
             self.mesh,
             device,

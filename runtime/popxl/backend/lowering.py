@@ -109,7 +109,11 @@ class _GraphLowering:
         return self.fx.call_function(function, args, kwargs)
 
     def collective(self, op: Op, x: Node) -> Node:
-        """A call of the collective with everything but the tensor filled in."""
+        """A call of the collective."""
+        return self.call(self._collective(op), x)
+
+    def _collective(self, op: Op) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The collective with everything but the tensor filled in."""
         do, group = self.collectives, op.group
         if op.kind == "all_reduce":
             reduction = op.reduction
@@ -130,7 +134,7 @@ class _GraphLowering:
                 return do.reduce_scatter(x, reduction, group, members)
 
         run.__name__ = op.kind
-        return self.call(run, x)
+        return run
 
     # --- inputs, constants, modules ---
 
@@ -273,11 +277,12 @@ class _GraphLowering:
 
     def _lower_product(self, product: Product) -> None:
         known = self.around.composites
+        reduced = None if product.reduced is None else self._collective(product.reduced)
         run: RunProduct
         if known.gpu is not None:
-            run = RunOnGpu(product, self.lead, known.gpu)
+            run = RunOnGpu(product, self.lead, known.gpu, reduced)
         else:
-            run = RunProduct(product, self.lead, known.native)
+            run = RunProduct(product, self.lead, known.native, reduced)
         nodes = [self.values.node(t) for t in product.inputs]
         self.values.bind(product.output, self.call(run, *nodes))
 

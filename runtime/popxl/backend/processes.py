@@ -11,6 +11,8 @@ import popdist.job
 import torch
 import torch.distributed as dist
 
+from popxl.backend import effects
+
 Members = tuple[int, ...]
 """Numbers of processes, ascending."""
 
@@ -48,6 +50,7 @@ class Processes:
         self.index, self.count, self.device = index, count, device
         self.traffic = Traffic()
         self._job: popdist.job.Job | None = None
+        self._since = 0.0  # when the collective that is under way began
 
     def open(self, groups: Sequence[Members]) -> None:
         """Let the members of each group find each other. All processes must do the same."""
@@ -64,13 +67,19 @@ class Processes:
     @contextmanager
     def counted(self, kind: str, size: int, members: Members) -> Iterator[None]:
         """A collective of `size` bytes of this process."""
-        begin = time.perf_counter()
-        self.job.watch.collective = f"{kind} {self.traffic.calls + 1}", members
+        effects.do(lambda: self._begin(kind, members))
         yield
+        effects.do(lambda: self._end(size))
+
+    def _begin(self, kind: str, members: Members) -> None:
+        self.job.watch.collective = f"{kind} {self.traffic.calls + 1}", members
+        self._since = time.perf_counter()
+
+    def _end(self, size: int) -> None:
         self.job.watch.collective = None
         self.traffic.calls += 1
         self.traffic.bytes += size
-        self.traffic.seconds += time.perf_counter() - begin
+        self.traffic.seconds += time.perf_counter() - self._since
 
     def gather(self, x: torch.Tensor, members: Members) -> torch.Tensor:
         """Everybody's `x`, in order: `(processes, *shape)`."""
@@ -85,14 +94,16 @@ class Processes:
         own = parts[members.index(self.index)]
         received = own.new_empty((len(members), *own.shape))
         outgoing = torch.cat([_bytes(part) for part in parts])
-        sizes = [part.nbytes for part in parts]
-        group = self.job.group(members)
-        try:
-            dist.all_to_all_single(
-                _bytes(received), outgoing, [own.nbytes] * len(members), sizes, group=group
-            )
-        except RuntimeError as error:
-            self.job.lost(error)
+        given, taken = [part.nbytes for part in parts], [own.nbytes] * len(members)
+        incoming, group = _bytes(received), self.job.group(members)
+
+        def send() -> None:
+            try:
+                dist.all_to_all_single(incoming, outgoing, taken, given, group=group)
+            except RuntimeError as error:
+                self.job.lost(error)
+
+        effects.do(send, incoming)
         return received
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
@@ -36,12 +37,14 @@ class Product:
     Attributes:
         ops: all of them, the product first.
         summed: the mesh axis of the sum over replicas, and its size.
+        reduced: the sum over replicas where these lie otherwise, or in several processes.
         bias, residual: the tensors that are added.
         dtype: of the result.
     """
 
     ops: tuple[Op, ...]
     summed: tuple[int, int] | None = None
+    reduced: Op | None = None
     bias: Tensor | None = None
     activation: str | None = None
     residual: Tensor | None = None
@@ -102,7 +105,9 @@ class _Finder:
         if op is None or op.reduction != "add" or self.mesh is None:
             return None
         axes = self.mesh.axes_of(op.group)
-        if axes is None or len(axes) != 1:
+        if axes is None:
+            return replace(product, ops=(*product.ops, op), reduced=op)
+        if len(axes) != 1:
             return None
         summed = (axes[0], self.mesh.dims[axes[0]])
         return replace(product, ops=(*product.ops, op), summed=summed)
@@ -150,12 +155,19 @@ class RunProduct:
 
     Args:
         lead: the number of mesh axes.
+        reduced: does the sum that is `product.reduced`.
     """
 
-    def __init__(self, product: Product, lead: int, native: Library | None):
+    def __init__(
+        self,
+        product: Product,
+        lead: int,
+        native: Library | None,
+        reduced: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
         multiply = _multiply(product.ops[0])
         assert multiply is not None
-        self.product, self.lead, self.native = product, lead, native
+        self.product, self.lead, self.native, self.reduced = product, lead, native, reduced
         self.weight_of, self.multiply = multiply
         self.operands = len(product.ops[0].inputs)
         self.between = product.ops[0].outputs[0].dtype.as_torch()
@@ -166,31 +178,49 @@ class RunProduct:
         operands, added = others[: self.operands - 1], list(others[self.operands - 1 :])
         bias = added.pop(0) if product.bias is not None else None
         residual = added.pop(0) if product.residual is not None else None
-        done = self._fused(x, self.weight_of(*operands), bias, residual)
-        if done is not None:
-            return done
-        return self._by_ops(self._multiplied(x, operands), bias, residual)
+        done = self._at_once(x, self.weight_of(*operands), bias, residual)
+        return self._then(self._sum(x, operands), bias, residual) if done is None else done
 
-    def _fused(
+    def _at_once(
         self,
         x: torch.Tensor,
         weight: Weight,
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """All in one; None where no kernel does it."""
-        if self.native is None or not self._sums_once(x, weight.tensor):
+        """All of it by one kernel; None where none does that."""
+        product = self.product
+        if self.reduced is not None or not self._sums_once(x, weight.tensor):
             return None
-        return linear(
-            self.native,
-            self.lead,
+        return self._linear(
             x,
             weight,
-            self.product.dtype,
-            summed=self.product.summed and self.product.summed[0],
+            product.dtype,
+            summed=product.summed and product.summed[0],
             bias=bias,
-            activation=self.product.activation,
+            activation=product.activation,
             residual=residual,
+        )
+
+    def _sum(self, x: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The product and the sum over replicas."""
+        if self.reduced is not None:
+            alone = self._linear(x, self.weight_of(*operands), self.between)
+            return self.reduced(self._multiplied(x, operands) if alone is None else alone)
+        y = self._multiplied(x, operands)
+        if self.product.summed is None:
+            return y
+        axis, size = self.product.summed
+        return reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
+
+    def _linear(
+        self, x: torch.Tensor, weight: Weight, dtype: torch.dtype, **then: Any
+    ) -> torch.Tensor | None:
+        """The product and what `then` says by a kernel; None where none does that."""
+        return (
+            None
+            if self.native is None
+            else linear(self.native, self.lead, x, weight, dtype, **then)
         )
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -209,13 +239,11 @@ class RunProduct:
             return matmul(x, values, self.lead, self.between)
         return self.multiply(x, *operands, self.lead, self.between)
 
-    def _by_ops(
+    def _then(
         self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
+        """What follows the sum."""
         product = self.product
-        if product.summed is not None:
-            axis, size = product.summed
-            y = reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
         if bias is None and residual is None and product.activation is None:
             return y.to(product.dtype)
         done = None

@@ -2,7 +2,8 @@
 
 A token pass runs the same kernels on the same memory again and again; only the numbers in it
 differ. So what a graph does is recorded once, below Python: native instructions with the addresses
-they use, and the torch ops between them. From then on the list is run, a few native calls in all.
+they use, the torch ops between them, and what is exchanged with other processes. From then on the
+list is run, a few native calls in all.
 
 A recording holds where everything lies: results have memory of their own, inputs are copied to
 where they were, and it is made anew when lasting memory has moved. What Python code decided by the
@@ -16,10 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
-from popxl.backend import decisions
+from popxl.backend import decisions, effects
 from popxl.backend.cells import Cell
 from popxl.backend.native.library import Library, Program
 from popxl.backend.native.library import observer as instructions
@@ -127,13 +128,18 @@ class _Recorder(TorchDispatchMode):
         self._written = False
 
     def watch(self, module: torch.nn.Module, inputs: Arguments) -> tuple[torch.Tensor, ...]:
-        tokens = decisions.observer.set(self.decided), instructions.set(self.instruction)
+        tokens = (
+            decisions.observer.set(self.decided),
+            instructions.set(self.instruction),
+            effects.observer.set(self.effect),
+        )
         try:
             with self:
                 return module(*inputs)
         finally:
             decisions.observer.reset(tokens[0])
             instructions.reset(tokens[1])
+            effects.observer.reset(tokens[2])
 
     def _fail(self, reason: str) -> None:
         """Stop, and hold nothing any more."""
@@ -163,6 +169,17 @@ class _Recorder(TorchDispatchMode):
             self._program = Program(self.native)
             self.steps.append(self._program.run)
         self._program.add(kind, fields)
+
+    def effect(self, effect: effects.Effect, written: tuple[torch.Tensor, ...]) -> None:
+        """Something is to be done beside computing."""
+        with _disable_current_modes():
+            effect()
+        if self.failed:
+            return
+        self._written = True
+        for tensor in written:
+            self.depends(tensor)
+        self._step(lambda: effect() is not None or True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -27,8 +27,16 @@ class Share(Mesh):
         self.replicas = whole.replicas // count
         axes = next(n for n in range(whole.lead + 1) if math.prod(whole.dims[:n]) == count)
         self.outer, self.dims = whole.dims[:axes], whole.dims[axes:]
+        self._axes = {}
         self._first = index * self.replicas
         self._place = tuple(int(i) for i in np.unravel_index(index, self.outer)) if axes else ()
+
+    def _find_axes(self, assignment: np.ndarray) -> tuple[int, ...] | None:
+        """The axes within a process; None also for groups that lie across processes."""
+        axes = self.whole._find_axes(assignment)
+        if axes is None or any(axis < len(self.outer) for axis in axes):
+            return None
+        return tuple(axis - len(self.outer) for axis in axes)
 
     def widen(self, value: torch.Tensor) -> torch.Tensor:
         """A value of this share as one of the whole mesh, of size 1 across processes."""

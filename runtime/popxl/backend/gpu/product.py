@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
@@ -17,20 +18,31 @@ class RunOnGpu(RunProduct):
 
     Args:
         lead: the number of mesh axes.
+        reduced: does the sum that is `product.reduced`.
     """
 
-    def __init__(self, product: Product, lead: int, kernels: ModuleType):
-        super().__init__(product, lead, None)
+    def __init__(
+        self,
+        product: Product,
+        lead: int,
+        kernels: ModuleType,
+        reduced: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        super().__init__(product, lead, None, reduced)
         self.kernels = kernels
 
-    def _fused(
+    def _linear(
         self,
         x: torch.Tensor,
         weight: Weight,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        dtype: torch.dtype,
+        *,
+        summed: int | None = None,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        if self.product.summed is not None:
+        if summed is not None:
             return None
         given = x, weight.tensor, weight.scale, weight.offset, bias, residual
         alone = flat(self.lead, *(t for t in given if t is not None))
@@ -46,9 +58,9 @@ class RunOnGpu(RunProduct):
         done = self.kernels.linear(
             x1.reshape(-1, x1.shape[-1]),
             weight,
-            self.product.dtype,
+            dtype,
             bias,
-            self.product.activation,
+            activation,
             None if residual is None else residual.reshape(-1, outputs),
         )
         return None if done is None else done.reshape(*x.shape[:-1], outputs)
