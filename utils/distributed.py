@@ -115,8 +115,8 @@ def meet(device: str) -> None:
     from popxl import machine
 
     try:
-        join(device)
-    except (JobError, ValueError) as error:
+        join(machine.device_kind(device))
+    except (JobError, ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
     except SystemExit:  # it was told to end: a launcher does so where another one has died
         tell_who_is_missed()

@@ -54,6 +54,7 @@ class Engine:
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
         native = library() if composite_kernels and device.type == "cpu" else None
+        alone = not isinstance(self.collectives, AcrossProcesses)
         around = Surroundings(
             self.mesh,
             device,

@@ -214,13 +214,29 @@ class RunProduct:
         return reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
 
     def _linear(
-        self, x: torch.Tensor, weight: Weight, dtype: torch.dtype, **then: Any
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        dtype: torch.dtype,
+        *,
+        summed: int | None = None,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """The product and what `then` says by a kernel; None where none does that."""
-        return (
-            None
-            if self.native is None
-            else linear(self.native, self.lead, x, weight, dtype, **then)
+        """The product and what follows it by a kernel; None where none does that."""
+        if self.native is None:
+            return None
+        return linear(
+            self.native,
+            self.lead,
+            x,
+            weight,
+            dtype,
+            summed=summed,
+            bias=bias,
+            activation=activation,
+            residual=residual,
         )
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:

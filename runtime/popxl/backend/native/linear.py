@@ -237,7 +237,12 @@ def _takes_many_rows(x: torch.Tensor, weight: Weight, summed: int | None) -> boo
         x.dtype in (torch.bfloat16, torch.float16)
         and x.shape[-1] % 2 == 0
         and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
-        and (summed is None or not channels or weight.scale.shape[summed] == 1)
+        and (
+            summed is None
+            or weight.scale is None
+            or not channels
+            or weight.scale.shape[summed] == 1
+        )
     )
 
 
