@@ -58,7 +58,7 @@ void some_rows(const Task& t, const float* x, int64_t row) {
     int64_t output = 0;
     // As many sums at once as hide how long one takes, and have registers.
     constexpr bool FEW = R <= 2 || (HOW < AS_2_BYTES && R <= 4);
-    constexpr int O = FEW ? 4 : TYPE == NIBBLES && R > 4 ? 1 : 2;
+    constexpr int O = FEW ? 1 : TYPE == NIBBLES && R > 4 ? 1 : 2;
     tiles<TYPE, HOW, R, O>(t, op, x, row, output);
     if constexpr (O > 1) tiles<TYPE, HOW, R, 1>(t, op, x, row, output);
 }

@@ -96,21 +96,17 @@ struct Scales {
     }
 };
 
-// Where to ask for weights ahead of their use: so many bytes further on in `outputs` rows that are
-// read side by side, then in those that come next.
+// Asks for weights ahead of their use, in the order of memory: where rows are read side by side,
+// those that come after them.
 struct Ahead {
-    static constexpr int64_t DISTANCE = 2048;
-    int64_t turn, here, beyond;  // the byte of a row from which on the next ones are meant; steps
+    static constexpr int64_t DISTANCE = 4096;
+    const char* next;
 
-    Ahead(int64_t bytes, int64_t step, int64_t outputs) {
-        int64_t rows = bytes ? DISTANCE / bytes : 0, rest = bytes ? DISTANCE % bytes : 0;
-        turn = bytes - rest;
-        here = rows * outputs * step + rest;
-        beyond = here + outputs * step - bytes;
-    }
+    Ahead(const char* w, int64_t bytes) : next(w + std::max(bytes, DISTANCE)) {}
 
-    void ask(const char* w, int64_t done) const {
-        __builtin_prefetch(w + (done < turn ? here : beyond), 0, 3);
+    // The next `lines` lines.
+    void ask(int lines) {
+        for (int i = 0; i < lines; i++, next += BLOCK) __builtin_prefetch(next, 0, 2);
     }
 };
 

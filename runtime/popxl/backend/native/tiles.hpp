@@ -86,9 +86,9 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O> struct Tile {
         int64_t bytes = weight_bytes(op), step = stride_bytes(TYPE, op.w_output);
         int64_t whole = bytes / BLOCK * BLOCK;
         Floats factor[O];
-        Ahead ahead(bytes, step, O);
+        Ahead ahead(w, O * bytes);
         for (int64_t b = 0; b < whole; b += BLOCK, x += B::BLOCK_FLOATS) {
-            for (int o = 0; o < O; o++) ahead.ask(w + o * step + b, b);
+            ahead.ask(O);
             factors(b, factor);
             B::block(sums, w + b, step, x, factor);
         }

@@ -45,11 +45,10 @@ template <int64_t TYPE, int DIGITS, int R, int O> struct WholeTile {
                              const float* of_span, const Scales& scales, int64_t first) {
         int64_t bytes = weight_bytes(op), step = stride_bytes(TYPE, op.w_output);
         const float* scale = scales.scale + first;
-        Ahead ahead(bytes, step, O);
+        Ahead ahead(w, O * bytes);
         int64_t b = 0;
         for (; b + SPAN_BYTES <= bytes; b += SPAN_BYTES) {
-            for (int o = 0; o < O; o++)
-                for (int i = 0; i < SPAN; i++) ahead.ask(w + o * step + i * BLOCK, b);
+            ahead.ask(O * SPAN);
             span(sums, w, step, x, of_span, scales, scale, b, SPAN);
             w += SPAN_BYTES, x += SPAN * BLOCK_FLOATS, of_span += SPAN_FLOATS;
         }
