@@ -28,39 +28,66 @@ struct Task {
 };
 
 #ifdef POPXL_BYTES
-template <int64_t TYPE, Arithmetic HOW, int R, int O>
-using TileOf = std::conditional_t<HOW >= AS_2_BYTES, WholeTile<TYPE, HOW, R, O>, Tile<TYPE, HOW, R, O>>;
+template <int64_t TYPE, Arithmetic HOW, int R>
+using QuantizedTileOf =
+    std::conditional_t<HOW >= AS_2_BYTES, WholeTile<TYPE, HOW, R>, QuantizedTile<TYPE, HOW, R>>;
 #else
-template <int64_t TYPE, Arithmetic HOW, int R, int O> using TileOf = Tile<TYPE, HOW, R, O>;
+template <int64_t TYPE, Arithmetic HOW, int R> using QuantizedTileOf = QuantizedTile<TYPE, HOW, R>;
 #endif
 
-template <int64_t TYPE, Arithmetic HOW, int R, int O>
-void tiles(const Task& t, const Linear& op, const float* x, int64_t row, int64_t& output) {
-    int64_t step = stride_bytes(TYPE, op.w_output);
-    for (; output + O <= t.outputs; output += O) {
-        TileOf<TYPE, HOW, R, O> tile;
-        tile.run(op, t.prepared, t.w + output * step, x, output, t.scales);
-        Floats totals[(R * O + 3) / 4 * 4] = {};
-        for (int i = 0; i < R * O; i++) totals[i] = tile.total[i / O][i % O];
-        for (int i = 0; i < R * O; i += 4) {
-            float sums[4];
-            sums_of_four(totals + i, sums);
-            for (int j = i; j < std::min(i + 4, R * O); j++)
-                t.result[(row + j / O) * t.part + output + j % O] = sums[j - i];
-        }
+constexpr int64_t KEPT = 16;              // outputs whose sums are kept
+constexpr int64_t ACTIVATIONS = 16 << 10;  // bytes of them that stay in the first cache
+
+// The sums of outputs, KEPT of [row], added up.
+template <int R>
+void add_up(const Task& t, const Floats* sums, int64_t count, int64_t row, int64_t output) {
+    float added[KEPT * R];
+    for (int i = 0; i < KEPT * R; i += 4) sums_of_four(sums + i, added + i);
+    for (int r = 0; r < R; r++) {
+        float* to = t.result + (row + r) * t.part + output;
+        for (int64_t o = 0; o < count; o++) to[o] = added[o * R + r];
     }
 }
 
+// A few outputs at a time, so many inputs of each that their activations stay in the first cache.
 template <int64_t TYPE, Arithmetic HOW, int R>
 void some_rows(const Task& t, const float* x, int64_t row) {
-    Linear op = t.op;
-    op.scale = t.scale;
-    int64_t output = 0;
-    // As many sums at once as hide how long one takes, and have registers.
-    constexpr bool FEW = R <= 2 || (HOW < AS_2_BYTES && R <= 4);
-    constexpr int O = FEW ? 1 : TYPE == NIBBLES && R > 4 ? 1 : 2;
-    tiles<TYPE, HOW, R, O>(t, op, x, row, output);
-    if constexpr (O > 1) tiles<TYPE, HOW, R, 1>(t, op, x, row, output);
+    int64_t bytes = weight_bytes(t.op), step = stride_bytes(TYPE, t.op.w_output);
+    for (int64_t output = 0; output < t.outputs; output += KEPT) {
+        int64_t count = std::min(KEPT, t.outputs - output);
+        const char* w = t.w + output * step;
+        Floats sums[KEPT][R] = {};
+        if constexpr (TYPE == INT8 || TYPE == NIBBLES) {
+            Linear op = t.op;
+            op.scale = t.scale;
+            for (int64_t o = 0; o < count; o++) {
+                QuantizedTileOf<TYPE, HOW, R> tile;
+                tile.run(op, t.prepared, w + o * step, x, output + o, t.scales);
+                std::copy(tile.total, tile.total + R, sums[o]);
+            }
+        } else {
+            constexpr int O = R > 4 ? 2 : 1;  // two share what is read of many rows
+            typedef Tile<TYPE, HOW, R, O> T;
+            constexpr int64_t WIDTH = ACTIVATIONS / (T::BLOCK_FLOATS * sizeof(float)) * BLOCK;
+            int64_t ahead = WIDTH >= bytes ? AHEAD : (AHEAD + WIDTH - 1) / WIDTH * step;
+            const float* of_segment = x;
+            for (int64_t segment = 0; segment < t.op.segments; segment++) {
+                for (int64_t b = 0; b < bytes; b += WIDTH) {
+                    int64_t end = std::min(b + WIDTH, bytes), o = 0;
+                    for (; o + O <= count; o += O)
+                        T::range(reinterpret_cast<typename T::Sums&>(sums[o]), w + o * step, step,
+                                 of_segment, b, end, ahead);
+                    for (; o < count; o++)
+                        Tile<TYPE, HOW, R>::range(
+                            reinterpret_cast<typename Tile<TYPE, HOW, R>::Sums&>(sums[o]),
+                            w + o * step, step, of_segment, b, end, ahead);
+                }
+                w += stride_bytes(TYPE, t.op.w_segment);
+                of_segment += t.prepared.per_segment * R * LANES;
+            }
+        }
+        add_up<R>(t, sums[0], count, row, output);
+    }
 }
 
 template <int64_t TYPE, Arithmetic HOW = AS_FLOATS> void all_rows(const Task& t) {

@@ -28,6 +28,7 @@ namespace {
 
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
 constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
+constexpr int64_t AHEAD = 4096;  // bytes of weights to ask for ahead of their use
 
 // How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
 // are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation
@@ -93,20 +94,6 @@ struct Scales {
         for (int lane = 0; lane < LANES; lane++) values[lane] = from[lanes[lane]];
         return values;
 #endif
-    }
-};
-
-// Asks for weights ahead of their use, in the order of memory: where rows are read side by side,
-// those that come after them.
-struct Ahead {
-    static constexpr int64_t DISTANCE = 4096;
-    const char* next;
-
-    Ahead(const char* w, int64_t bytes) : next(w + std::max(bytes, DISTANCE)) {}
-
-    // The next `lines` lines.
-    void ask(int lines) {
-        for (int i = 0; i < lines; i++, next += BLOCK) __builtin_prefetch(next, 0, 2);
     }
 };
 

@@ -103,5 +103,13 @@ void prepare_row(const Prepared& p, float* to, int64_t step, const char* x, floa
     }
 }
 
+// Adds the sums of the groups' activations, times their offsets, to the sums of an output.
+template <int R>
+void add_offsets(Floats (&sums)[R], const Prepared& p, const float* of_groups, const float* offset) {
+    for (int64_t g = 0; g < p.sums; g++, of_groups += R * LANES)
+        for (int r = 0; r < R; r++)
+            sums[r] += load<Floats>(offset + g * LANES) * load<Floats>(of_groups + r * LANES);
+}
+
 }  // namespace
 }  // namespace popxl
