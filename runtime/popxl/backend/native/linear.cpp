@@ -36,7 +36,7 @@ template <int64_t TYPE, Arithmetic HOW, int R> using QuantizedTileOf = Quantized
 #endif
 
 constexpr int64_t KEPT = 16;              // outputs whose sums are kept
-constexpr int64_t ACTIVATIONS = 16 << 10;  // bytes of them that stay in the first cache
+constexpr int64_t WIDE = 256;  // blocks times rows whose activations stay in the first cache
 
 // The sums of outputs, KEPT of [row], added up.
 template <int R>
@@ -68,7 +68,7 @@ void some_rows(const Task& t, const float* x, int64_t row) {
         } else {
             constexpr int O = R > 4 ? 2 : 1;  // two share what is read of many rows
             typedef Tile<TYPE, HOW, R, O> T;
-            constexpr int64_t WIDTH = ACTIVATIONS / (T::BLOCK_FLOATS * sizeof(float)) * BLOCK;
+            constexpr int64_t WIDTH = WIDE / R * BLOCK;
             int64_t ahead = WIDTH >= bytes ? AHEAD : (AHEAD + WIDTH - 1) / WIDTH * step;
             const float* of_segment = x;
             for (int64_t segment = 0; segment < t.op.segments; segment++) {

@@ -22,7 +22,7 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O = 1> struct Tile {
         int64_t whole = to / BLOCK * BLOCK;
         x += from / BLOCK * BLOCK_FLOATS;
         for (int64_t b = from; b < whole; b += BLOCK, x += BLOCK_FLOATS) {
-            for (int o = 0; o < O; o++) __builtin_prefetch(w + o * step + b + ahead, 0, 2);
+            for (int o = 0; o < O; o++) __builtin_prefetch(w + o * step + b + ahead, 0, R > 4 ? 3 : 2);
             block(sums, w + b, step, x);
         }
         if (whole < to) {
