@@ -119,8 +119,11 @@ void micro(float* c, const char* x, int64_t x_step, const char* panel, int64_t p
     for (int m = 0; m < M; m++)
         for (int v = 0; v < VECTORS; v++) sums[m][v] = _mm512_loadu_ps(c + m * OUTPUTS + v * LANES);
     for (int64_t p = 0; p < pairs; p++, panel += 4 * OUTPUTS) {
-        if (p % 16 == 0)
+        if (p % 16 == 0) {  // what the rows behind these need
             for (int m = 0; m < M; m++) __builtin_prefetch(x + (m + M) * x_step + 4 * p);
+            for (int i = 0; i < M / 2; i++)
+                __builtin_prefetch(c + M * OUTPUTS + (p / 16 * (M / 2) + i) * LANES);
+        }
         __m512bh w[VECTORS];
         for (int v = 0; v < VECTORS; v++) w[v] = (__m512bh)_mm512_loadu_si512(panel + 64 * v);
         for (int m = 0; m < M; m++) {
