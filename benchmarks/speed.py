@@ -203,12 +203,20 @@ def sharded(bench: Bench) -> Value:
 def transformers(bench: Bench, which: str) -> Value:
     """How many times faster than transformers in bfloat16, pass by pass."""
     words = ["--precision", "bfloat16", "--compare", "hf", "--batch_size", "1"]
-    comparison = bench.result(
+    result = bench.result(
         *words, "--prompt_tokens", str(PROMPT if which == "prompt" else 128), "--new_tokens", "16"
-    ).comparison
+    )
+    comparison = result.comparison
     assert comparison is not None
     rate = getattr(comparison, f"{which}_tokens_per_second")
-    return Value(getattr(comparison, f"{which}_ratio"), f"{rate:.1f} tokens/s by transformers")
+    if which == "prompt":
+        most = result.matmul_rate.median * PROMPT / result.prompt_operations
+    else:
+        most = result.read_bandwidth.median / result.step_bytes
+    return Value(
+        getattr(comparison, f"{which}_ratio"),
+        f"{rate:.1f} tokens/s by transformers; {most / rate:.2f} x at the machine's limit",
+    )
 
 
 def launch(bench: Bench) -> Value:
