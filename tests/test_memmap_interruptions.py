@@ -93,7 +93,8 @@ def test_an_interrupted_generation_is_finished_by_the_same_command(
         for name in left.keys() & expected.keys():
             assert left[name] == expected[name], f"{name} has its name and is not whole"
         if number == signal.SIGINT:
-            assert status in (0, 130, -signal.SIGINT)  # the last before Python handles it
+            # The third before Python handles it, 1 from multiprocessing before the script begins.
+            assert status in (0, 130, -signal.SIGINT) or (status == 1 and not maps.exists())
             assert not [name for name in left if "partial" in name]
         before = identities(maps) if maps.exists() else {}
         assert duration(start, words) > 0
