@@ -44,19 +44,29 @@ struct Head {
     // The scores; returns the largest one.
     template <int64_t TYPE> float dots() const {
         float factor = 1.0f / std::sqrt(float(size)), largest = -std::numeric_limits<float>::max();
-        for (int64_t t = 0; t < count; t++) {
-            const char* key = keys + t * key_step;
-            Floats total = {};
-            int64_t i = 0;
-            for (; i + LANES <= size; i += LANES)
-                total += load<Floats>(query + i) * load_floats(key + i * size_of(TYPE), TYPE);
-            if (i < size)
-                total += load<Floats>(query + i) *
-                         load_some(key + i * size_of(TYPE), TYPE, size - i);
-            scores[t] = sum(total) * factor + slope * (float(t) - at);
-            largest = std::max(largest, scores[t]);
+        for (int64_t t = 0; t < count; t += 4) {
+            Floats totals[4] = {};
+            float four[4];
+            int64_t some = std::min<int64_t>(4, count - t);
+            for (int64_t j = 0; j < some; j++) totals[j] = dot<TYPE>(keys + (t + j) * key_step);
+            sums_of_four(totals, four);
+            for (int64_t j = 0; j < some; j++) {
+                scores[t + j] = four[j] * factor + slope * (float(t + j) - at);
+                largest = std::max(largest, scores[t + j]);
+            }
         }
         return largest;
+    }
+
+    template <int64_t TYPE> Floats dot(const char* key) const {
+        Floats total = {};
+        int64_t i = 0;
+        for (; i + LANES <= size; i += LANES)
+            total += load<Floats>(query + i) * load_floats(key + i * size_of(TYPE), TYPE);
+        if (i < size)
+            total +=
+                load<Floats>(query + i) * load_some(key + i * size_of(TYPE), TYPE, size - i);
+        return total;
     }
 
     void softmax(float largest) const {
