@@ -290,19 +290,47 @@ def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
         check(y[..., row, :, :], expected, 3 * TOLERANCE[dtype])
 
 
+def number(value: int, *mesh: int) -> torch.Tensor:
+    return torch.full(mesh, value, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, generator, dtype):
+    """To the bit: what verifying a proposal gives is what generating it would have given."""
+    tokens = [normal(generator, 1, 5, 3, 20, dtype=dtype) for _ in range(3)]
+    caches = [normal(generator, 1, 4, 3, 30, 20, dtype=dtype) for _ in range(2)]
+    alone = [cache[:, 2:3].clone() for cache in caches]
+    slopes = torch.from_numpy(generator.random((1, 3), dtype=np.float32))
+    positions = torch.arange(7, 12, dtype=torch.int32)[None]
+    y = token_attention(native, 1, tokens, caches, slopes, positions, number(2, 1))
+    for i in range(5):
+        one = [t[:, i : i + 1].contiguous() for t in tokens]
+        expected = token_attention(native, 1, one, alone, slopes, positions[:, i : i + 1].clone())
+        assert torch.equal(y[:, i : i + 1], expected)
+    for held, row in zip(caches, alone, strict=True):
+        assert torch.equal(held[:, 2:3], row)
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 20, 64, 128])
 @pytest.mark.parametrize(
     "tokens, position, length", [(1, 0, 40), (7, 3, 40), (40, 0, 40), (16, 24, 40), (150, 75, 240)]
 )
 def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, tokens, position, length):
-    heads = 3
-    q = normal(generator, 2, 1, tokens, heads, size, dtype=dtype)
-    caches = [normal(generator, 2, 1, heads, length, size, dtype=dtype) for _ in range(2)]
+    heads, row = 3, 1
+    q, k, v = (normal(generator, 2, 1, tokens, heads, size, dtype=dtype) for _ in range(3))
+    caches = [normal(generator, 2, 1, 2, heads, length, size, dtype=dtype) for _ in range(2)]
     slopes = torch.from_numpy(generator.random((2, 1, heads), dtype=np.float32))
-    y = chunk_attention(native, 2, q, caches, slopes, position)
+    expected = [held.clone() for held in caches]
+    for held, new in zip(expected, (k, v), strict=True):
+        held[:, :, row, :, position : position + tokens] = new.transpose(2, 3)
+    y = chunk_attention(
+        native, 2, (q, k, v), caches, slopes, number(position, 1, 1), number(row, 1, 1)
+    )
+    for held, whole in zip(caches, expected, strict=True):
+        assert torch.equal(held, whole)
 
-    keys, values = map(exact, caches)
+    keys, values = (exact(held[:, :, row]) for held in caches)
     at, queries = np.arange(length), position + np.arange(tokens)
     distance = at - queries[:, None]
     scores = np.einsum("...qhd,...htd->...hqt", exact(q), keys) / np.sqrt(size)

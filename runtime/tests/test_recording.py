@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import popxl
 import pytest
+import torch
 from popxl import ops
 from popxl.backend import recording
 from popxl.backend.native import library
+from popxl.backend.scratch import Scratch
 
 RUNS = 5
 """Enough for a graph to be run as it is, recorded, and run from the recording."""
@@ -141,6 +143,52 @@ def test_variables_are_updated_in_every_run():
         for number in range(1, 3 * RUNS):
             np.testing.assert_array_equal(session.run()[y], [2 * number] * 3)
         np.testing.assert_array_equal(session.get_tensor_data(total), [3 * RUNS - 1] * 3)
+
+
+def test_a_loop_between_streams_is_recorded():
+    """Its counter starts with a constant: the layers it picks are the same in every run."""
+    layers, size = 3, 24
+
+    def build():
+        generator = np.random.default_rng(5)
+        buffer = popxl.remote_buffer((size, size), popxl.float32, layers)
+        for number in range(layers):
+            popxl.remote_variable(stored(generator, 1, size, size), buffer, number)
+        x = popxl.h2d_stream((4, size), popxl.float32)
+        y = popxl.d2h_stream((4, size), popxl.float32)
+
+        def layer(x, number):
+            return [ops.gelu(x @ ops.remote_load(buffer, number)) + x, number + 1]
+
+        first = ops.host_load(x)
+        body = popxl.gir().create_graph(layer, first, popxl.TensorSpec((), popxl.int32))
+        ops.host_store(y, ops.repeat(body, layers, first, 0)[0])
+        return x, y
+
+    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
+    generator = np.random.default_rng(6)
+    with fast, slow:
+        for _ in range(RUNS):
+            given = generator.standard_normal((4, size), dtype=np.float32)
+            expected = slow.run({x_slow: given})[y_slow]
+            np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
+    assert recordings(fast) == 1
+    assert recordings(slow) == 0
+
+
+def test_scratch_memory_is_used_again_when_nothing_lies_in_it():
+    scratch = Scratch()
+    first = scratch.empty((10, 10), torch.float32)
+    view, place = first[2:], first.data_ptr()
+    del first
+    assert scratch.empty((100,), torch.float32).data_ptr() != place
+    assert scratch.holds(view)
+    assert not scratch.holds(torch.empty(3))
+    del view
+    again = scratch.empty((3, 7), torch.float16)
+    assert again.shape == (3, 7)
+    assert again.is_contiguous()
+    assert scratch.bytes() == 2 * 400
 
 
 def test_what_python_decides_by_is_decided_anew():

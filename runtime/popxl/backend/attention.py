@@ -55,7 +55,7 @@ def _verify(
         and graph.inputs[6].shape == graph.inputs[0].shape[:1]
         and graph.inputs[7].shape == ()
     )
-    return VerifyAttention(TokenAttention(mesh.lead, known)) if fits else None
+    return VerifyAttention(mesh.lead, known) if fits else None
 
 
 def _fits(graph: Graph, inputs: int) -> bool:
@@ -88,15 +88,14 @@ class PromptAttention(torch.nn.Module):
         position: torch.Tensor,
         row: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        at, number, tokens = _scalar(position), _scalar(row), q.shape[self.lead]
-        keys, values = (
-            _write(cell, new, number, at, self.lead)
-            for cell, new in ((key_cell, k), (value_cell, v))
-        )
+        cells = ((key_cell, k), (value_cell, v))
         if self.native is not None:
-            done = chunk_attention(self.native, self.lead, q, (keys, values), slopes, at)
+            caches = [cell.writable(new.shape[: self.lead]) for cell, new in cells]
+            done = chunk_attention(self.native, self.lead, (q, k, v), caches, slopes, position, row)
             if done is not None:
                 return (done,)
+        at, number, tokens = _scalar(position), _scalar(row), q.shape[self.lead]
+        keys, values = (_write(cell, new, number, at, self.lead) for cell, new in cells)
         if self.gpu is not None:
             done = prompt_on_gpu(self.gpu, self.lead, q, (keys, values), slopes, at)
             if done is not None:
@@ -155,9 +154,9 @@ class TokenAttention(torch.nn.Module):
 class VerifyAttention(torch.nn.Module):
     """The next tokens of one row, one after the other as `TokenAttention` has them: to the bit."""
 
-    def __init__(self, token: TokenAttention):
+    def __init__(self, lead: int, known: Composites):
         super().__init__()
-        self.token, self.lead = token, token.lead
+        self.lead, self.native, self.token = lead, known.native, TokenAttention(lead, known)
 
     def forward(
         self,
@@ -170,11 +169,13 @@ class VerifyAttention(torch.nn.Module):
         positions: torch.Tensor,
         row: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        number, lead = _scalar(row), self.lead
-        caches = [
-            Cell(cell.writable(new.shape[:lead]).narrow(lead, number, 1), shared=False)
-            for cell, new in ((key_cell, k), (value_cell, v))
-        ]
+        lead = self.lead
+        whole = [key_cell.writable(k.shape[:lead]), value_cell.writable(v.shape[:lead])]
+        if self.native is not None:
+            done = token_attention(self.native, lead, (q, k, v), whole, slopes, positions, row)
+            if done is not None:
+                return (done,)
+        caches = [Cell(t.narrow(lead, _scalar(row), 1), shared=False) for t in whole]
         tokens = []
         for i in range(q.shape[lead]):
             one = [t.narrow(lead, i, 1) for t in (q, k, v)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from popxl.backend.norms import RunNorm
 from popxl.backend.products import Product, RunProduct, products
 from popxl.backend.recording import Recorded, is_steady
 from popxl.backend.rules import MOVES, RULES, SHARING, region
+from popxl.backend.scratch import Scratch
 from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
@@ -49,6 +50,7 @@ class Surroundings:
     settled: Callable[[], bool]
     collectives: Collectives | AcrossProcesses
     graphs: bool = False  # whether CUDA graphs are made of lowered ones
+    scratch: Scratch = field(default_factory=Scratch)  # of recordings
 
 
 class Lowering:
@@ -299,7 +301,11 @@ class _GraphLowering:
     def _lower_repeat(self, op: Op) -> None:
         body = self.program.lower(op.graphs[0], frozenset(op.modifies))
         loop, copied = repeated(body, frozenset(op.modifies))
-        self._run_graphs(op, Repeat(body.module, op.count, copied), [Callee(loop, 0)])
+        module: torch.nn.Module = Repeat(body.module, op.count, copied)
+        if not is_steady(self.graph) and not self.around.graphs:  # else a larger part is recorded
+            constants = (i for i, t in enumerate(op.inputs) if isinstance(t, Constant))
+            module = self._recorded(op.graphs[0], module, frozenset(constants))
+        self._run_graphs(op, module, [Callee(loop, 0)])
 
     def _lower_conditional(self, op: Op) -> None:
         starts = (1, 1 + len(op.graphs[0]._inputs))
@@ -321,8 +327,14 @@ class _GraphLowering:
         callees = [Callee(then_branch, starts[0]), Callee(else_branch, starts[1])]
         self._run_graphs(op, module, callees)
 
-    def _recorded(self, graph: Graph, module: torch.nn.Module) -> torch.nn.Module:
-        """`module`, the lowered `graph`, which is recorded where that is of use."""
+    def _recorded(
+        self, graph: Graph, module: torch.nn.Module, constants: frozenset[int] = frozenset()
+    ) -> torch.nn.Module:
+        """`module`, which runs the lowered `graph`, recorded where that is of use.
+
+        Args:
+            constants: its inputs that are the same in every run.
+        """
         native = self.around.composites.native
         if not is_steady(graph):
             return module
@@ -330,7 +342,7 @@ class _GraphLowering:
             return cuda.Graphed(module, self.device, cuda.capture_graph)
         if native is None:
             return module
-        return Recorded(module, native, self.around.settled)
+        return Recorded(module, native, self.around.scratch, self.around.settled, constants)
 
     def _run_graphs(self, op: Op, module: torch.nn.Module, callees: list[Callee]) -> None:
         """Call `module`; pass cells for inputs by reference and keep the books on memory."""

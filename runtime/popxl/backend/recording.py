@@ -5,15 +5,15 @@ differ. So what a graph does is recorded once, below Python: native instructions
 they use, the torch ops between them, and what is exchanged with other processes. From then on the
 list is run, a few native calls in all.
 
-A recording holds where everything lies: results have memory of their own, inputs are copied to
-where they were, and it is made anew when lasting memory has moved. What Python code decided by the
-numbers of an input is a condition that is checked again; where it does not hold, the graph is run
-as it was written.
+A recording holds where everything lies: results have memory of their own (`scratch.py`), inputs are
+copied to where they were, and it is made anew when lasting memory has moved. What Python code
+decided by the numbers of an input is a condition that is checked again; where it does not hold, the
+graph is run as it was written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from popxl.backend import decisions, effects
 from popxl.backend.cells import Cell
 from popxl.backend.native.library import Library, Program
 from popxl.backend.native.library import observer as instructions
+from popxl.backend.scratch import Scratch
 from popxl.graph import Graph
 
-MOST_BYTES = 1 << 26
-"""Memory that the intermediate results of a recording may take."""
+MOST_BYTES = 1 << 28
+"""Memory that the intermediate results of a session's recordings may take."""
 
 MOST_TRIES = 4
 """Recordings that may become useless before a graph is no longer recorded."""
@@ -54,11 +55,20 @@ class Recorded(torch.nn.Module):
 
     Args:
         settled: whether lasting memory is where it stays, and need not be followed.
+        constants: the inputs that are the same in every run.
     """
 
-    def __init__(self, module: torch.nn.Module, native: Library, settled: Callable[[], bool]):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        native: Library,
+        scratch: Scratch,
+        settled: Callable[[], bool],
+        constants: frozenset[int] = frozenset(),
+    ):
         super().__init__()
-        self.module, self.native, self.settled = module, native, settled
+        self.module, self.native, self.scratch = module, native, scratch
+        self.settled, self.constants = settled, constants
         self._recordings: dict[Any, _Recording] = {}
         self._runs, self._tries = 0, 0
 
@@ -88,16 +98,21 @@ class Recorded(torch.nn.Module):
 
     def _record(self, key: Any, inputs: Arguments) -> tuple[torch.Tensor, ...]:
         self._tries += 1
-        recorder = _Recorder(self.native)
-        fixed = tuple(x if isinstance(x, Cell) else x.clone() for x in inputs)
-        for x in fixed:
-            recorder.depends(x.tensor if isinstance(x, Cell) else x)
+        recorder = _Recorder(self.native, self.scratch)
+        fixed = tuple(
+            x if i in self.constants or isinstance(x, Cell) else x.clone()
+            for i, x in enumerate(inputs)
+        )
+        for i, x in enumerate(fixed):
+            if i not in self.constants:
+                recorder.depends(x.tensor if isinstance(x, Cell) else x)
         epoch = Cell.moves
         outputs = recorder.watch(self.module, fixed)
         if recorder.failed is not None:
             self._tries = MOST_TRIES
         elif epoch == Cell.moves:
-            self._recordings[key] = _Recording(recorder, fixed, outputs, epoch)
+            varying = [None if i in self.constants else x for i, x in enumerate(fixed)]
+            self._recordings[key] = _Recording(recorder, varying, outputs, epoch)
         return tuple(t.clone() for t in outputs)
 
 
@@ -115,9 +130,9 @@ class _Recorder(TorchDispatchMode):
         failed: why it cannot be done again.
     """
 
-    def __init__(self, native: Library):
+    def __init__(self, native: Library, scratch: Scratch):
         super().__init__()
-        self.native = native
+        self.native, self.scratch = native, scratch
         self.steps: list[Callable[[], bool]] = []
         self.failed: str | None = None
         self._program: Program | None = None
@@ -183,9 +198,11 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         if self.failed:
-            return result
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.empty.memory_format and not _unusual(kwargs):
+            return self._empty(args[0], kwargs.get("dtype") or torch.get_default_dtype())
+        result = func(*args, **kwargs)
         given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
         made = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -195,6 +212,12 @@ class _Recorder(TorchDispatchMode):
         if not self.failed:
             self._note(func, args, kwargs, given, made)
         return result
+
+    def _empty(self, shape: Any, dtype: torch.dtype) -> torch.Tensor:
+        made = self.scratch.empty(tuple(shape), dtype)
+        if self.scratch.bytes() > MOST_BYTES:
+            self._fail("intermediate results take too much memory")
+        return made
 
     def _check(self, func: Any, given: list[torch.Tensor]) -> None:
         if func is torch.ops.aten.index.Tensor:
@@ -235,7 +258,7 @@ class _Recorder(TorchDispatchMode):
         self._step(lambda: write() is not None or True)
 
     def _keep(self, tensors: list[torch.Tensor], new: list[torch.Tensor]) -> None:
-        self._kept.extend(tensors)
+        self._kept.extend(t for t in tensors if not self.scratch.holds(t))
         self._bytes += sum(t.nbytes for t in new)
         if self._bytes > MOST_BYTES:
             self._fail("its results take too much memory")
@@ -253,7 +276,7 @@ class _Recording:
     def __init__(
         self,
         recorder: _Recorder,
-        inputs: Arguments,
+        inputs: Sequence[Any],
         outputs: tuple[torch.Tensor, ...],
         epoch: int,
     ):
@@ -276,6 +299,17 @@ def _again(func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> bool:
     for held, new in zip(made, results, strict=True):
         held.copy_(new)
     return True
+
+
+def _unusual(options: dict[str, Any]) -> bool:
+    """Whether memory is asked for that is no plain one of the CPU."""
+    device = options.get("device")
+    return (
+        (device is not None and torch.device(device).type != "cpu")
+        or options.get("layout") not in (None, torch.strided)
+        or options.get("memory_format") not in (None, torch.contiguous_format)
+        or bool(options.get("pin_memory"))
+    )
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -10,17 +10,18 @@ namespace popxl {
 
 // All fields have 8 bytes; strides are in elements. Elements of a head lie side by side.
 struct Attention {
-    const void *q, *k, *v, *slopes, *positions;
+    const void *q, *k, *v, *slopes;
+    const int32_t *positions, *row;  // `row` of the caches for the one token there is; else null
     void *keys, *values, *out;
-    int64_t type, rows, heads, size, length;
+    int64_t type, tokens, heads, size, rows, length;
     int64_t mesh[3];
-    int64_t q_mesh[3], q_row, q_head;
-    int64_t k_mesh[3], k_row, k_head;
-    int64_t v_mesh[3], v_row, v_head;
+    int64_t q_mesh[3], q_token, q_head;
+    int64_t k_mesh[3], k_token, k_head;
+    int64_t v_mesh[3], v_token, v_head;
     int64_t keys_mesh[3], keys_row, keys_head, keys_token;
     int64_t values_mesh[3], values_row, values_head, values_token;
     int64_t slopes_mesh[3];
-    int64_t out_mesh[3], out_row, out_head;
+    int64_t out_mesh[3], out_token, out_head;
 };
 
 namespace {
@@ -110,22 +111,22 @@ void run(const Attention& op, const Share& share) {
     int64_t padded = (op.size + 63) / 64 * 64 + LANES;
     float* query = share.room<float>(2 * padded + op.length + LANES);
     float *context = query + padded, *scores = context + padded;
-    const int32_t* positions = static_cast<const int32_t*>(op.positions);
-    int64_t items = count_of(op.mesh) * op.rows * op.heads;
+    int64_t items = count_of(op.mesh) * op.tokens * op.heads;
     for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
-        int64_t head = item % op.heads, row = item / op.heads % op.rows;
-        int64_t m = item / op.heads / op.rows;
-        Place place(op.mesh, m);
-        auto start = [&](const int64_t(&mesh)[3], int64_t row_step, int64_t head_step) {
-            return place.offset(mesh) + row * row_step + head * head_step;
+        int64_t head = item % op.heads, token = item / op.heads % op.tokens;
+        int64_t row = op.row ? std::clamp<int64_t>(*op.row, 0, op.rows - 1) : token;
+        Place place(op.mesh, item / op.heads / op.tokens);
+        auto start = [&](const int64_t(&mesh)[3], int64_t first, int64_t head_step) {
+            return place.offset(mesh) + first + head * head_step;
         };
-        const char* q = at(op.q, op.type, start(op.q_mesh, op.q_row, op.q_head));
-        const char* k = at(op.k, op.type, start(op.k_mesh, op.k_row, op.k_head));
-        const char* v = at(op.v, op.type, start(op.v_mesh, op.v_row, op.v_head));
-        char* keys = at(op.keys, op.type, start(op.keys_mesh, op.keys_row, op.keys_head));
-        char* values = at(op.values, op.type, start(op.values_mesh, op.values_row, op.values_head));
+        const char* q = at(op.q, op.type, start(op.q_mesh, token * op.q_token, op.q_head));
+        const char* k = at(op.k, op.type, start(op.k_mesh, token * op.k_token, op.k_head));
+        const char* v = at(op.v, op.type, start(op.v_mesh, token * op.v_token, op.v_head));
+        char* keys = at(op.keys, op.type, start(op.keys_mesh, row * op.keys_row, op.keys_head));
+        char* values =
+            at(op.values, op.type, start(op.values_mesh, row * op.values_row, op.values_head));
 
-        int64_t position = positions[row], size = size_of(op.type);
+        int64_t position = op.positions[token], size = size_of(op.type);
         int64_t slot = std::clamp<int64_t>(position, 0, op.length - 1);
         keep(k, keys + slot * op.keys_token * size, op.size * size);
         keep(v, values + slot * op.values_token * size, op.size * size);
@@ -138,7 +139,7 @@ void run(const Attention& op, const Share& share) {
         if (op.type == FLOAT32) one.run<FLOAT32>();
         if (op.type == FLOAT16) one.run<FLOAT16>();
         if (op.type == BFLOAT16) one.run<BFLOAT16>();
-        char* out = at(op.out, op.type, start(op.out_mesh, op.out_row, op.out_head));
+        char* out = at(op.out, op.type, start(op.out_mesh, token * op.out_token, op.out_head));
         for (int64_t i = 0; i < op.size; i += LANES)
             store_some(out + i * size, op.type, load<Floats>(context + i), op.size - i);
     }

@@ -14,12 +14,12 @@ namespace {
 // A few queries of one head.
 struct Queries {
     const Chunk& op;
-    int64_t rows, first, limit, padded;  // keys up to `limit` are seen by the last one
+    int64_t rows, at, limit, padded;  // position of the first; keys up to `limit` are seen by the last
     float slope;
     float *x, *flat, *scores;  // scores: [rows][padded]
 
     int64_t seen(int64_t row) const {
-        return std::clamp<int64_t>(op.position + first + row + 1, 1, op.length);
+        return std::clamp<int64_t>(at + row + 1, 1, op.length);
     }
 
     void find_scores(const char* q, const char* keys) const {
@@ -41,7 +41,7 @@ struct Queries {
         for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
         for (int64_t row = 0; row < rows; row++) {
             float* of_row = scores + row * padded;
-            float distance = -float(op.position + first + row);
+            float distance = -float(at + row);
             int64_t count = seen(row);
             Floats largest = splat(-std::numeric_limits<float>::max()), total = {};
             for (int64_t t = 0; t < padded; t += LANES) {
@@ -111,9 +111,9 @@ void run_few_queries(const Chunk& op, const Share& share) {
     float* x = share.room<float>(MOST_ROWS * (room + padded) + room);
     float *flat = x + MOST_ROWS * room, *scores = flat + room;
     for_each_part(op, share, MOST_ROWS, [&](const Part& part) {
-        int64_t limit = std::clamp<int64_t>(op.position + part.first + part.rows, 1, op.length);
-        Queries some{op,   part.rows, part.first, limit, up(limit, LANES), part.slope,
-                     x,    flat,      scores};
+        int64_t first = part.position + part.first;
+        int64_t limit = std::clamp<int64_t>(first + part.rows, 1, op.length);
+        Queries some{op, part.rows, first, limit, up(limit, LANES), part.slope, x, flat, scores};
         some.find_scores(part.q, part.keys);
         some.softmax();
         if (op.type == FLOAT32) some.contexts<FLOAT32>(part.values, part.out);
@@ -123,6 +123,29 @@ void run_few_queries(const Chunk& op, const Share& share) {
 }
 
 }  // namespace
+
+// Puts the chunk's keys and values in the caches; all threads must meet before they are used.
+void keep(const Chunk& op, const Share& share) {
+    int64_t size = size_of(op.type), row = op.cache_row();
+    int64_t slot = std::clamp<int64_t>(*op.position, 0, op.length - op.tokens);
+    int64_t items = count_of(op.mesh) * op.heads;
+    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+        Place place(op.mesh, item / op.heads);
+        int64_t head = item % op.heads;
+        const char* k = at(op.k, op.type, place.offset(op.k_mesh) + head * op.k_head);
+        const char* v = at(op.v, op.type, place.offset(op.v_mesh) + head * op.v_head);
+        char* keys = at(op.keys, op.type, place.offset(op.keys_mesh) + row * op.keys_row +
+                                              head * op.keys_head + slot * op.keys_token);
+        char* values = at(op.values, op.type, place.offset(op.values_mesh) + row * op.values_row +
+                                                  head * op.values_head + slot * op.values_token);
+        for (int64_t token = 0; token < op.tokens; token++) {
+            std::memcpy(keys + token * op.keys_token * size, k + token * op.k_token * size,
+                        op.size * size);
+            std::memcpy(values + token * op.values_token * size, v + token * op.v_token * size,
+                        op.size * size);
+        }
+    }
+}
 
 void run(const Chunk& op, const Share& share) {
 #ifdef __AVX512BF16__

@@ -14,118 +14,165 @@ namespace {
 #ifdef __AVX512BF16__
 
 constexpr int64_t QUERIES = 128;    // of a part
-constexpr int64_t KEYS = OUTPUTS;   // of a block
+constexpr int64_t KEYS = 128;       // of a block
 constexpr int64_t MOST_SIZE = 256;  // of a head
+
+// 2^x to six digits, more than bfloat16 keeps: the series of e^(x ln 2) on [-1/2, 1/2].
+inline Floats power_of_two(Floats x) {
+    Floats whole = nearest(x), r = x - whole;
+    Floats p = splat(1.33335581e-3f);
+    p = p * r + 9.61812911e-3f;
+    p = p * r + 5.55041087e-2f;
+    p = p * r + 2.40226507e-1f;
+    p = p * r + 6.93147181e-1f;
+    p = p * r + 1.0f;
+    return times_power_of_two(p, whole);
+}
 
 struct Flash {
     const Chunk& op;
     const Part& part;
-    float *scores, *out, *top, *total;  // [query][KEYS], [block of 64][query][64], [query], [query]
-    uint16_t* weights;                  // [query][KEYS], bfloat16
-    char* panel;
+    float *out, *top, *total;         // [block of 64 elements][query][64], [query], [query]
+    float* scores;                    // of MICRO_ROWS queries: [block of 64 keys][query][64]
+    uint16_t* weights;                // bfloat16, [query][KEYS]
+    char *key_panels, *value_panels;  // [block of 64 keys][pair][64], [block of 64][pair][64]
+    float factor, slope;              // what scores and distances are multiplied with
+    int64_t pairs;                    // of elements of a head
+
+    static constexpr float LOG2_E = 1.44269504f;
+    static constexpr int64_t OF_SCORES = MICRO_ROWS * OUTPUTS;
 
     static bool fits(const Chunk& op) {
         return op.type == BFLOAT16 && op.size % 2 == 0 && op.size <= MOST_SIZE;
     }
 
     static int64_t floats(const Chunk& op) {
-        return QUERIES * (KEYS + up(op.size, OUTPUTS) + 2 + KEYS / 2) + PAIRS * OUTPUTS;
+        int64_t size = up(op.size, OUTPUTS);
+        return QUERIES * (size + 2) + MICRO_ROWS * (KEYS + KEYS / 2) + KEYS * size;
     }
 
-    Flash(const Chunk& op, const Part& part, float* room) : op(op), part(part) {
-        scores = room;
-        out = scores + QUERIES * KEYS;
-        top = out + QUERIES * up(op.size, OUTPUTS);
+    Flash(const Chunk& op, const Part& part, float* room)
+        : op(op), part(part), factor(LOG2_E / std::sqrt(float(op.size))),
+          slope(LOG2_E * part.slope), pairs(op.size / 2) {
+        int64_t size = up(op.size, OUTPUTS);
+        out = room;
+        top = out + QUERIES * size;
         total = top + QUERIES;
-        weights = reinterpret_cast<uint16_t*>(total + QUERIES);
-        panel = reinterpret_cast<char*>(weights + QUERIES * KEYS);
+        scores = total + QUERIES;
+        weights = reinterpret_cast<uint16_t*>(scores + MICRO_ROWS * KEYS);
+        key_panels = reinterpret_cast<char*>(weights + MICRO_ROWS * KEYS);
+        value_panels = key_panels + 2 * KEYS * size;
+    }
+
+    // How many keys a query sees.
+    int64_t seen(int64_t row) const {
+        return std::clamp<int64_t>(part.position + part.first + row + 1, 1, op.length);
     }
 
     void run() const {
-        std::fill(out, total + QUERIES, 0.0f);
-        std::fill(top, total, -std::numeric_limits<float>::max());
-        int64_t limit = std::clamp<int64_t>(op.position + part.first + part.rows, 1, op.length);
+        std::fill(out, top, 0.0f);
+        std::fill(top, total, -1e30f);
+        std::fill(total, scores, 0.0f);
+        int64_t limit = seen(part.rows - 1);
         for (int64_t key = 0; key < limit; key += KEYS) {
-            int64_t count = std::min(KEYS, limit - key);
-            // the first query that sees a key of the block; all do where positions are beyond the cache
-            int64_t first = std::clamp<int64_t>(key - op.position - part.first, 0, part.rows - 1);
-            find_scores(key, count, first);
-            for (int64_t row = first; row < part.rows; row++) weigh(row, key, count);
-            add_values(key, count, first);
+            int64_t count = std::min(KEYS, limit - key), row = 0;
+            for (int64_t block = 0; block < count; block += OUTPUTS) bring_keys(key, block, count);
+            for (int64_t i = 0; i < op.size; i += OUTPUTS) bring_values(key, i, count);
+            while (seen(row) <= key) row++;
+            for (; row < part.rows; row += MICRO_ROWS)
+                attend(row, std::min<int64_t>(part.rows - row, MICRO_ROWS), key, count);
         }
-        for (int64_t row = 0; row < part.rows; row++)
-            for (int64_t i = 0; i < op.size; i += LANES) {
-                Floats sums = load<Floats>(out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + i % OUTPUTS);
-                store_some(part.out + 2 * (row * op.out_token + i), BFLOAT16, sums / total[row],
-                           op.size - i);
-            }
+        finish();
     }
 
-    void find_scores(int64_t key, int64_t count, int64_t first) const {
-        const char* keys = part.keys + 2 * key * op.keys_token;
-        for (int64_t n = 0; n < KEYS; n += LANES)
-            for (int64_t p = 0; p < op.size / 2; p += LANES) {
-                int64_t pairs = std::min<int64_t>(LANES, op.size / 2 - p);
-                __m512i v[LANES];
-                for (int64_t i = 0; i < LANES; i++)  // those that are not there are not looked at
-                    v[i] = _mm512_maskz_loadu_epi16(
-                        ~0u >> (32 - 2 * pairs),
-                        keys + 2 * std::min(n + i, count - 1) * op.keys_token + 4 * p);
-                Panels::put(v, panel + 4 * (p * OUTPUTS + n), pairs);
-            }
-        std::fill(scores + first * KEYS, scores + part.rows * KEYS, 0.0f);
-        for (int64_t row = first; row < part.rows; row += MICRO_ROWS)
-            micro_rows(std::min<int64_t>(part.rows - row, MICRO_ROWS), scores + row * KEYS,
-                       part.q + 2 * row * op.q_token, 2 * op.q_token, panel, op.size / 2);
+    // Some queries, from `row` on, and a block of keys that at least the last of them sees.
+    void attend(int64_t row, int64_t rows, int64_t key, int64_t count) const {
+        int64_t most = std::min(count, seen(row + rows - 1) - key);
+        const char* queries = part.q + 2 * row * op.q_token;
+        for (int64_t block = 0; block < most; block += OUTPUTS)
+            micro_rows<true>(rows, scores + block / OUTPUTS * OF_SCORES, queries, 2 * op.q_token,
+                             key_panels + 4 * block * pairs, pairs);
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t mine = std::clamp<int64_t>(seen(row + r) - key, 0, most);
+            std::fill(weights + r * KEYS + mine / LANES * LANES, weights + r * KEYS + up(most, LANES),
+                      uint16_t(0));
+            weigh_some(r, row + r, key, mine);
+        }
+        for (int64_t i = 0; i < op.size; i += OUTPUTS)
+            micro_rows(rows, out + (i / OUTPUTS * QUERIES + row) * OUTPUTS,
+                       reinterpret_cast<const char*>(weights), 2 * KEYS,
+                       value_panels + 2 * KEYS * i, up(most, 2) / 2);
     }
 
-    // Makes a query's scores weights, relative to the largest so far.
-    void weigh(int64_t row, int64_t key, int64_t count) const {
-        int64_t at = op.position + part.first + row;
-        int64_t seen = std::min(count, std::clamp<int64_t>(at + 1, 1, op.length) - key);
-        float factor = 1.0f / std::sqrt(float(op.size)), least = -std::numeric_limits<float>::max();
-        Floats lanes, score[KEYS / LANES], largest = splat(top[row]);
+    void weigh_some(int64_t r, int64_t row, int64_t key, int64_t count) const {
+        switch (up(count, LANES) / LANES) {
+            case 0: return;
+            case 1: return weigh<1>(r, row, key, count);
+            case 2: return weigh<2>(r, row, key, count);
+            case 3: return weigh<3>(r, row, key, count);
+            case 4: return weigh<4>(r, row, key, count);
+            case 5: return weigh<5>(r, row, key, count);
+            case 6: return weigh<6>(r, row, key, count);
+            case 7: return weigh<7>(r, row, key, count);
+            default: return weigh<8>(r, row, key, count);
+        }
+    }
+
+    // Makes V vectors of scores weights, relative to the query's largest score so far.
+    template <int V> void weigh(int64_t r, int64_t row, int64_t key, int64_t count) const {
+        static_assert(KEYS == 8 * LANES);
+        __mmask16 last = 0xffff >> (V * LANES - count);
+        Floats lanes, score[V], largest = splat(top[row]), sums = {};
         for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
-        for (int v = 0; v < KEYS / LANES; v++) {
-            Floats place = lanes + float(v * LANES);
-            Floats biased = load<Floats>(scores + row * KEYS + v * LANES) * factor +
-                            (place + float(key - at)) * part.slope;
-            score[v] = place < float(seen) ? biased : splat(least);
+        Floats distance = lanes + float(key - part.position - part.first - row);
+        for (int v = 0; v < V; v++) {
+            const float* from = scores + v / VECTORS * OF_SCORES + r * OUTPUTS + v % VECTORS * LANES;
+            score[v] = load<Floats>(from) * factor + (distance + float(v * LANES)) * slope;
+            if (v + 1 == V)
+                score[v] = (Floats)_mm512_mask_blend_ps(last, (__m512)splat(-1e30f), (__m512)score[v]);
             largest = greatest(largest, score[v]);
         }
         float now = _mm512_reduce_max_ps((__m512)largest);
-        Floats sums = {};
-        for (int v = 0; v < KEYS / LANES; v++) {
-            Floats weight = exp(score[v] - now);
-            weight = lanes + float(v * LANES) < float(seen) ? weight : Floats{};
+        for (int v = 0; v < V; v++) {
+            Floats weight = power_of_two(score[v] - now);
+            if (v + 1 == V) weight = (Floats)_mm512_maskz_mov_ps(last, (__m512)weight);
             sums += weight;
-            store(weights + row * KEYS + v * LANES, to_bfloat16(weight));
+            store(weights + r * KEYS + v * LANES, to_bfloat16(weight));
         }
-        float kept = exp(splat(top[row] - now))[0];
+        float kept = power_of_two(splat(top[row] - now))[0];
         if (now > top[row])
-            for (int64_t i = 0; i < op.size; i += OUTPUTS)
-                for (int j = 0; j < VECTORS; j++) {
-                    float* place = out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + j * LANES;
-                    store(place, load<Floats>(place) * kept);
-                }
-        total[row] = total[row] * kept + sum(sums);
+            for (int64_t i = 0; i < op.size; i += LANES) {
+                float* place = out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + i % OUTPUTS;
+                store(place, load<Floats>(place) * kept);
+            }
+        total[row] = total[row] * kept + _mm512_reduce_add_ps((__m512)sums);
         top[row] = now;
     }
 
-    void add_values(int64_t key, int64_t count, int64_t first) const {
+    // The panel of up to 64 keys, from number `block` of those at `key` on.
+    void bring_keys(int64_t key, int64_t block, int64_t count) const {
+        const char* keys = part.keys + 2 * key * op.keys_token;
+        for (int64_t n = 0; n < OUTPUTS; n += LANES)
+            for (int64_t p = 0; p < pairs; p += LANES) {
+                int64_t some = std::min<int64_t>(LANES, pairs - p);
+                __m512i v[LANES];
+                for (int64_t i = 0; i < LANES; i++)  // those that are not there are not looked at
+                    v[i] = _mm512_maskz_loadu_epi16(
+                        ~0u >> (32 - 2 * some),
+                        keys + 2 * std::min(block + n + i, count - 1) * op.keys_token + 4 * p);
+                Panels::put(v, key_panels + 4 * (block * pairs + p * OUTPUTS + n), some);
+            }
+    }
+
+    // The panel of 64 elements, from `i` on, of the values at `key`.
+    void bring_values(int64_t key, int64_t i, int64_t count) const {
         const char* values = part.values + 2 * key * op.values_token;
-        for (int64_t i = 0; i < op.size; i += OUTPUTS) {
-            for (int64_t t = 0; t < up(count, 2); t += 2)
-                for (int64_t j = 0; j < OUTPUTS; j += LANES) {
-                    Words even = value(values, t, count, i + j), odd = value(values, t + 1, count, i + j);
-                    store(panel + 4 * (t / 2 * OUTPUTS + j), even | odd << 16);
-                }
-            float* sums = out + i / OUTPUTS * QUERIES * OUTPUTS;
-            for (int64_t row = first; row < part.rows; row += MICRO_ROWS)
-                micro_rows(std::min<int64_t>(part.rows - row, MICRO_ROWS), sums + row * OUTPUTS,
-                           reinterpret_cast<const char*>(weights + row * KEYS), 2 * KEYS, panel,
-                           up(count, 2) / 2);
-        }
+        char* panel = value_panels + 2 * KEYS * i;
+        for (int64_t t = 0; t < up(count, 2); t += 2)
+            for (int64_t j = 0; j < OUTPUTS; j += LANES) {
+                Words even = value(values, t, count, i + j), odd = value(values, t + 1, count, i + j);
+                store(panel + 4 * (t / 2 * OUTPUTS + j), even | odd << 16);
+            }
     }
 
     // 16 elements of a value as words; zeros beyond the last token and element.
@@ -133,6 +180,15 @@ struct Flash {
         int64_t left = t < count ? std::clamp<int64_t>(op.size - i, 0, LANES) : 0;
         return (Words)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
             __mmask16((1u << left) - 1), values + 2 * (t * op.values_token + i)));
+    }
+
+    void finish() const {
+        for (int64_t row = 0; row < part.rows; row++)
+            for (int64_t i = 0; i < op.size; i += LANES) {
+                Floats sums = load<Floats>(out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + i % OUTPUTS);
+                store_some(part.out + 2 * (row * op.out_token + i), BFLOAT16, sums / total[row],
+                           op.size - i);
+            }
     }
 };
 

@@ -18,7 +18,7 @@
 
 namespace popxl {
 
-enum Kind : int64_t { LINEAR = 0, NORM = 1, ATTENTION = 2, FINISH = 3, DECOMPRESS = 4, CHUNK = 5 };
+enum Kind : int64_t { LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP };
 
 struct Instruction {
     int64_t kind;
@@ -39,7 +39,8 @@ void run(const Instruction& instruction, const Share& share) {
         case ATTENTION: return run(*static_cast<const Attention*>(instruction.fields), share);
         case FINISH: return run(*static_cast<const Finish*>(instruction.fields), share);
         case DECOMPRESS: return run(*static_cast<const Decompress*>(instruction.fields), share);
-        default: return run(*static_cast<const Chunk*>(instruction.fields), share);
+        case CHUNK: return run(*static_cast<const Chunk*>(instruction.fields), share);
+        default: return keep(*static_cast<const Chunk*>(instruction.fields), share);
     }
 }
 
@@ -119,7 +120,7 @@ extern "C" int64_t popxl_many_rows() {
 
 // The order of fields is known to both sides: their sizes must agree.
 extern "C" int64_t popxl_size(int64_t kind) {
-    const int64_t sizes[] = {sizeof(Linear), sizeof(Norm),       sizeof(Attention),
-                             sizeof(Finish), sizeof(Decompress), sizeof(Chunk)};
+    const int64_t sizes[] = {sizeof(Linear),     sizeof(Norm),  sizeof(Attention), sizeof(Finish),
+                             sizeof(Decompress), sizeof(Chunk), sizeof(Chunk)};
     return sizes[kind];
 }

@@ -14,16 +14,17 @@ import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl.backend.native.build import CannotBuildError, built_library, missing_instructions
 
-LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK = range(6)
+LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP = range(7)
 FIELDS = {
     kind: struct.Struct(form)
     for kind, form in {
         LINEAR: "48q",
         NORM: "9qd17q",
-        ATTENTION: "51q",
+        ATTENTION: "53q",
         FINISH: "29q",
         DECOMPRESS: "8q",
-        CHUNK: "37q",
+        CHUNK: "53q",
+        KEEP: "53q",
     }.items()
 }
 """Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
@@ -127,7 +128,7 @@ def mesh_sizes(sizes: Iterable[int]) -> list[int]:
 
 def is_packed(tensor: torch.Tensor) -> bool:
     """Whether the elements of the last axis lie side by side."""
-    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return tensor.ndim == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1
 
 
 def joint_mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:

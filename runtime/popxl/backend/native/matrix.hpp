@@ -112,12 +112,13 @@ Elements elements<NIBBLES>(const Linear& op, const char* w, int64_t i, __mmask32
             of_numbers(op, _mm512_extracti64x4_epi64(numbers, 1), i + LANES, scale, offset)};
 }
 
-// Sums of M rows; `c` has OUTPUTS floats a row.
-template <int M>
+// Sums of M rows, FRESH or added to what is there; `c` has OUTPUTS floats a row.
+template <int M, bool FRESH>
 void micro(float* c, const char* x, int64_t x_step, const char* panel, int64_t pairs) {
     __m512 sums[M][VECTORS];
     for (int m = 0; m < M; m++)
-        for (int v = 0; v < VECTORS; v++) sums[m][v] = _mm512_loadu_ps(c + m * OUTPUTS + v * LANES);
+        for (int v = 0; v < VECTORS; v++)
+            sums[m][v] = FRESH ? __m512{} : _mm512_loadu_ps(c + m * OUTPUTS + v * LANES);
     for (int64_t p = 0; p < pairs; p++, panel += 4 * OUTPUTS) {
         if (p % 16 == 0) {  // what the rows behind these need
             for (int m = 0; m < M; m++) __builtin_prefetch(x + (m + M) * x_step + 4 * p);
@@ -162,15 +163,16 @@ template <int M> void micro_split(float* c, const uint32_t* x, const char* panel
 }
 
 // Up to MICRO_ROWS rows.
+template <bool FRESH = false>
 void micro_rows(int64_t rows, float* c, const char* x, int64_t x_step, const char* panel,
                 int64_t pairs) {
     switch (rows) {
-        case 1: return micro<1>(c, x, x_step, panel, pairs);
-        case 2: return micro<2>(c, x, x_step, panel, pairs);
-        case 3: return micro<3>(c, x, x_step, panel, pairs);
-        case 4: return micro<4>(c, x, x_step, panel, pairs);
-        case 5: return micro<5>(c, x, x_step, panel, pairs);
-        default: return micro<6>(c, x, x_step, panel, pairs);
+        case 1: return micro<1, FRESH>(c, x, x_step, panel, pairs);
+        case 2: return micro<2, FRESH>(c, x, x_step, panel, pairs);
+        case 3: return micro<3, FRESH>(c, x, x_step, panel, pairs);
+        case 4: return micro<4, FRESH>(c, x, x_step, panel, pairs);
+        case 5: return micro<5, FRESH>(c, x, x_step, panel, pairs);
+        default: return micro<6, FRESH>(c, x, x_step, panel, pairs);
     }
 }
 
@@ -205,7 +207,7 @@ struct Panels {
     float* c;
 
     void run() const {
-        std::fill(c, c + rows * OUTPUTS, 0.0f);
+        if (split()) std::fill(c, c + rows * OUTPUTS, 0.0f);
         for (int64_t segment = 0; segment < op.segments; segment++)
             for (int64_t i = 0; i < op.in; i += 2 * PAIRS) {
                 int64_t pairs = std::min<int64_t>((op.in - i) / 2, PAIRS);
@@ -213,7 +215,7 @@ struct Panels {
                 bool last = i + 2 * PAIRS >= op.in;
                 const char* next = of_segment(segment, last ? OUTPUTS : 0);
                 if (!last) next += (i + 2 * PAIRS) * weight_bytes(op) / op.in;
-                multiply(x + 2 * (segment * op.x_segment + i), pairs, next);
+                multiply(x + 2 * (segment * op.x_segment + i), pairs, next, !segment && !i);
             }
     }
 
@@ -263,15 +265,16 @@ struct Panels {
     }
 
     // Meanwhile the weights of the next panel are asked for.
-    void multiply(const char* from, int64_t pairs, const char* next) const {
+    void multiply(const char* from, int64_t pairs, const char* next, bool fresh) const {
         int64_t x_step = 2 * op.x_row, step = stride_bytes(op.w_type, op.w_output);
         int64_t lines = 2 * PAIRS * weight_bytes(op) / op.in / BLOCK, asked = 0;
         int64_t at_once = split() ? SPLIT_ROWS : MICRO_ROWS;
         for (int64_t row = 0; row < rows; row += at_once) {
             for (int n = 0; n < 8 && asked < lines * OUTPUTS; n++, asked++)
                 __builtin_prefetch(next + asked / lines * step + asked % lines * BLOCK, 0, 2);
-            (split() ? split_rows : micro_rows)(std::min(rows - row, at_once), c + row * OUTPUTS,
-                                                from + row * x_step, x_step, panel, pairs);
+            auto* some_rows = split() ? split_rows : fresh ? micro_rows<true> : micro_rows<false>;
+            some_rows(std::min(rows - row, at_once), c + row * OUTPUTS, from + row * x_step, x_step,
+                      panel, pairs);
         }
     }
 };

@@ -210,13 +210,29 @@ inline Floats greatest(Floats a, Floats b) {
 #endif
 }
 
+inline Floats nearest(Floats x) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_roundscale_ps((__m512)x, 0);
+#else
+    Ints whole = __builtin_convertvector(x + (x < 0 ? splat(-0.5f) : splat(0.5f)), Ints);
+    return __builtin_convertvector(whole, Floats);
+#endif
+}
+
+// x 2^n for whole numbers n from -126 to 127.
+inline Floats times_power_of_two(Floats x, Floats n) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    return x * as_floats((Words)(__builtin_convertvector(n, Ints) + 127) << 23);
+#endif
+}
+
 // e^x to about one unit in the last place: 2^n times a polynomial on [-ln(2)/2, ln(2)/2], whose
 // coefficients are those of the Taylor series.
 inline Floats exp(Floats x) {
     x = greatest(least(x, splat(88.0f)), splat(-87.0f));
-    Floats exact = x * 1.44269504f;
-    Ints nearest = __builtin_convertvector(exact + (exact < 0 ? splat(-0.5f) : splat(0.5f)), Ints);
-    Floats n = __builtin_convertvector(nearest, Floats);
+    Floats n = nearest(x * 1.44269504f);
     Floats r = x - n * 0.693145752f;  // ln(2) in two parts, the first of few bits
     r = r - n * 1.42860677e-6f;
     Floats p = splat(1.0f / 5040);
@@ -227,8 +243,7 @@ inline Floats exp(Floats x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    Words power = (Words)(nearest + 127) << 23;
-    return p * as_floats(power);
+    return times_power_of_two(p, n);
 }
 
 // x / (1 + e^(-2 sqrt(2 / pi) (x + 0.044715 x^3))): the tanh form of GELU (arXiv 1606.08415).
