@@ -32,7 +32,8 @@ struct Queries {
             prepare_row(prepared, x + row * LANES, rows * LANES,
                         q + row * op.q_token * size_of(op.type), flat);
         Scales none(product, nullptr, nullptr, 0);
-        products(Task{product, prepared, keys, x, scores, padded, limit, none, nullptr});
+        Fetcher fetcher;
+        products(Task{product, prepared, keys, x, scores, padded, limit, none, nullptr, fetcher});
     }
 
     void softmax() const {

@@ -25,6 +25,7 @@ struct Task {
     int64_t part, outputs;  // room for outputs; how many there are
     const Scales& scales;
     const char* scale;  // int8: of the part's first output
+    Fetcher& fetcher;   // of the weights behind the part's
 };
 
 #ifdef POPXL_BYTES
@@ -35,21 +36,58 @@ using QuantizedTileOf =
 template <int64_t TYPE, Arithmetic HOW, int R> using QuantizedTileOf = QuantizedTile<TYPE, HOW, R>;
 #endif
 
-constexpr int64_t KEPT = 16;              // outputs whose sums are kept
+constexpr int64_t KEPT = 16;  // outputs whose sums are kept
+constexpr int LINES = 4;      // of weights asked for in between, for a row
 constexpr int64_t WIDE = 256;  // blocks times rows whose activations stay in the first cache
 
 // The sums of outputs, KEPT of [row], added up.
-template <int R>
-void add_up(const Task& t, const Floats* sums, int64_t count, int64_t row, int64_t output) {
-    float added[KEPT * R];
-    for (int i = 0; i < KEPT * R; i += 4) sums_of_four(sums + i, added + i);
+template <int R> void add_up(const Task& t, const Floats* sums, int64_t row, int64_t output) {
+    static_assert(KEPT == LANES);
     for (int r = 0; r < R; r++) {
-        float* to = t.result + (row + r) * t.part + output;
-        for (int64_t o = 0; o < count; o++) to[o] = added[o * R + r];
+        store(t.result + (row + r) * t.part + output, sums_of_sixteen(sums + r, R));
+        if (R > 4) t.fetcher.lines(LINES);
     }
 }
 
-// A few outputs at a time, so many inputs of each that their activations stay in the first cache.
+// Floats: a few outputs at a time, so many inputs of each that their activations stay in the first
+// cache. Where each of many rows is multiplied, what is asked for ahead must come in one stream.
+template <int64_t TYPE, Arithmetic HOW, int R> struct FloatRows {
+    static constexpr int O = R > 4 ? 2 : 1;  // two outputs share what is read of many rows
+    static constexpr int64_t WIDTH = WIDE / R * BLOCK;
+    typedef Tile<TYPE, HOW, R, O> Together;
+    typedef Tile<TYPE, HOW, R> Alone;
+
+    const Task& t;
+    int64_t bytes, step;
+
+    void run(Floats (&sums)[KEPT][R], const char* w, const float* x, int64_t count) const {
+        for (int64_t segment = 0; segment < t.op.segments; segment++) {
+            for (int64_t b = 0; b < bytes; b += WIDTH) {
+                int64_t end = std::min(b + WIDTH, bytes), o = 0;
+                for (; o + O <= count; o += O)
+                    Together::range(of<typename Together::Sums>(sums[o]), w + o * step, step, x, b, end,
+                                    ahead(w, o, b));
+                for (; o < count; o++)
+                    Alone::range(of<typename Alone::Sums>(sums[o]), w + o * step, step, x, b, end,
+                                 ahead(w, o, b));
+            }
+            w += stride_bytes(TYPE, t.op.w_segment);
+            x += t.prepared.per_segment * R * LANES;
+        }
+    }
+
+    template <class S> static S& of(Floats (&sums)[R]) { return reinterpret_cast<S&>(sums); }
+
+    // What is used AHEAD bytes after the bytes from `b` on of output `o`.
+    const char* ahead(const char* w, int64_t o, int64_t b) const {
+        int64_t width = std::min(WIDTH, bytes), place = o + std::max<int64_t>(AHEAD / width, 1) * O;
+        if (O == 1 && WIDTH >= bytes) return w + o * step + AHEAD;
+        if (place < KEPT) return w + place * step + b;
+        place -= KEPT, b += WIDTH;
+        return b < bytes ? w + place * step + b : w + (KEPT + place) * step;
+    }
+};
+
 template <int64_t TYPE, Arithmetic HOW, int R>
 void some_rows(const Task& t, const float* x, int64_t row) {
     int64_t bytes = weight_bytes(t.op), step = stride_bytes(TYPE, t.op.w_output);
@@ -66,27 +104,10 @@ void some_rows(const Task& t, const float* x, int64_t row) {
                 std::copy(tile.total, tile.total + R, sums[o]);
             }
         } else {
-            constexpr int O = R > 4 ? 2 : 1;  // two share what is read of many rows
-            typedef Tile<TYPE, HOW, R, O> T;
-            constexpr int64_t WIDTH = WIDE / R * BLOCK;
-            int64_t ahead = WIDTH >= bytes ? AHEAD : (AHEAD + WIDTH - 1) / WIDTH * step;
-            const float* of_segment = x;
-            for (int64_t segment = 0; segment < t.op.segments; segment++) {
-                for (int64_t b = 0; b < bytes; b += WIDTH) {
-                    int64_t end = std::min(b + WIDTH, bytes), o = 0;
-                    for (; o + O <= count; o += O)
-                        T::range(reinterpret_cast<typename T::Sums&>(sums[o]), w + o * step, step,
-                                 of_segment, b, end, ahead);
-                    for (; o < count; o++)
-                        Tile<TYPE, HOW, R>::range(
-                            reinterpret_cast<typename Tile<TYPE, HOW, R>::Sums&>(sums[o]),
-                            w + o * step, step, of_segment, b, end, ahead);
-                }
-                w += stride_bytes(TYPE, t.op.w_segment);
-                of_segment += t.prepared.per_segment * R * LANES;
-            }
+            FloatRows<TYPE, HOW, R>{t, bytes, step}.run(sums, w, x, count);
         }
-        add_up<R>(t, sums[0], count, row, output);
+        t.fetcher.start(w + KEPT * step + 2 * AHEAD, 2 * AHEAD);
+        add_up<R>(t, sums[0], row, output);
     }
 }
 
@@ -132,11 +153,12 @@ void products(const Task& t) {
 
 // Bias, activation and what is added, and the result's type, of sums [rows][part].
 void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, const Place& place,
-            int64_t first, int64_t begin, int64_t rows) {
+            int64_t first, int64_t begin, int64_t rows, Fetcher fetcher = {}) {
     int64_t of_bias = place.offset(op.bias_mesh) + first;
     int64_t of_residual = place.offset(op.residual_mesh) + begin * op.residual_row + first;
     int64_t of_out = place.offset(op.out_mesh) + begin * op.out_row + first;
     for (int64_t row = 0; row < rows; row++, sums += part) {
+        fetcher.lines(LINES);
         const char* bias = op.bias ? at(op.bias, op.bias_type, of_bias) : nullptr;
         const char* residual =
             op.residual ? at(op.residual, op.residual_type, of_residual + row * op.residual_row)
@@ -218,13 +240,13 @@ void run_few(const Linear& op, const Share& share) {
             read_scales(op, op.offset, of_scale, first, outputs, groups, offset);
         }
         Scales scales(op, scale, offset, groups);
-        Task task{op, prepared, at(op.w, op.w_type, of_w), x, result, part, outputs,
-                  scales,
-                  op.w_type == INT8
-                      ? at(op.scale, op.scale_type, of_scale + first * op.scale_output)
-                      : nullptr};
-        products(task);
-        finish(op, result, part, outputs, place, first, 0, op.rows);
+        const char* scale_of_first =
+            op.w_type == INT8 ? at(op.scale, op.scale_type, of_scale + first * op.scale_output)
+                              : nullptr;
+        Fetcher fetcher;
+        products(Task{op, prepared, at(op.w, op.w_type, of_w), x, result, part, outputs, scales,
+                      scale_of_first, fetcher});
+        finish(op, result, part, outputs, place, first, 0, op.rows, fetcher);
     }
 }
 

@@ -14,15 +14,18 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O = 1> struct Tile {
     static constexpr int64_t BLOCK_FLOATS = D::VECTORS * R * LANES;
 
     // Adds the products of the bytes `from` to `to` of a segment; `x` is of the segment's first.
-    // Outputs are `step` bytes apart; weights are asked for `ahead` bytes further on.
+    // Outputs are `step` bytes apart. As many bytes are asked for at `next`, in the order in which
+    // they lie, one output's after the other's.
     static inline void range(Sums& total, const char* w, int64_t step, const float* x, int64_t from,
-                             int64_t to, int64_t ahead) {
+                             int64_t to, const char* next) {
         Sums sums;  // in registers, which what is referred to is not
         copy(sums, total);
-        int64_t whole = to / BLOCK * BLOCK;
+        int64_t whole = to / BLOCK * BLOCK, middle = from + (whole - from) / 2 / BLOCK * BLOCK;
+        const char* of_second = next + step;
         x += from / BLOCK * BLOCK_FLOATS;
         for (int64_t b = from; b < whole; b += BLOCK, x += BLOCK_FLOATS) {
-            for (int o = 0; o < O; o++) __builtin_prefetch(w + o * step + b + ahead, 0, R > 4 ? 3 : 2);
+            if (O == 2) next = b == middle ? of_second : next;
+            for (int o = 0; o < O; o++, next += BLOCK) __builtin_prefetch(next, 0, R > 4 ? 3 : 2);
             block(sums, w + b, step, x);
         }
         if (whole < to) {
@@ -73,7 +76,7 @@ template <int64_t TYPE, Arithmetic HOW, int R> struct QuantizedTile {
         for (int64_t segment = 0; segment < op.segments; segment++) {
             if constexpr (TYPE == INT8) {
                 typename T::Sums sums = {};
-                T::range(sums, w, 0, x, 0, bytes, AHEAD);
+                T::range(sums, w, 0, x, 0, bytes, w + AHEAD);
                 Floats scale = channel_scale(op, output, segment);
                 for (int r = 0; r < R; r++) total[r] += scale * sums[0][r];
             } else {
@@ -89,7 +92,7 @@ template <int64_t TYPE, Arithmetic HOW, int R> struct QuantizedTile {
     void groups(const char* w, const float* x, const Scales& scales, int64_t first, int64_t bytes) {
         for (int64_t b = 0; b < bytes; b += BLOCK) {
             typename T::Sums sums = {};
-            T::range(sums, w, 0, x, b, std::min<int64_t>(b + BLOCK, bytes), AHEAD);
+            T::range(sums, w, 0, x, b, std::min<int64_t>(b + BLOCK, bytes), w + b + AHEAD);
             Floats factor = scales.of_block(scales.scale + first, b);
             for (int r = 0; r < R; r++) total[r] += factor * sums[0][r];
         }

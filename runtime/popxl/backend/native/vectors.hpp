@@ -165,14 +165,21 @@ inline void to_floats(float* to, const char* from, int64_t type, int64_t count) 
     }
 }
 
-// The sums of four vectors, each in the same fixed order: halves, quarters, ...
-inline void sums_of_four(const Floats* v, float* to) {
 #ifdef __AVX512F__
+// Four vectors with their halves and then the halves of those added up: four floats of each.
+inline __m512 quarters(__m512 a, __m512 b, __m512 c, __m512 d) {
     auto added = [](__m512 a, __m512 b) {  // of each, its first half plus its second one
         return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
     };
-    __m512 ab = added((__m512)v[0], (__m512)v[1]), cd = added((__m512)v[2], (__m512)v[3]);
-    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    __m512 ab = added(a, b), cd = added(c, d);
+    return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+#endif
+
+// The sums of four vectors, each in the same fixed order: halves, quarters, ...
+inline void sums_of_four(const Floats* v, float* to) {
+#ifdef __AVX512F__
+    __m512 s = quarters((__m512)v[0], (__m512)v[1], (__m512)v[2], (__m512)v[3]);
     s = _mm512_add_ps(s, _mm512_shuffle_ps(s, s, 0x4e));
     s = _mm512_add_ps(s, _mm512_shuffle_ps(s, s, 0xb1));
     _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, s)));
@@ -184,6 +191,29 @@ inline void sums_of_four(const Floats* v, float* to) {
             for (int i = 0; i < step; i++) part[i] += part[i + step];
         to[n] = part[0];
     }
+#endif
+}
+
+// The sums of 16 vectors, `step` apart, in the same order.
+inline Floats sums_of_sixteen(const Floats* v, int64_t step) {
+#ifdef __AVX512F__
+    __m512 parts[4];  // of four vectors each, four parts of a sum side by side
+    for (int n = 0; n < 4; n++, v += 4 * step)
+        parts[n] = quarters((__m512)v[0], (__m512)v[step], (__m512)v[2 * step], (__m512)v[3 * step]);
+    auto added = [](__m512 a, __m512 b) {  // parts 0 and 2, 1 and 3
+        return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    };
+    __m512 a = added(parts[0], parts[1]), b = added(parts[2], parts[3]);
+    __m512 s = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    return (Floats)_mm512_permutexvar_ps(order, s);
+#else
+    Floats sums;
+    for (int n = 0; n < LANES; n += 4) {
+        Floats some[4] = {v[n * step], v[(n + 1) * step], v[(n + 2) * step], v[(n + 3) * step]};
+        sums_of_four(some, reinterpret_cast<float*>(&sums) + n);
+    }
+    return sums;
 #endif
 }
 

@@ -90,6 +90,10 @@ struct Fetcher {
         if (done < most) __builtin_prefetch(from + done, 0, 2);
         done += 64;
     }
+
+    void lines(int count) {
+        for (int i = 0; i < count; i++) line();
+    }
 };
 
 // A shard's place among those that an instruction is run for; at most three axes.
