@@ -106,7 +106,8 @@ void some_rows(const Task& t, const float* x, int64_t row) {
         } else {
             FloatRows<TYPE, HOW, R>{t, bytes, step}.run(sums, w, x, count);
         }
-        t.fetcher.start(w + KEPT * step + 2 * AHEAD, 2 * AHEAD);
+        constexpr int64_t ASKED = R > 4 && TYPE != INT8 && TYPE != NIBBLES ? 2 * AHEAD : AHEAD;
+        t.fetcher.start(w + KEPT * step + ASKED, 2 * AHEAD);
         add_up<R>(t, sums[0], row, output);
     }
 }
