@@ -33,7 +33,8 @@ from utils.passes import Passes  # noqa: E402
 from utils.random_weights import fill_randomly  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
-KINDS = ("products", "layer norms", "attention", "after products", "decompression", "chunks")
+KINDS = "products", "layer norms", "attention", "after products", "decompression", "chunks", "keys"
+"""Of native instructions, by their numbers."""
 SHOWN = 6
 WARM_UP = 4
 

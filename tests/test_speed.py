@@ -51,3 +51,23 @@ def test_impossible_arguments_are_one_line_before_anything_is_measured(words, na
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert named in done.stderr
+
+
+def test_a_profile_accounts_for_the_whole_step():
+    script = REPOSITORY / "benchmarks" / "profile_step.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *SMALL[:4], "--context", "8", "--steps", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    tables = [table.splitlines() for table in done.stdout.strip().split("\n\n")]
+    assert [table[0][:34].strip() for table in tables] == ["op by op in torch", "native kernels"]
+    for head, *parts, last in tables:
+        whole, *each = (float(line[34:].split()[0]) for line in (head, *parts))
+        assert sum(each) == pytest.approx(whole, abs=0.01 * len(each))
+        assert last.startswith("without looking on")
+    kinds = [line[:34].strip() for line in tables[1]]
+    assert {"products", "attention", "layer norms"} <= set(kinds)
+    assert any("mm" in line for line in tables[0])
