@@ -1,12 +1,15 @@
 """The two streams of a GPU, one that computes and one that copies, and what orders them.
 
+Copies are done in the order they are asked for, in both directions.
+
 Tests put another in its place that writes down what it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -34,11 +37,17 @@ class Lanes(Protocol):
     def pinned(self, source: torch.Tensor) -> torch.Tensor:
         """`source`, or a copy of it that the device copies from faster, where there is room."""
 
+    def host_memory(self, size: int) -> torch.Tensor:
+        """Bytes of the host's memory, pinned where there is room."""
+
     def mark(self) -> Any:
         """All that the computing stream has been given so far."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Any) -> Any:
         """Copy to the device beside the computing, once `after` is done; returns a ticket."""
+
+    def copy_back(self, target: torch.Tensor, source: torch.Tensor, after: Any) -> Any:
+        """Copy to the host, likewise."""
 
     def wait(self, ticket: Any) -> None:
         """Let the computing stream go on only when the ticket's copy is done."""
@@ -63,20 +72,25 @@ class CudaLanes:
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def pinned(self, source: torch.Tensor) -> torch.Tensor:
-        taken = 1 << (source.nbytes - 1).bit_length()  # PyTorch pins powers of two
-        if source.is_pinned() or taken > (1 - LEFT_TO_OTHERS) * available_memory():
+        if source.is_pinned() or not _can_be_pinned(source.nbytes):
             return source
         return torch.empty(source.shape, dtype=source.dtype, pin_memory=True).copy_(source)
+
+    def host_memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=_can_be_pinned(size))
 
     def mark(self) -> torch.cuda.Event:
         return torch.cuda.current_stream(self.device).record_event()
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: torch.cuda.Event) -> Any:
         if source.is_pinned():
-            return self._sent(after, lambda: target.copy_(source, non_blocking=True))
-        if self._worker is None:  # it reads files while this thread goes on giving work
-            self._worker = ThreadPoolExecutor(1, "popxl-copies")
-        return self._worker.submit(self._bounced, target, source, after)
+            return self._in_turn(self._sent, target, source, after)
+        return self._by_worker(self._bounced, target, source, after)
+
+    def copy_back(self, target: torch.Tensor, source: torch.Tensor, after: torch.cuda.Event) -> Any:
+        if target.is_pinned():
+            return self._in_turn(self._sent, target, source, after)
+        return self._by_worker(self._bounced_back, target, source, after)
 
     def wait(self, ticket: torch.cuda.Event | Future) -> None:
         done = ticket.result() if isinstance(ticket, Future) else ticket
@@ -87,10 +101,27 @@ class CudaLanes:
             self._worker.submit(lambda: None).result()
         self._side.synchronize()
 
-    def _sent(self, after: torch.cuda.Event, send: Callable[[], object]) -> torch.cuda.Event:
-        with torch.cuda.stream(self._side), torch.inference_mode():
+    def _in_turn(self, copy: Callable[..., torch.cuda.Event], *args: Any) -> Any:
+        """Ask for a copy here, or after those that the worker has still to do."""
+        return copy(*args) if self._worker is None else self._by_worker(copy, *args)
+
+    def _by_worker(self, copy: Callable[..., torch.cuda.Event], *args: Any) -> Future:
+        if self._worker is None:  # it reads files while this thread goes on giving work
+            self._worker = ThreadPoolExecutor(1, "popxl-copies")
+        return self._worker.submit(copy, *args)
+
+    @contextmanager
+    def _aside(self, after: torch.cuda.Event) -> Iterator[None]:
+        """What is done inside is done by the copying stream, once `after` is done."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._side), torch.inference_mode():
             self._side.wait_event(after)
-            send()
+            yield
+
+    def _sent(
+        self, target: torch.Tensor, source: torch.Tensor, after: torch.cuda.Event
+    ) -> torch.cuda.Event:
+        with self._aside(after):
+            target.copy_(source, non_blocking=True)
             return self._side.record_event()
 
     def _bounced(
@@ -98,19 +129,42 @@ class CudaLanes:
     ) -> torch.cuda.Event:
         """Copy by way of pinned memory, which the device reads while the next part is filled."""
         target, source = (t.view(torch.uint8) for t in (target, source))
-        if not self._bounces:
-            buffers = (torch.empty(BOUNCE, dtype=torch.uint8, pin_memory=True) for _ in range(2))
-            self._bounces = [(buffer, torch.cuda.Event()) for buffer in buffers]
-        with torch.cuda.device(self.device), torch.cuda.stream(self._side), torch.inference_mode():
-            self._side.wait_event(after)
+        with self._aside(after):
             for number, begin in enumerate(range(0, source.numel(), BOUNCE)):
-                buffer, read = self._bounces[number % 2]
-                read.synchronize()
+                buffer, used = self._buffers()[number % 2]
+                used.synchronize()
                 part = source[begin : begin + BOUNCE]
                 buffer[: part.numel()].copy_(part)
                 target[begin : begin + BOUNCE].copy_(buffer[: part.numel()], non_blocking=True)
-                read.record(self._side)
+                used.record(self._side)
             return self._side.record_event()
+
+    def _bounced_back(
+        self, target: torch.Tensor, source: torch.Tensor, after: torch.cuda.Event
+    ) -> torch.cuda.Event:
+        """The other way; done when the ticket is there."""
+        target, source = (t.view(torch.uint8) for t in (target, source))
+        with self._aside(after):
+            for begin in range(0, source.numel(), BOUNCE):
+                buffer, used = self._buffers()[0]
+                part = source[begin : begin + BOUNCE]
+                used.synchronize()
+                buffer[: part.numel()].copy_(part, non_blocking=True)
+                used.record(self._side)
+                used.synchronize()
+                target[begin : begin + BOUNCE].copy_(buffer[: part.numel()])
+            return self._side.record_event()
+
+    def _buffers(self) -> list[tuple[torch.Tensor, torch.cuda.Event]]:
+        if not self._bounces:
+            buffers = (torch.empty(BOUNCE, dtype=torch.uint8, pin_memory=True) for _ in range(2))
+            self._bounces = [(buffer, torch.cuda.Event()) for buffer in buffers]
+        return self._bounces
+
+
+def _can_be_pinned(size: int) -> bool:
+    taken = 1 << max(size - 1, 0).bit_length()  # PyTorch pins powers of two
+    return taken <= (1 - LEFT_TO_OTHERS) * available_memory()
 
 
 def lanes_of(device: torch.device) -> Lanes | None:
