@@ -47,7 +47,7 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
             x, bias = random(rows, SIZE), random(OUTPUTS)
 
             def product(x=x, bias=bias, weight=weight, values=values):
-                found = kernels.linear(x, weight, torch.float32, bias)
+                found = kernels.linear(x[None], weight, torch.float32, bias[None])[0]
                 return found, x.float() @ values + bias.float()
 
             yield f"a product of {rows} rows with {kind}", product
@@ -65,7 +65,7 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
 def _weights(
     random: Callable[..., torch.Tensor], generator: torch.Generator, device: torch.device
 ) -> dict[str, tuple[Weight, torch.Tensor]]:
-    """Weights `(in, outputs)`, and the float32 values that they stand for."""
+    """Weights `(1, in, outputs)`, and the float32 values that they stand for, `(in, outputs)`."""
     floats = random(OUTPUTS, SIZE).t()
     numbers = torch.randint(-128, 128, (OUTPUTS, SIZE), generator=generator)
     scale = torch.rand(OUTPUTS, generator=generator) / 100
@@ -75,13 +75,13 @@ def _weights(
     offset = -8 * steps
     values = (nibbles * steps.float() + offset.float()).flatten(-2)
     return {
-        "floats": (Weight(floats), floats.float()),
+        "floats": (Weight(floats[None]), floats.float()),
         "8 bits": (
-            Weight(numbers.to(torch.int8).to(device).t(), scale.to(device)),
+            Weight(numbers.to(torch.int8).to(device).t()[None], scale.to(device)[None]),
             (numbers * scale[:, None]).t().to(device),
         ),
         "4 bits": (
-            Weight(words.to(torch.uint16).to(device), steps.to(device), offset.to(device)),
+            Weight(*(t.to(device)[None] for t in (words.to(torch.uint16), steps, offset))),
             values.t().to(device),
         ),
     }
@@ -98,10 +98,10 @@ def _attention(
     keys, values = (cache.clone() for cache in caches)
     if tokens == 1:
         positions = torch.full((1,), at, dtype=torch.int32, device=q.device)
-        found = kernels.token_attention((q, q, q), (keys, values), slopes, positions)
+        found = kernels.token_attention((q, q, q), (keys, values), slopes[None], positions)
     else:
         keys[0, :, at : at + tokens] = values[0, :, at : at + tokens] = q.transpose(0, 1)
-        found = kernels.chunk_attention(q, (keys[0], values[0]), slopes, at)
+        found = kernels.chunk_attention(q[None], (keys, values), slopes[None], at)[0]
     filled = slice(at + tokens)
     distance = torch.arange(at + tokens) - torch.arange(at, at + tokens).unsqueeze(-1)
     distance = distance.to(q.device)
