@@ -11,7 +11,6 @@ split between programs.
 Numbers of 8 and 4 bits become floats without a conversion, which is slow: their bits are put into
 the mantissa of 1.0, which makes `1 + number / 2**p`; what the ones add up to is taken off the sum.
 The bits of 1.0 are read from memory: an instruction takes one constant, and that is the mask.
-
 Replicas are the second axis of programs; a `..._step` is from one replica's tensor to the next's, 0
 where they hold one.
 """
