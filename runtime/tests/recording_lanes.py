@@ -1,8 +1,8 @@
 """Stands in for a GPU's streams: everything is on the CPU, and what is asked for is written down.
 
 A copy is under way from when it is asked for until it is waited for: until then its target holds
-nonsense, and what it copies may still be overwritten, as it may on a GPU. Copies follow one another
-there: one that touches the memory of an earlier one comes after it.
+nonsense, and what it copies may still be overwritten, as it may on a GPU. Copies that it is to come
+after are done before; other ones may be late.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Copy:
         address: of what it copies to or from on the device.
         after: how many events had been written down when what it waits for was marked.
         asked: how many when it was asked for.
+        before: the copies that it is to come after.
         under_way: whether it is not yet done.
         waited: how many events when it was waited for first.
     """
@@ -33,12 +34,9 @@ class Copy:
     source: torch.Tensor
     after: int
     asked: int
+    before: list[Copy]
     under_way: bool = True
     waited: int | None = None
-
-    def touches(self, other: Copy) -> bool:
-        mine, others = ({t.data_ptr() for t in (c.target, c.source)} for c in (self, other))
-        return bool(mine & others)
 
 
 @dataclass
@@ -72,14 +70,11 @@ class RecordingLanes:
     def mark(self) -> int:
         return len(self.events)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: int) -> Copy:
-        address = target.data_ptr()
-        return self._asked(Copy("copy", address, alias(target), source, after, len(self.events)))
+    def copy(self, target: torch.Tensor, source: torch.Tensor, *after: int | Copy) -> Copy:
+        return self._asked("copy", target.data_ptr(), alias(target), source, after)
 
-    def copy_back(self, target: torch.Tensor, source: torch.Tensor, after: int) -> Copy:
-        address = source.data_ptr()
-        copy = Copy("copy_back", address, target, alias(source), after, len(self.events))
-        return self._asked(copy)
+    def copy_back(self, target: torch.Tensor, source: torch.Tensor, *after: int | Copy) -> Copy:
+        return self._asked("copy_back", source.data_ptr(), target, alias(source), after)
 
     def wait(self, ticket: Copy) -> None:
         if ticket.waited is None:
@@ -90,23 +85,26 @@ class RecordingLanes:
         for copy in self.copies:
             self._finish(copy)
 
-    def _asked(self, copy: Copy) -> Copy:
-        self._do_earlier(copy)
-        copy.target.view(torch.uint8).fill_(255)  # of floats: not a number
+    def _asked(
+        self,
+        kind: Literal["copy", "copy_back"],
+        address: int,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        after: tuple[int | Copy, ...],
+    ) -> Copy:
+        before = [copy for copy in after if isinstance(copy, Copy)]
+        (mark,) = (mark for mark in after if isinstance(mark, int))
+        copy = Copy(kind, address, target, source, mark, len(self.events), before)
+        for earlier in before:
+            self._finish(earlier)
+        target.view(torch.uint8).fill_(255)  # of floats: not a number
         self.copies.append(copy)
-        self.events.append((copy.kind, len(self.copies) - 1))
+        self.events.append((kind, len(self.copies) - 1))
         return copy
-
-    def _do_earlier(self, copy: Copy) -> None:
-        for earlier in self.copies:
-            if earlier is copy:
-                return
-            if earlier.under_way and earlier.touches(copy):
-                self._finish(earlier)
 
     def _finish(self, copy: Copy) -> None:
         if copy.under_way:
-            self._do_earlier(copy)
             copy.under_way = False
             copy.target.copy_(copy.source)
 

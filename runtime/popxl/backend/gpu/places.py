@@ -12,6 +12,9 @@ from popxl.backend.gpu.lanes import Lanes
 PLACES = 2
 """Entries of a buffer that are on the device at a time, where it is streamed."""
 
+SLOT_PLACES = 3
+"""Likewise of a buffer that is stored to: one comes, one is computed with, and one goes."""
+
 
 @dataclass
 class Held:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 
 from popxl.backend.gpu.lanes import Lanes
-from popxl.backend.gpu.places import PLACES
+from popxl.backend.gpu.places import PLACES, SLOT_PLACES
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Variable
@@ -70,7 +70,7 @@ class _Needs:
             if variable._remote is not None:
                 variables.setdefault(variable._remote[0], []).append(variable)
         self._loaded = {b: v for b, v in variables.items() if b not in stored and len(v) > PLACES}
-        self._stored = [b for b in stored if b not in variables and b.entries > PLACES]
+        self._stored = [b for b in stored if b not in variables and b.entries > SLOT_PLACES]
 
     def without_room(self, room: float) -> Streamed:
         """What is streamed where weights and slots have no room."""
@@ -84,7 +84,7 @@ class _Needs:
         if left >= 0:
             return found
         size = self.replicas * sum(b.entries * _slot_bytes(b) for b in self._stored)
-        left += size - self.replicas * sum(PLACES * _slot_bytes(b) for b in self._stored)
+        left += size - self.replicas * sum(SLOT_PLACES * _slot_bytes(b) for b in self._stored)
         for buffer in self._stored:
             numbers = _spread(list(range(buffer.entries)), left / max(size, 1))
             if numbers:

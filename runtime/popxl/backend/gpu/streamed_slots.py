@@ -1,10 +1,9 @@
 """A remote buffer that is stored to, such as a KV cache, where not all of it has room on a device.
 
-Slots that have none are kept on the host and take turns in two places on the device. When one is
-loaded, the slot that followed it in the last run is sent to the other place under the computing;
-when one has been written to, it is copied back, once all that the computing stream has been given
-by then is done. Copies are done in the order they are asked for, so what is sent to a place, or
-from the host, comes after what was copied back from there.
+Slots that have none are kept on the host and take turns in three places on the device. When one is
+loaded, the slot that followed it in the last run is sent to another place under the computing; when
+one has been written to, it is copied back, once all that the computing stream has been given by
+then is done. A place is filled once what was there is on the host.
 
 A slot is copied as a whole, in both directions: the buffer does not know what of it is filled.
 """
@@ -17,7 +16,7 @@ import torch
 
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.gpu.lanes import Lanes
-from popxl.backend.gpu.places import PLACES, Held, Place, elements, is_dense
+from popxl.backend.gpu.places import SLOT_PLACES, Held, Place, elements, is_dense
 
 
 class StreamedStore(RemoteStore):
@@ -39,7 +38,7 @@ class StreamedStore(RemoteStore):
         super().__init__(name, entries, lead, zeros, lambda value, store: value)
         self.lanes, self.numbers = lanes, numbers
         self._held: dict[int, Held] = {}  # what slots hold that were stored to
-        self._places: list[Place] = []  # their keys are numbers of slots
+        self._places: list[Place] = []  # by last use; their keys are numbers of slots
         self._last: int | None = None  # the slot used last
         self._next: dict[int, int] = {}  # the slot that followed a slot
 
@@ -52,6 +51,7 @@ class StreamedStore(RemoteStore):
             return Cell(self._zeros(), shared=False)
         place = self._with(offset) or self._sent(offset, self._spare() or self._new_place())
         self.lanes.wait(place.ticket)
+        self._use(place)
         self._follows(offset)
         self._send_next(offset, place)
         return Cell(held.tensor(place.memory), shared=False)
@@ -99,9 +99,11 @@ class StreamedStore(RemoteStore):
         if place.memory.nbytes < held.flat.nbytes:
             self._move(place, self.lanes.allocate(held.flat.nbytes))
         place.key = None  # until it is on its way
-        target = held.part(place.memory)
-        place.ticket = self.lanes.copy(target, held.flat, self.lanes.mark())
+        # What was stored last in the slot is on the host: its place was needed for another since.
+        before = [self.lanes.mark()] if place.ticket is None else [self.lanes.mark(), place.ticket]
+        place.ticket = self.lanes.copy(held.part(place.memory), held.flat, *before)
         place.key = offset
+        self._use(place)
         return place
 
     # --- places ---
@@ -125,12 +127,16 @@ class StreamedStore(RemoteStore):
         return place
 
     def _spare(self, current: Place | None = None) -> Place | None:
-        """A place that nobody reads, the one used last only if it must be; None where all are."""
-        if len(self._places) < PLACES:
+        """The place that has been used least lately of those that nobody reads; None for none."""
+        if len(self._places) < SLOT_PLACES:
             self._places.append(self._new_place())
             return self._places[-1]
-        unread = [p for p in self._places if p is not current and not p.is_read()]
-        return min(unread, key=lambda place: place.key == self._last, default=None)
+        return next((p for p in self._places if p is not current and not p.is_read()), None)
+
+    def _use(self, place: Place) -> None:
+        if place in self._places:
+            self._places.remove(place)
+            self._places.append(place)
 
     def _new_place(self) -> Place:
         return Place(self.lanes.allocate(0))
