@@ -113,6 +113,14 @@ def test_a_slot_is_copied_under_the_computing_of_the_one_before(monkeypatch, dev
             assert copy.asked < copy.waited < first
 
 
+def test_the_first_run_does_not_wait_for_the_copies_of_the_layer_before(monkeypatch, device):
+    monkeypatch.setenv(room.DEVICE_MEMORY, "0")
+    Cache().outputs(runs=1)
+    assert len(device.copies) == LAYERS
+    for copy, two_later in zip(device.copies, device.copies[2:], strict=False):
+        assert copy.waited is None or copy.waited >= two_later.asked
+
+
 def test_what_is_not_written_is_not_copied_back(monkeypatch, device):
     monkeypatch.setenv(room.DEVICE_MEMORY, "0")
     ir = popxl.Ir()

@@ -90,11 +90,13 @@ class CudaLanes:
         return torch.cuda.current_stream(self.device).record_event()
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, *after: Ticket) -> Ticket:
+        _keep(target, self._inward)
         if source.is_pinned():
             return self._in_turn(self._sent, self._inward, target, source, after)
         return self._by_worker(self._bounced, target, source, after)
 
     def copy_back(self, target: torch.Tensor, source: torch.Tensor, *after: Ticket) -> Ticket:
+        _keep(source, self._outward)
         if target.is_pinned():
             return self._in_turn(self._sent, self._outward, target, source, after)
         return self._by_worker(self._bounced_back, target, source, after)
@@ -172,6 +174,12 @@ class CudaLanes:
             buffers = (torch.empty(BOUNCE, dtype=torch.uint8, pin_memory=True) for _ in range(2))
             self._bounces = [(buffer, torch.cuda.Event()) for buffer in buffers]
         return self._bounces
+
+
+def _keep(memory: torch.Tensor, stream: torch.cuda.Stream) -> None:
+    """Nobody is given this memory before a stream is done with it, should it be freed."""
+    if memory.is_cuda:
+        memory.record_stream(stream)
 
 
 def _event(ticket: Ticket) -> torch.cuda.Event:

@@ -65,6 +65,7 @@ class StreamedStore(RemoteStore):
             if other.key == offset:
                 other.key = None
         place.key = offset
+        self._use(place)
         held = self._held_like(value, offset)
         source = held.part(place.memory)
         place.ticket = self.lanes.copy_back(held.flat, source, self.lanes.mark())
@@ -87,7 +88,7 @@ class StreamedStore(RemoteStore):
         self._last = offset
 
     def _send_next(self, offset: int, current: Place) -> None:
-        """Send what followed a slot last time to the other place, where nobody reads that."""
+        """Send what followed a slot last time to another place, where there is one."""
         following = self._next.get(offset, offset)
         if following in self._held and self._with(following) is None:
             place = self._spare(current)
