@@ -1,10 +1,10 @@
 """The Triton kernels on torch tensors: what a device that runs them is asked for.
 
-Every function returns None where its kernel does not do it; PyTorch does then. The tensors of
-several replicas lie along the first axis, with a stride of 0 where they are one.
+Every function but `finish` returns None where its kernel does not do it; PyTorch does then. The
+tensors of several replicas lie along the first axis, with a stride of 0 where they are one.
 """
 
 from popxl.backend.gpu.attention_launches import chunk_attention, token_attention
-from popxl.backend.gpu.product_launches import FEW_ROWS, linear
+from popxl.backend.gpu.product_launches import FEW_ROWS, finish, linear
 
-__all__ = ["FEW_ROWS", "chunk_attention", "linear", "token_attention"]
+__all__ = ["FEW_ROWS", "chunk_attention", "finish", "linear", "token_attention"]

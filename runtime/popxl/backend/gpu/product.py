@@ -10,7 +10,8 @@ from types import ModuleType
 import torch
 
 from popxl.backend.arrays import broadcast_shapes
-from popxl.backend.gpu.replicas import without_mesh
+from popxl.backend.gpu.launches import FLOATS
+from popxl.backend.gpu.replicas import by_replica, without_mesh
 from popxl.backend.native.linear import Weight
 from popxl.backend.products import Product, RunProduct
 
@@ -48,10 +49,7 @@ class RunOnGpu(RunProduct):
         apart = bias is not None and not layout.takes_bias(bias)
         if summed is not None or apart or not layout.holds(bias, residual):
             y = self._linear(x, weight, torch.float32)
-            if y is None:
-                return None
-            y = y if summed is None else y.sum(summed, keepdim=True)
-            return self._then(y, bias, residual)
+            return None if y is None else self._finished(y, dtype, summed, bias, residual)
         own = layout.weight()
         if own is None:
             return None
@@ -64,6 +62,34 @@ class RunOnGpu(RunProduct):
             None if residual is None else layout.rows(residual),
         )
         return None if done is None else layout.back(done)
+
+    def _finished(
+        self,
+        y: torch.Tensor,
+        dtype: torch.dtype,
+        summed: int | None,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The sum over a mesh axis, and what follows it."""
+        lead = self.lead
+        parts = y.unsqueeze(lead)  # (*mesh, parts, ..., outputs)
+        if summed is not None:
+            parts = parts.transpose(summed, lead)
+        given = [t for t in (parts, bias, residual) if t is not None]
+        if any(of not in FLOATS for of in (dtype, *(t.dtype for t in given))):
+            return self._then(parts.sum(lead), bias, residual)
+        mesh = tuple(broadcast_shapes(*(t.shape[:lead] for t in given)))
+        rows = y.shape[lead:-1].numel()
+        done = self.kernels.finish(
+            by_replica(mesh, parts).reshape(math.prod(mesh), -1, rows, y.shape[-1]),
+            dtype,
+            None,
+            None if bias is None else by_replica(mesh, bias),
+            self.product.activation,
+            None if residual is None else by_replica(mesh, residual).flatten(1, -2).contiguous(),
+        )
+        return done.reshape(*mesh, *y.shape[lead:])
 
 
 class _Layout:
