@@ -105,7 +105,7 @@ class _Layout:
     def __init__(self, lead: int, x: torch.Tensor, weight: Weight):
         self.lead, self._weight = lead, weight
         of_weight = weight.tensor.shape[:lead]
-        self._mesh = broadcast_shapes(x.shape[:lead], of_weight)
+        self._mesh = _joint(x.shape[:lead], of_weight)
         self._varying = [i for i in range(lead) if of_weight[i] > 1]
         self._shared = [i for i in range(lead) if of_weight[i] == 1]
         self._replicas = math.prod(self._mesh[i] for i in self._varying)
@@ -114,7 +114,7 @@ class _Layout:
     def holds(self, *added: torch.Tensor | None) -> bool:
         """Whether what is added has no mesh wider than the result's."""
         meshes = [t.shape[: self.lead] for t in added if t is not None]
-        return all(broadcast_shapes(self._mesh, mesh) == self._mesh for mesh in meshes)
+        return all(_joint(self._mesh, mesh) == self._mesh for mesh in meshes)
 
     def takes_bias(self, bias: torch.Tensor) -> bool:
         """Whether a bias is the same for all rows."""
@@ -136,6 +136,8 @@ class _Layout:
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """`(*mesh, ..., n)` as `(replicas, rows, n)`, with a stride of 0 where they are one."""
+        if math.prod(self._mesh) == 1:
+            return x.reshape(1, -1, x.shape[-1])
         inner, rows = x.shape[self.lead :], [self._mesh[i] for i in self._shared]
         ordered = x.permute(*self._varying, *self._shared, *range(self.lead, x.ndim))
         replicas = [self._mesh[i] for i in self._varying]
@@ -147,7 +149,13 @@ class _Layout:
 
     def back(self, done: torch.Tensor) -> torch.Tensor:
         """`(replicas, rows, outputs)` in the result's shape."""
+        if math.prod(self._mesh) == 1:
+            return done.reshape(self.result)
         order = [*self._varying, *self._shared]
         inner = self.result[self.lead :]
         apart = done.reshape(*(self._mesh[i] for i in order), *inner)
         return apart.permute(*map(order.index, range(self.lead)), *range(self.lead, apart.ndim))
+
+
+def _joint(mesh: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return mesh if mesh == other else tuple(broadcast_shapes(mesh, other))
