@@ -8,7 +8,7 @@ import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
 from popxl.backend.cuda import CUDA_GRAPHS
 from popxl.backend.gpu import GPU_KERNELS, lanes
-from popxl.backend.gpu.streaming import DEVICE_MEMORY
+from popxl.backend.gpu.room import DEVICE_MEMORY
 
 from inference import inference
 from utils.random_weights import fill_randomly
@@ -45,19 +45,20 @@ def test_logits_are_those_of_a_cpu(monkeypatch, caplog, shards, precision, graph
 
 @pytest.mark.parametrize("weight_precision", ["int8", "int4"])
 @pytest.mark.parametrize("kernels", ["0", "1"])
-def test_logits_with_quantised_weights(monkeypatch, caplog, kernels, weight_precision):
+@pytest.mark.parametrize("shards", [(1, 1), (2, 2)])
+def test_logits_with_quantised_weights(monkeypatch, caplog, shards, kernels, weight_precision):
     monkeypatch.setenv(GPU_KERNELS, kernels)
     quantised = {"weight_precision": weight_precision, "group_size": 32}
     model = random_bloom(4, 131)
     on_cpu, on_gpu = (
-        logits_of_steps(model, (1, 1), "bfloat16", d, **quantised) for d in ("cpu", "cuda")
+        logits_of_steps(model, shards, "bfloat16", d, **quantised) for d in ("cpu", "cuda")
     )
     np.testing.assert_allclose(on_gpu, on_cpu, atol=TOLERANCE["bfloat16"])
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_streamed_weights_give_the_same_logits(monkeypatch, caplog, pinned):
+def test_streamed_weights_and_caches_give_the_same_logits(monkeypatch, caplog, pinned):
     model = random_bloom(4, 131, layers=6)
     expected = logits_of_steps(model, (1, 1), "bfloat16", "cuda")
     monkeypatch.setenv(DEVICE_MEMORY, "0")
@@ -66,7 +67,7 @@ def test_streamed_weights_give_the_same_logits(monkeypatch, caplog, pinned):
         monkeypatch.setattr(lanes, "BOUNCE", 1000)
     found = logits_of_steps(model, (1, 1), "bfloat16", "cuda")
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert "are streamed from the host" in caplog.text
+    assert "of caches are streamed from the host" in caplog.text
 
 
 def test_random_weights_are_those_of_a_cpu():

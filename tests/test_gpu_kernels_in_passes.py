@@ -64,8 +64,14 @@ def test_logits_are_those_of_the_ops(called, weight_precision, precision):
     assert called.count("chunk_attention") == (3 * 2 if precision != "float32" else 0)
 
 
-def test_several_replicas_in_one_process_are_left_to_torch(called):
+@pytest.mark.parametrize("weight_precision, precision", CASES)
+def test_several_replicas_in_one_process(called, weight_precision, precision):
     model = random_bloom(4, 131)
-    config = config_of(model, 2, 2, LENGTH, ROWS)
+    shape = (2, 2, LENGTH, ROWS, precision)
+    config = config_of(model, *shape, weight_precision=weight_precision, group_size=32)
     expected = logits_of_steps(model, config, composite_kernels=False)
-    np.testing.assert_allclose(logits_of_steps(model, config), expected, atol=2e-4)
+    found = logits_of_steps(model, config)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE[precision])
+    assert called.count("linear") == (3 + STEPS) * 2 * 4 + 2 + STEPS
+    assert called.count("token_attention") == STEPS * 2
+    assert called.count("chunk_attention") == 3 * 2

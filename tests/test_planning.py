@@ -97,6 +97,22 @@ def test_streaming_runs_under_the_work():
     assert result.seconds == result.streaming == pytest.approx((READ + CACHE - 4000) / 0.5)
 
 
+def test_a_cache_that_has_no_room_is_copied_in_and_back():
+    machine = toy_machine(memory=4000, backing_memory=10**5, backing_memory_rate=10.0)
+    cache = CACHE * 128 // 4
+    result = forecast(needs_of(toy(sequence_length=128)), machine)
+    assert (result.place, result.cache_bytes) == ("backing memory", cache - 4000)
+    assert result.backing_bytes == READ + cache - 4000 + (cache - 4000)
+    assert result.streaming == pytest.approx(result.backing_bytes / 10)
+
+
+def test_a_plan_tells_of_a_cache_that_is_streamed(capsys):
+    words = ["--config", "bloom_560M", "--dry_run", "--machine", "h200_x1", "--batch_size", "64"]
+    for memory, told in (("9", True), ("200", False)):
+        run_benchmark([*words, "--memory_gb", memory])
+        assert ("The cache does not fit: " in capsys.readouterr().out) == told
+
+
 # --- several devices ---
 
 # Of 2 x 2 shards, over tp1: embedding, dense and narrow, 4 numbers each. Over tp2: two sums for

@@ -104,12 +104,12 @@ def floats(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def weight(outputs: int, size: int, bits: int) -> Weight:
     if bits == 16:
-        return Weight(floats(outputs, size).t())
+        return Weight(floats(1, outputs, size).mT)
     if bits == 8:
-        numbers = torch.empty((outputs, size), dtype=torch.int8, device=META)
-        return Weight(numbers.t(), floats(outputs, dtype=torch.float32))
-    words = torch.empty((outputs, size // 64, 16), dtype=torch.uint16, device=META)
-    scale, offset = (floats(outputs, size // 64, 1, dtype=torch.float16) for _ in range(2))
+        numbers = torch.empty((1, outputs, size), dtype=torch.int8, device=META)
+        return Weight(numbers.mT, floats(1, outputs, dtype=torch.float32))
+    words = torch.empty((1, outputs, size // 64, 16), dtype=torch.uint16, device=META)
+    scale, offset = (floats(1, outputs, size // 64, 1, dtype=torch.float16) for _ in range(2))
     return Weight(words, scale, offset)
 
 
@@ -117,16 +117,16 @@ def launch(hidden: int, heads: int, bits: int) -> None:
     """What a token pass, one of eight rows and a prompt launch, of products and attention."""
     wide = 4 * hidden
     for rows in (1, 8, 512):
-        x = floats(rows, hidden)
-        kernels.linear(x, weight(wide, hidden, bits), x.dtype, floats(wide), "gelu")
+        x = floats(1, rows, hidden)
+        kernels.linear(x, weight(wide, hidden, bits), x.dtype, floats(1, wide), "gelu")
     head_dim, length = hidden // heads, 2048
     q, k, v = floats(1, heads, 3, head_dim).unbind(2)
     caches = floats(1, heads, length, head_dim), floats(1, heads, length, head_dim)
-    slopes = floats(heads, dtype=torch.float32)
+    slopes = floats(1, heads, dtype=torch.float32)
     positions = torch.empty(1, dtype=torch.int32, device=META)
     kernels.token_attention((q, k, v), caches, slopes, positions)
-    chunk = floats(512, heads, 3, head_dim)[:, :, 0]
-    kernels.chunk_attention(chunk, (caches[0][0], caches[1][0]), slopes, 1024)
+    chunk = floats(1, 512, heads, 3, head_dim)[:, :, :, 0]
+    kernels.chunk_attention(chunk, caches, slopes, 1024)
 
 
 def main() -> int:

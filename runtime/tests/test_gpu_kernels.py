@@ -29,27 +29,41 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape).to(dtype).to(DEVICE)
 
 
-def quantised(outputs: int, size: int, group: int) -> tuple[Weight, torch.Tensor]:
-    """A weight in groups, int8 for 0, and the floats that it stands for, `(size, outputs)`."""
+def quantised(
+    outputs: int, size: int, group: int, replicas: int = 1
+) -> tuple[Weight, torch.Tensor]:
+    """A weight in groups, int8 for 0, and the floats that it stands for.
+
+    Both are `(replicas, size, outputs)`.
+    """
+    lead = (replicas, outputs)
     if not group:
-        numbers = torch.randint(-128, 128, (outputs, size), dtype=torch.int8, device=DEVICE)
-        scale = torch.rand(outputs, device=DEVICE) / 500
-        return Weight(numbers.t(), scale), (numbers * scale[:, None]).t()
-    words = torch.randint(0, 1 << 16, (outputs, size // group, group // 4), device=DEVICE)
+        numbers = torch.randint(-128, 128, (*lead, size), dtype=torch.int8, device=DEVICE)
+        scale = torch.rand(lead, device=DEVICE) / 500
+        return Weight(numbers.mT, scale), (numbers * scale[..., None]).mT
+    words = torch.randint(0, 1 << 16, (*lead, size // group, group // 4), device=DEVICE)
     numbers = torch.stack([words >> shift & 15 for shift in (12, 8, 4, 0)], -1).flatten(-2)
-    scale = torch.rand(outputs, size // group, 1, device=DEVICE).half() / 50
-    offset = -torch.rand(outputs, size // group, 1, device=DEVICE).half() / 5
+    scale = torch.rand(*lead, size // group, 1, device=DEVICE).half() / 50
+    offset = -torch.rand(*lead, size // group, 1, device=DEVICE).half() / 5
     values = (numbers * scale.float() + offset.float()).flatten(-2)
     # words are made as int64: CUDA makes no random uint16
-    return Weight(words.to(torch.int32).to(torch.uint16), scale, offset), values.t()
+    return Weight(words.to(torch.int32).to(torch.uint16), scale, offset), values.mT
 
 
-def check_linear(weight: Weight, values: torch.Tensor, rows: int, dtype: torch.dtype, **after: Any):
-    x = random(rows, values.shape[0], dtype=dtype)
+def check_linear(
+    weight: Weight,
+    values: torch.Tensor,
+    rows: int,
+    dtype: torch.dtype,
+    x: torch.Tensor | None = None,
+    **after: Any,
+):
+    replicas, size, _ = values.shape
+    x = random(replicas, rows, size, dtype=dtype) if x is None else x
     done = kernels.linear(x, weight, dtype, **after)
     expected = x.float() @ values.float()
     if after.get("bias") is not None:
-        expected += after["bias"].float()
+        expected += after["bias"].float()[:, None]
     if after.get("activation") is not None:
         form = {"gelu": "tanh", "geluerf": "none"}[after["activation"]]
         expected = F.gelu(expected, approximate=form)
@@ -64,8 +78,8 @@ def check_linear(weight: Weight, values: torch.Tensor, rows: int, dtype: torch.d
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("outputs, size", [(7, 1000), (70, 96)])
 def test_products_with_floats(dtype, rows, outputs, size):
-    values = random(outputs, size, dtype=dtype).t()
-    check_linear(Weight(values), values, rows, dtype, bias=random(outputs, dtype=dtype))
+    values = random(1, outputs, size, dtype=dtype).mT
+    check_linear(Weight(values), values, rows, dtype, bias=random(1, outputs, dtype=dtype))
 
 
 @dtypes
@@ -73,7 +87,8 @@ def test_products_with_floats(dtype, rows, outputs, size):
 @pytest.mark.parametrize("group", [0, 32, 64, 128], ids=["int8", "int4:32", "int4:64", "int4:128"])
 def test_products_with_quantised_weights(dtype, rows, group):
     outputs, size = 70, 3 * 128
-    check_linear(*quantised(outputs, size, group), rows, dtype, bias=random(outputs, dtype=dtype))
+    bias = random(1, outputs, dtype=dtype)
+    check_linear(*quantised(outputs, size, group), rows, dtype, bias=bias)
 
 
 @pytest.mark.parametrize("group", [0, 64])
@@ -85,10 +100,10 @@ def test_inputs_of_several_blocks_and_outputs_of_whole_ones(group, rows):
 @pytest.mark.parametrize("activation", [None, "gelu", "geluerf"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_what_follows_a_product(activation, rows):
-    values, residual = random(40, 64).t(), random(rows, 40)
+    values, residual = random(1, 40, 64).mT, random(1, rows, 40)
     check_linear(
         *(Weight(values), values, rows, torch.float32),
-        bias=random(40),
+        bias=random(1, 40),
         activation=activation,
         residual=residual,
     )
@@ -96,16 +111,39 @@ def test_what_follows_a_product(activation, rows):
 
 
 def test_a_result_of_another_type_is_not_rounded_first():
-    values = random(40, 64, dtype=torch.bfloat16).t()
-    x = random(1, 64, dtype=torch.bfloat16)
+    values = random(1, 40, 64, dtype=torch.bfloat16).mT
+    x = random(1, 1, 64, dtype=torch.bfloat16)
     done = kernels.linear(x, Weight(values), torch.float32)
     torch.testing.assert_close(done, x.float() @ values.float(), atol=1e-4, rtol=0)
 
 
 def test_weights_that_lie_otherwise_are_left_to_torch():
-    x = random(1, 64)
-    assert kernels.linear(x, Weight(random(64, 40)), torch.float32) is None
+    x = random(1, 1, 64)
+    assert kernels.linear(x, Weight(random(1, 64, 40)), torch.float32) is None
     assert kernels.linear(x, quantised(8, 64, 16)[0], torch.float32) is None
+
+
+# --- several replicas ---
+
+
+def held_once(tensor: torch.Tensor, once: bool, replicas: int) -> torch.Tensor:
+    return tensor[:1].expand(replicas, *tensor.shape[1:]) if once else tensor
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["of each", "of all"])
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("group", [None, 0, 64], ids=["floats", "int8", "int4"])
+def test_products_of_replicas(group, rows, once):
+    replicas, outputs, size, dtype = 4, 22, 128, torch.float16
+    x = held_once(random(replicas, rows, size, dtype=dtype), once, replicas)
+    bias = held_once(random(replicas, outputs, dtype=dtype), once, replicas)
+    residual = held_once(random(replicas, rows, outputs, dtype=dtype), once, replicas)
+    if group is None:
+        values = random(replicas, outputs, size, dtype=dtype).mT
+        weight = Weight(values)
+    else:
+        weight, values = quantised(outputs, size, group, replicas)
+    check_linear(weight, values, rows, dtype, x, bias=bias, residual=residual)
 
 
 # --- attention ---
@@ -134,7 +172,9 @@ def test_tokens_attend_over_what_is_filled(dtype, heads, length, head_dim):
     caches[:, :, :, length // 2 + 1 :] = torch.nan  # behind the second row's token
     caches[:, 2:] = expected[:, 2:]
     slopes = torch.rand(heads, device=DEVICE)
-    done = kernels.token_attention((q, k, v), (caches[0], caches[1]), slopes, positions.to(DEVICE))
+    done = kernels.token_attention(
+        (q, k, v), (caches[0], caches[1]), slopes[None], positions.to(DEVICE)
+    )
     for row, at in enumerate(positions.clamp(max=length - 1).tolist()):
         expected[0, row, :, at], expected[1, row, :, at] = k[row], v[row]
         wanted = expected_attention(q[row][None], *expected[:, row], slopes, at)[0]
@@ -151,8 +191,42 @@ def test_a_chunk_attends_over_what_is_filled(dtype, tokens, at, head_dim):
     slopes = torch.rand(heads, device=DEVICE)
     expected = expected_attention(fused[:, :, 0], keys, values, slopes, at)
     keys[:, at + tokens :] = values[:, at + tokens :] = torch.nan
-    done = kernels.chunk_attention(fused[:, :, 0], (keys, values), slopes, at)
+    q = fused[None, :, :, 0]
+    (done,) = kernels.chunk_attention(q, (keys[None], values[None]), slopes[None], at)
     torch.testing.assert_close(done.float(), expected, atol=2 * TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["of each", "of all"])
+def test_tokens_of_replicas(once):
+    replicas, batch, heads, length, head_dim = 4, 2, 2, 70, 16
+    positions = torch.tensor([9, 66], dtype=torch.int32, device=DEVICE)
+    q = random(replicas, batch, heads, head_dim)
+    k, v = (held_once(random(replicas, batch, heads, head_dim), once, replicas) for _ in range(2))
+    keys, values = random(2, replicas, batch, heads, length, head_dim)
+    slopes = held_once(torch.rand(replicas, heads, device=DEVICE), once, replicas)
+    qkv = tuple(t.flatten(0, 1) for t in (q, k, v))
+    done = kernels.token_attention(
+        qkv, (keys.flatten(0, 1), values.flatten(0, 1)), slopes, positions
+    ).reshape(q.shape)
+    for replica in range(replicas):
+        for row, at in enumerate(positions.tolist()):
+            torch.testing.assert_close(keys[replica, row, :, at], k[replica, row])
+            of = q[replica, row][None], keys[replica, row], values[replica, row], slopes[replica]
+            wanted = expected_attention(*of, at)[0]
+            torch.testing.assert_close(done[replica, row], wanted, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["of each", "of all"])
+def test_chunks_of_replicas(once):
+    replicas, tokens, heads, length, head_dim, at = 4, 19, 2, 40, 16, 8
+    q = held_once(random(replicas, tokens, heads, head_dim, dtype=torch.float16), once, replicas)
+    cache = random(2, replicas, 3, heads, length, head_dim, dtype=torch.float16)
+    keys, values = cache[:, :, 1]  # a row of three
+    slopes = held_once(torch.rand(replicas, heads, device=DEVICE), once, replicas)
+    done = kernels.chunk_attention(q, (keys, values), slopes, at)
+    for replica in range(replicas):
+        wanted = expected_attention(q[replica], keys[replica], values[replica], slopes[replica], at)
+        torch.testing.assert_close(done[replica].float(), wanted, atol=4e-3, rtol=0)
 
 
 # --- whether they are used ---

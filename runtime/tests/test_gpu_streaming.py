@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,7 +11,7 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend.gpu import lanes, streaming
+from popxl.backend.gpu import lanes, room
 from recording_lanes import RecordingLanes
 
 LAYERS, WIDTH = 6, 64
@@ -64,9 +65,9 @@ def device(monkeypatch) -> RecordingLanes:
     """A device with room for three and a half of the six matrices."""
     device = RecordingLanes(free=10 * ALL)
     monkeypatch.setattr(lanes, "lanes_of", lambda of: device)
-    monkeypatch.setattr(streaming, "WORK_SHARE", 0)
-    monkeypatch.setattr(streaming, "WORK_BYTES", 0)
-    monkeypatch.setenv(streaming.DEVICE_MEMORY, str(ALL * 7 // 12))
+    monkeypatch.setattr(room, "WORK_SHARE", 0)
+    monkeypatch.setattr(room, "WORK_BYTES", 0)
+    monkeypatch.setenv(room.DEVICE_MEMORY, str(ALL * 7 // 12))
     return device
 
 
@@ -131,7 +132,7 @@ def test_one_line_says_what_stays(device, matrices, caplog):
 
 
 def test_what_fits_is_not_streamed(monkeypatch, device, matrices, rng, caplog):
-    monkeypatch.setenv(streaming.DEVICE_MEMORY, str(ALL))
+    monkeypatch.setenv(room.DEVICE_MEMORY, str(ALL))
     stack = Stack(matrices)
     with stack.session(matrices) as session:
         session.run({stack.input: rng.standard_normal((4, WIDTH), np.float32)})
@@ -162,7 +163,7 @@ def test_new_weights_are_sent_anew(device, matrices, rng):
 
 
 def test_memory_that_is_no_number_is_refused(monkeypatch, device, matrices):
-    monkeypatch.setenv(streaming.DEVICE_MEMORY, "much")
+    monkeypatch.setenv(room.DEVICE_MEMORY, "much")
     with pytest.raises(ValueError, match="POPXL_DEVICE_MEMORY must be a number of bytes"):
         Stack(matrices).session(matrices)
 
@@ -211,8 +212,25 @@ def test_copies_are_whole(monkeypatch, cuda_lanes, pinned, size):
         ticket = cuda_lanes.copy(target, source, cuda_lanes.mark())
         cuda_lanes.wait(ticket)
         cuda_lanes.settle()
+        back = cuda_lanes.host_memory(4 * size).view(torch.int32)
+        cuda_lanes.wait(cuda_lanes.copy_back(back, target, cuda_lanes.mark()))
     assert torch.equal(target, source)
+    assert torch.equal(back, source)
     assert isinstance(ticket, Event) == pinned  # else a thread of its own fills the buffers
+
+
+def test_copies_are_done_in_order(monkeypatch, cuda_lanes):
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: self.numel() == 2)
+    read, bounced = threading.Event(), cuda_lanes._bounced
+    monkeypatch.setattr(cuda_lanes, "_bounced", lambda *args: read.wait(5) and bounced(*args))
+    with torch.inference_mode():
+        target = torch.zeros(3)
+        cuda_lanes.copy(target, torch.ones(3), cuda_lanes.mark())  # by the thread
+        last = cuda_lanes.copy(target[:2], torch.full((2,), 2.0), cuda_lanes.mark())
+        assert target.tolist() == [0, 0, 0]
+        read.set()
+        cuda_lanes.wait(last)
+    assert target.tolist() == [2, 2, 1]
 
 
 def test_the_host_s_memory_is_pinned_while_there_is_room(monkeypatch, cuda_lanes):

@@ -23,7 +23,8 @@ class Forecast:
         devices: that hold replicas.
         context: tokens in every row's cache.
         memory_bytes: weights and the full cache.
-        backing_bytes, disk_bytes: that a token streams from there.
+        backing_bytes, disk_bytes: that a token streams from there, and of the cache back to there.
+        cache_bytes: of the cache what has no room even without weights, and is copied in and back.
         reading: of weights and cache from the device's memory.
         arithmetic: of the matmuls; runs under the reading, or the reading under it.
         communication: of collectives between devices.
@@ -39,6 +40,7 @@ class Forecast:
     place: Place
     backing_bytes: int
     disk_bytes: int
+    cache_bytes: int
     reading: float
     arithmetic: float
     communication: float
@@ -81,6 +83,7 @@ def forecast(needs: Needs, machine: Machine, context: int | None = None) -> Fore
         place=place,
         backing_bytes=backing,
         disk_bytes=disk,
+        cache_bytes=0 if place == "nowhere" else work.cache_beyond(machine.memory),
         reading=work.read / machine.memory_rate,
         arithmetic=work.operations / _arithmetic_rate(machine, model.precision),
         communication=collectives.seconds(needs.token.collectives, machine, shared_by),
@@ -101,6 +104,10 @@ class _Work:
     @property
     def held(self) -> int:
         return self.weights + self.cache
+
+    def cache_beyond(self, memory: float) -> int:
+        """Of the cache what a memory has no room for: weights are the first to have none."""
+        return max(0, self.cache - int(memory))
 
 
 def _work(needs: Needs, shared_by: int, filled: float) -> _Work:
@@ -138,6 +145,7 @@ def _placed(largest_part: int, machine: Machine, work: _Work) -> tuple[Place, in
     """Where a device's bytes have room, and those that a token streams: backing memory, disk.
 
     A part of the weights is computed from the device's memory as a whole, so it must fit there.
+    What is streamed of the cache is copied back as well.
     """
     memory, backing = int(machine.memory), int(machine.backing_memory)
     if work.held <= memory:
@@ -146,6 +154,7 @@ def _placed(largest_part: int, machine: Machine, work: _Work) -> tuple[Place, in
     from_disk = spilled(work.held, work.read, memory + backing)
     if largest_part > memory:
         return "nowhere", streamed - from_disk, from_disk
+    streamed += work.cache_beyond(memory)
     if work.held <= memory + backing:
         return "backing memory", streamed, 0
     on_disk = machine.disk_rate and work.cache <= memory + backing

@@ -120,14 +120,19 @@ def _streaming_line(needs: Needs, streaming: Streaming) -> str:
 def _machine_lines(plan: Plan) -> list[str]:
     config, machine = plan.needs.config, plan.machine
     assert machine is not None
-    shown = list(plan.forecasts)
-    if plan.configured is not None and plan.configured not in shown:
-        shown.append(plan.configured)
+    shown = _shown(plan)
     head = (
         f"On {machine.name}, {machine.description}: {_count(machine.devices, 'device')}, "
         f"{_count(config.execution.batch_size, 'row')} of {shown[0].context} tokens"
     )
     return [head, *_table([HEADINGS, *(_cells(f, plan) for f in shown)]), *_remarks(plan)]
+
+
+def _shown(plan: Plan) -> list[Forecast]:
+    shown = list(plan.forecasts)
+    if plan.configured is not None and plan.configured not in shown:
+        shown.append(plan.configured)
+    return shown
 
 
 def _cells(f: Forecast, plan: Plan) -> tuple[str, ...]:
@@ -160,6 +165,9 @@ def _remarks(plan: Plan) -> list[str]:
     lines = [NOTE]
     if plan.machine.assumed:
         lines.append(f"Assumed of {plan.machine.name}: {', '.join(plan.machine.assumed)}.")
+    if any(f.cache_bytes for f in _shown(plan)):
+        least = _size(min(f.cache_bytes for f in _shown(plan) if f.cache_bytes))
+        lines.append(f"The cache does not fit: {least} of it or more are copied in and back.")
     if plan.configured is None:
         replicas, devices = plan.needs.config.execution.replicas, plan.machine.devices
         lines.append(f"The {replicas} replicas configured cannot be shared by {devices} devices.")

@@ -104,18 +104,19 @@ class RemoteStore:
         value = self._loads(self._slot(first).tensor, self._name)
         for at in others:
             other = self._loads(self._slot(at).tensor, self._name)
-            value = where(self._replicas_at(offset, at), other, value)
+            value = where(self._replicas_at(offset, at, value.ndim), other, value)
         return value
 
     def store(self, value: torch.Tensor, offset: int | torch.Tensor) -> None:
         """Copy `value` into a slot."""
         offsets = self._distinct(offset)
-        if len(offsets) == 1:
-            self._slot(offsets[0]).write(value)
-            return
         for at in offsets:
             slot = self._slot(at)
-            slot.write(where(self._replicas_at(offset, at), value, slot.tensor))
+            here = value
+            if len(offsets) > 1:
+                here = where(self._replicas_at(offset, at, value.ndim), value, slot.tensor)
+            slot.write(here)
+            self._written(at, slot)
 
     def open(self, offset: int | torch.Tensor) -> Cell:
         """A cell to work on and give to `close`: the slot itself where there is but one."""
@@ -129,6 +130,8 @@ class RemoteStore:
         offsets = self._distinct(offset)
         if len(offsets) > 1:
             self.store(cell.tensor, offset)
+        else:
+            self._written(offsets[0], cell)
 
     def place(self, offset: int, cell: Cell) -> None:
         """Make `cell` the slot."""
@@ -136,9 +139,13 @@ class RemoteStore:
         Cell.moves += 1
 
     def _slot(self, offset: int) -> Cell:
+        """The slot, where it is computed with."""
         if offset not in self._slots:
             self._slots[offset] = Cell(self._zeros(), shared=False, lasts=True)
         return self._slots[offset]
+
+    def _written(self, offset: int, cell: Cell) -> None:
+        """A cell that `_slot` gave has been written to."""
 
     def _distinct(self, offset: int | torch.Tensor) -> list[int]:
         """The slots that replicas reach, checked."""
@@ -150,8 +157,8 @@ class RemoteStore:
                 )
         return offsets
 
-    def _replicas_at(self, offset: int | torch.Tensor, at: int) -> torch.Tensor:
-        """Where in the mesh the offset is `at`, to be broadcast against a slot."""
+    def _replicas_at(self, offset: int | torch.Tensor, at: int, axes: int) -> torch.Tensor:
+        """Where in the mesh the offset is `at`, to be broadcast against a slot of so many axes."""
         here = torch.as_tensor(offset) == at
         mesh = here.shape[: self._lead]
-        return here.reshape(*mesh, *(1,) * (self._slot(at).tensor.ndim - self._lead))
+        return here.reshape(*mesh, *(1,) * (axes - self._lead))

@@ -17,7 +17,10 @@ from popxl.backend.arrays import repeated, to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
-from popxl.backend.gpu import lanes, streaming
+from popxl.backend.gpu import lanes
+from popxl.backend.gpu.room import Streamed, streamed
+from popxl.backend.gpu.streamed_slots import StreamedStore
+from popxl.backend.gpu.streaming import Streamer
 from popxl.backend.lowering import Lowering, Surroundings
 from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
@@ -48,7 +51,7 @@ class Engine:
         self.ir, self.device = ir, device
         self.mesh, self.collectives = _layout(ir, device)
         self.pager = Pager(_mapped_memory())
-        self.streamer = streaming.plan(ir, lanes.lanes_of(device))
+        self.streamer, self._streamed = _streams(ir, device)
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
@@ -157,6 +160,9 @@ class Engine:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         name = f"remote_buffer_{buffer.remote_buffer_id}"
+        if self.streamer is not None and buffer in self._streamed.slots:
+            on_host = self._streamed.slots[buffer]
+            return StreamedStore(name, buffer.entries, lead, zeros, self.streamer.lanes, on_host)
         return RemoteStore(name, buffer.entries, lead, zeros, self._slot_loader())
 
     def _slot_loader(self) -> Callable[[torch.Tensor, str], torch.Tensor]:
@@ -219,6 +225,15 @@ class Engine:
             f"stream {stream.tensor_id} is {what} more than {self.ir.num_host_transfers} times "
             "in a run: set ir.num_host_transfers"
         )
+
+
+def _streams(ir: Ir, device: torch.device) -> tuple[Streamer | None, Streamed]:
+    """What brings weights to the device where not all has room there, and what is streamed."""
+    beside = lanes.lanes_of(device)
+    found = None if beside is None else streamed(ir, beside)
+    if beside is None or found is None:
+        return None, Streamed()
+    return Streamer(beside, found.variables), found
 
 
 def _blank(variable: Variable) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attention on a GPU where the replicas of the mesh hold one value: by the Triton kernels."""
+"""Attention on a GPU by the Triton kernels, of all replicas of the mesh at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from types import ModuleType
 
 import torch
 
+from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
+from popxl.backend.gpu.replicas import by_replica, without_mesh
 from popxl.backend.placement import move
 
 
@@ -23,13 +25,19 @@ def tokens_on_gpu(
     Returns:
         `(*mesh, batch, heads, head_dim)`; None where the kernel does not do it.
     """
-    caches = [cell.writable(qkv[1].shape[:lead]) for cell in cells]
-    alone = flat(lead, *qkv, *caches, slopes, move(positions, qkv[0].device))
-    if alone is None:
+    mesh = _mesh(lead, *qkv[1:], *(cell.tensor for cell in cells))
+    one = all(size == 1 for size in positions.shape[:lead])
+    if not one or _mesh(lead, qkv[1], qkv[0], slopes, *(cell.tensor for cell in cells)) != mesh:
+        return None  # caches hold no more than k and v ask for
+    own = _caches(mesh, [cell.writable(mesh) for cell in cells])
+    if own is None:
         return None
-    q, k, v, keys, values, slopes, positions = alone
-    done = kernels.token_attention((q, k, v), (keys, values), slopes, positions)
-    return None if done is None else done.reshape((1,) * lead + done.shape)
+    rows = [by_replica(mesh, t).flatten(0, 1) for t in qkv]
+    keys, values = (t.flatten(0, 1) for t in own)
+    at = move(positions.flatten(), qkv[0].device)
+    slopes = by_replica(mesh, slopes)
+    done = kernels.token_attention((rows[0], rows[1], rows[2]), (keys, values), slopes, at)
+    return None if done is None else done.reshape(*mesh, *qkv[0].shape[lead:])
 
 
 def prompt_on_gpu(
@@ -50,15 +58,24 @@ def prompt_on_gpu(
     Returns:
         Like q; None where the kernel does not do it.
     """
-    alone = flat(lead, q, *caches, slopes)
-    if alone is None:
+    mesh = _mesh(lead, q, slopes, *caches)
+    own = _caches(mesh, caches)
+    if own is None:
         return None
-    done = kernels.chunk_attention(alone[0], (alone[1], alone[2]), alone[3], at)
-    return None if done is None else done.reshape(q.shape)
+    slopes = by_replica(mesh, slopes)
+    done = kernels.chunk_attention(by_replica(mesh, q), (own[0], own[1]), slopes, at)
+    return None if done is None else done.reshape(*mesh, *q.shape[lead:])
 
 
-def flat(lead: int, *tensors: torch.Tensor) -> list[torch.Tensor] | None:
-    """The tensors without their mesh; None where there are several replicas' values in one."""
-    if any(size > 1 for t in tensors for size in t.shape[:lead]):
-        return None
-    return [t.reshape(t.shape[lead:]) for t in tensors]
+def _mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:
+    return tuple(broadcast_shapes(*(t.shape[:lead] for t in tensors)))
+
+
+def _caches(
+    mesh: tuple[int, ...], caches: list[torch.Tensor] | tuple[torch.Tensor, torch.Tensor]
+) -> list[torch.Tensor] | None:
+    """`(replicas, ...)` each, where they lie; None where that is no tensor."""
+    lead = len(mesh)
+    own = [without_mesh(lead, t) for t in caches if t.shape[:lead] == mesh]
+    found = [t for t in own if t is not None]
+    return found if len(found) == len(caches) else None

@@ -23,12 +23,14 @@ def token_attention(
     positions,
     sums,
     out,
+    batch,
     heads,
     length,
     parts,
     part,
     row_stride,
     head_stride,
+    slopes_step,
     factor,
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
@@ -36,20 +38,21 @@ def token_attention(
 ):
     """One token a row: writes its key and value, and attends over `part` keys a program.
 
-    The position is read where it is: programs of keys behind it end at once.
+    The rows are those of all replicas, `batch` of each. The position is read where it is: programs
+    of keys behind it end at once.
 
     Args:
-        q, k, v: `(batch, heads, head_dim)`, of one `row_stride` and `head_stride`.
-        keys, values: `(batch, heads, length, head_dim)`.
-        slopes: float32 `(heads,)`.
-        positions: int32 `(batch,)`.
-        sums: float32 `(batch, heads, parts, head_dim + BESIDE)`: sums of values, of weights, and
+        q, k, v: `(rows, heads, head_dim)`, of one `row_stride` and `head_stride`.
+        keys, values: `(rows, heads, length, head_dim)`.
+        slopes: float32 `(heads,)` of each replica, `slopes_step` apart.
+        positions: int32 `(batch,)`, the same for all replicas.
+        sums: float32 `(rows, heads, parts, head_dim + BESIDE)`: sums of values, of weights, and
             the largest score; where there are several parts.
-        out: `(batch, heads, head_dim)`; written where there is one part.
+        out: `(rows, heads, head_dim)`; written where there is one part.
         factor: of scores.
     """
     row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    at = tl.minimum(tl.maximum(tl.load(positions + row), 0), length - 1)
+    at = tl.minimum(tl.maximum(tl.load(positions + row % batch), 0), length - 1)
     first = tl.program_id(1) * part
     if first <= at:
         d = tl.arange(0, PADDED)
@@ -58,7 +61,7 @@ def token_attention(
         query = tl.load(q + own, mask=real, other=0).to(tl.float32) * factor
         new_key = tl.load(k + own, mask=real, other=0)
         new_value = tl.load(v + own, mask=real, other=0)
-        slope = tl.load(slopes + head)
+        slope = tl.load(slopes + row // batch * slopes_step + head)
         cache = tl.program_id(0).to(tl.int64) * length * HEAD_DIM
         if at < first + part:
             tl.store(keys + cache + at * HEAD_DIM + d, new_key, mask=real)
@@ -102,6 +105,7 @@ def joined(
     sums,
     positions,
     out,
+    batch,
     heads,
     length,
     parts,
@@ -114,7 +118,7 @@ def joined(
 
     PARTS is `parts` or more, a power of two: all are read at once.
     """
-    at = tl.load(positions + tl.program_id(0) // heads)
+    at = tl.load(positions + tl.program_id(0) // heads % batch)
     at = tl.minimum(tl.maximum(at, 0), length - 1)
     i, d = tl.arange(0, PARTS), tl.arange(0, PADDED)
     held = i <= at // part
@@ -141,6 +145,9 @@ def chunk_attention(
     token_stride,
     head_stride,
     length,
+    q_step,
+    cache_step,
+    slopes_step,
     factor,
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
@@ -150,7 +157,8 @@ def chunk_attention(
     """A chunk of tokens of one row, the first of them at `at`; keys and values are in the cache.
 
     Slope times distance is made in registers, in float32: a mask that is read from memory would be
-    as large as the scores, and in 16 bits would round distances.
+    as large as the scores, and in 16 bits would round distances. Replicas are the third axis of
+    programs; a `..._step` is from one to the next.
 
     Args:
         q: `(tokens, heads, head_dim)`, of `token_stride` and `head_stride`.
@@ -158,6 +166,12 @@ def chunk_attention(
         out: `(tokens, heads, head_dim)`.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
+    replica = tl.program_id(2).to(tl.int64)
+    q += replica * q_step
+    slopes += replica * slopes_step
+    keys += replica * cache_step
+    values += replica * cache_step
+    out += replica * tokens * heads * HEAD_DIM
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, PADDED)
     real, given = (d < HEAD_DIM)[None, :], (m < tokens)[:, None]

@@ -17,6 +17,7 @@ TOLERANCE = 0.02
 """Of the largest value, in 16 bits."""
 
 SIZE, OUTPUTS, HEADS, LENGTH, HEAD_DIM = 256, 72, 2, 300, 128
+REPLICAS = 2
 
 
 def fault(kernels: ModuleType, device: torch.device) -> str | None:
@@ -44,17 +45,17 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
 
     for kind, (weight, values) in _weights(random, generator, device).items():
         for rows in (1, 3, kernels.FEW_ROWS + 1):
-            x, bias = random(rows, SIZE), random(OUTPUTS)
+            x, bias = random(REPLICAS, rows, SIZE), random(REPLICAS, OUTPUTS)
 
             def product(x=x, bias=bias, weight=weight, values=values):
                 found = kernels.linear(x, weight, torch.float32, bias)
-                return found, x.float() @ values + bias.float()
+                return found, x.float() @ values + bias.float()[:, None]
 
             yield f"a product of {rows} rows with {kind}", product
-    caches = random(2, 1, HEADS, LENGTH, HEAD_DIM)
-    slopes = torch.tensor([0.5, 0.01], device=device)
+    caches = random(2, REPLICAS, HEADS, LENGTH, HEAD_DIM)
+    slopes = torch.tensor([[0.5, 0.01], [0.1, 0.02]], device=device)
     for at, tokens in ((0, 1), (LENGTH - 2, 1), (0, 17), (LENGTH - 17, 17)):
-        q = random(tokens, HEADS, HEAD_DIM)
+        q = random(REPLICAS, tokens, HEADS, HEAD_DIM)
 
         def attention(q=q, at=at, tokens=tokens):
             return _attention(kernels, q, caches, slopes, at, tokens)
@@ -65,24 +66,25 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
 def _weights(
     random: Callable[..., torch.Tensor], generator: torch.Generator, device: torch.device
 ) -> dict[str, tuple[Weight, torch.Tensor]]:
-    """Weights `(in, outputs)`, and the float32 values that they stand for."""
-    floats = random(OUTPUTS, SIZE).t()
-    numbers = torch.randint(-128, 128, (OUTPUTS, SIZE), generator=generator)
-    scale = torch.rand(OUTPUTS, generator=generator) / 100
-    words = torch.randint(0, 1 << 16, (OUTPUTS, SIZE // 64, 16), generator=generator)
+    """Weights `(replicas, in, outputs)`, and the float32 values that they stand for."""
+    lead = REPLICAS, OUTPUTS
+    floats = random(*lead, SIZE).mT
+    numbers = torch.randint(-128, 128, (*lead, SIZE), generator=generator)
+    scale = torch.rand(lead, generator=generator) / 100
+    words = torch.randint(0, 1 << 16, (*lead, SIZE // 64, 16), generator=generator)
     nibbles = torch.stack([words >> shift & 15 for shift in (12, 8, 4, 0)], -1).flatten(-2)
-    steps, offset = torch.rand(2, OUTPUTS, SIZE // 64, 1, generator=generator).half()
+    steps = torch.rand((*lead, SIZE // 64, 1), generator=generator).half()
     offset = -8 * steps
     values = (nibbles * steps.float() + offset.float()).flatten(-2)
     return {
         "floats": (Weight(floats), floats.float()),
         "8 bits": (
-            Weight(numbers.to(torch.int8).to(device).t(), scale.to(device)),
-            (numbers * scale[:, None]).t().to(device),
+            Weight(numbers.to(torch.int8).to(device).mT, scale.to(device)),
+            (numbers * scale[..., None]).mT.to(device),
         ),
         "4 bits": (
             Weight(words.to(torch.uint16).to(device), steps.to(device), offset.to(device)),
-            values.t().to(device),
+            values.mT.to(device),
         ),
     }
 
@@ -98,14 +100,16 @@ def _attention(
     keys, values = (cache.clone() for cache in caches)
     if tokens == 1:
         positions = torch.full((1,), at, dtype=torch.int32, device=q.device)
-        found = kernels.token_attention((q, q, q), (keys, values), slopes, positions)
+        row = q[:, 0]
+        found = kernels.token_attention((row, row, row), (keys, values), slopes, positions)
+        found = found[:, None]
     else:
-        keys[0, :, at : at + tokens] = values[0, :, at : at + tokens] = q.transpose(0, 1)
-        found = kernels.chunk_attention(q, (keys[0], values[0]), slopes, at)
+        keys[:, :, at : at + tokens] = values[:, :, at : at + tokens] = q.transpose(1, 2)
+        found = kernels.chunk_attention(q, (keys, values), slopes, at)
     filled = slice(at + tokens)
     distance = torch.arange(at + tokens) - torch.arange(at, at + tokens).unsqueeze(-1)
     distance = distance.to(q.device)
-    scores = q.float().transpose(0, 1) @ keys[0, :, filled].float().transpose(1, 2)
-    scores = scores * HEAD_DIM**-0.5 + slopes[:, None, None] * distance
+    scores = q.float().transpose(1, 2) @ keys[:, :, filled].float().mT
+    scores = scores * HEAD_DIM**-0.5 + slopes[..., None, None] * distance
     weights = scores.masked_fill(distance > 0, -torch.inf).softmax(-1)
-    return found, (weights @ values[0, :, filled].float()).transpose(0, 1)
+    return found, (weights @ values[:, :, filled].float()).transpose(1, 2)

@@ -29,6 +29,9 @@ def rows_times_quantized(
     scale,
     offset,
     parts,
+    x_step,
+    weight_step,
+    splits,
     rows,
     size,
     outputs,
@@ -41,17 +44,26 @@ def rows_times_quantized(
 ):
     """Sums over `part` inputs a program: x `(rows, size)`, parts float32 `(splits, rows, outputs)`.
 
+    The second axis of programs is replicas and splits; there are weights of every replica, and x of
+    each, or with an `x_step` of 0 of all.
+
     Args:
         weight: int16 `(outputs, size / 4)` of four numbers each; int8 `(outputs, size)` where
             `GROUP` is 0, which are not scaled.
         scale, offset: `(outputs, groups)`, None where `GROUP` is 0.
         part: a multiple of `BLOCK_K`, which is one of `GROUP`.
     """
+    replica, split = (tl.program_id(1) // splits).to(tl.int64), tl.program_id(1) % splits
+    x += replica * x_step
+    weight += replica * weight_step
+    if GROUP:
+        scale += replica * outputs * groups
+        offset += replica * outputs * groups
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     given, inside = (m < rows)[:, None], (n < outputs)[:, None]
     row = n.to(tl.int64)[:, None]
-    first = tl.program_id(1) * part
+    first = split * part
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for begin in range(first, tl.minimum(first + part, size), BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :]
@@ -70,7 +82,7 @@ def rows_times_quantized(
             values = tl.load(weight + row * size + k, mask=inside & (k < size), other=0)
             values = values.to(tl.float32)
         sums += tl.dot(inputs, tl.trans(values.to(x.dtype.element_ty)))
-    place = tl.program_id(1) * rows + m.to(tl.int64)[:, None]
+    place = tl.program_id(1).to(tl.int64) * rows + m.to(tl.int64)[:, None]
     tl.store(parts + place * outputs + n[None, :], sums, mask=given & (n < outputs)[None, :])
 
 
@@ -94,25 +106,31 @@ def finish(
     bias,
     residual,
     out,
+    scale_step,
+    bias_step,
     splits,
     rows,
     outputs,
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sum of parts `(splits, rows, outputs)`, and what follows a product.
+    """The sum of parts `(replicas, splits, rows, outputs)`, and what follows a product.
 
-    out and residual are `(rows, outputs)`.
+    out and residual are `(replicas, rows, outputs)`.
     """
-    row = tl.program_id(1).to(tl.int64)
+    row, replica = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < outputs
     y = tl.zeros([BLOCK], tl.float32)
     for split in range(splits):
-        y += tl.load(parts + (split * rows + row) * outputs + n, mask=inside, other=0).to(
-            tl.float32
-        )
+        part = parts + ((replica * splits + split) * rows + row) * outputs
+        y += tl.load(part + n, mask=inside, other=0).to(tl.float32)
+    place = (replica * rows + row) * outputs
+    if scale is not None:
+        scale += replica * scale_step
+    if bias is not None:
+        bias += replica * bias_step
     if residual is not None:
-        residual += row * outputs
+        residual += place
     y = finished(y, n, inside, scale, bias, ACTIVATION, residual)
-    tl.store(out + row * outputs + n, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place + n, y.to(out.dtype.element_ty), mask=inside)

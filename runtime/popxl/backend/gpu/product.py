@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
 import torch
 
-from popxl.backend.gpu.attention import flat
+from popxl.backend.arrays import broadcast_shapes
+from popxl.backend.gpu.launches import FLOATS
+from popxl.backend.gpu.replicas import by_replica, without_mesh
 from popxl.backend.native.linear import Weight
 from popxl.backend.products import Product, RunProduct
 
 
 class RunOnGpu(RunProduct):
-    """Runs a product: by the GPU's kernels where each replica group holds one value, else op by op.
+    """Runs a product: by the GPU's kernels where these know how its tensors lie, else op by op.
 
     Args:
         lead: the number of mesh axes.
@@ -42,25 +45,117 @@ class RunOnGpu(RunProduct):
         activation: str | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        if summed is not None:
+        layout = _Layout(self.lead, x, weight)
+        apart = bias is not None and not layout.takes_bias(bias)
+        if summed is not None or apart or not layout.holds(bias, residual):
+            y = self._linear(x, weight, torch.float32)
+            return None if y is None else self._finished(y, dtype, summed, bias, residual)
+        own = layout.weight()
+        if own is None:
             return None
-        given = x, weight.tensor, weight.scale, weight.offset, bias, residual
-        alone = flat(self.lead, *(t for t in given if t is not None))
-        if alone is None:
-            return None
-        tensors = iter(alone)
-        x1, tensor, scale, offset, bias, residual = (
-            None if t is None else next(tensors) for t in given
-        )
-        assert x1 is not None and tensor is not None
-        weight = replace(weight, tensor=tensor, scale=scale, offset=offset)
-        outputs = weight.sizes()[1]
         done = self.kernels.linear(
-            x1.reshape(-1, x1.shape[-1]),
-            weight,
+            layout.rows(x),
+            own,
             dtype,
-            bias,
+            None if bias is None else layout.rows(bias)[:, 0],
             activation,
-            None if residual is None else residual.reshape(-1, outputs),
+            None if residual is None else layout.rows(residual),
         )
-        return None if done is None else done.reshape(*x.shape[:-1], outputs)
+        return None if done is None else layout.back(done)
+
+    def _finished(
+        self,
+        y: torch.Tensor,
+        dtype: torch.dtype,
+        summed: int | None,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The sum over a mesh axis, and what follows it."""
+        lead = self.lead
+        parts = y.unsqueeze(lead)  # (*mesh, parts, ..., outputs)
+        if summed is not None:
+            parts = parts.transpose(summed, lead)
+        given = [t for t in (parts, bias, residual) if t is not None]
+        if any(of not in FLOATS for of in (dtype, *(t.dtype for t in given))):
+            return self._then(parts.sum(lead), bias, residual)
+        mesh = tuple(broadcast_shapes(*(t.shape[:lead] for t in given)))
+        rows = y.shape[lead:-1].numel()
+        done = self.kernels.finish(
+            by_replica(mesh, parts).reshape(math.prod(mesh), -1, rows, y.shape[-1]),
+            dtype,
+            None,
+            None if bias is None else by_replica(mesh, bias),
+            self.product.activation,
+            None if residual is None else by_replica(mesh, residual).flatten(1, -2).contiguous(),
+        )
+        return done.reshape(*mesh, *y.shape[lead:])
+
+
+class _Layout:
+    """How a product of replicas is one of the kernels.
+
+    Mesh axes along which weights differ become the kernels' replicas; others become rows, so that a
+    weight is read once.
+
+    Attributes:
+        result: its shape.
+    """
+
+    def __init__(self, lead: int, x: torch.Tensor, weight: Weight):
+        self.lead, self._weight = lead, weight
+        of_weight = weight.tensor.shape[:lead]
+        self._mesh = _joint(x.shape[:lead], of_weight)
+        self._varying = [i for i in range(lead) if of_weight[i] > 1]
+        self._shared = [i for i in range(lead) if of_weight[i] == 1]
+        self._replicas = math.prod(self._mesh[i] for i in self._varying)
+        self.result = torch.Size((*self._mesh, *x.shape[lead:-1], weight.sizes()[1]))
+
+    def holds(self, *added: torch.Tensor | None) -> bool:
+        """Whether what is added has no mesh wider than the result's."""
+        meshes = [t.shape[: self.lead] for t in added if t is not None]
+        return all(_joint(self._mesh, mesh) == self._mesh for mesh in meshes)
+
+    def takes_bias(self, bias: torch.Tensor) -> bool:
+        """Whether a bias is the same for all rows."""
+        return all(bias.shape[i] == 1 for i in self._shared)
+
+    def weight(self) -> Weight | None:
+        """`(replicas, ...)`, where it lies; None where that is no tensor."""
+        of = self._weight
+        tensor, scale, offset = (self._own(t) for t in (of.tensor, of.scale, of.offset))
+        if of.scale is not None and not of.grouped:
+            scale = self.rows(of.scale)[:, 0]  # of a channel: its shards may have it in common
+        if tensor is None or (scale is None, offset is None) != (of.scale is None, not of.grouped):
+            return None
+        return replace(of, tensor=tensor, scale=scale, offset=offset)
+
+    def _own(self, part: torch.Tensor | None) -> torch.Tensor | None:
+        flat = None if part is None else without_mesh(self.lead, part)
+        return flat if flat is not None and len(flat) == self._replicas else None
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`(*mesh, ..., n)` as `(replicas, rows, n)`, with a stride of 0 where they are one."""
+        if math.prod(self._mesh) == 1:
+            return x.reshape(1, -1, x.shape[-1])
+        inner, rows = x.shape[self.lead :], [self._mesh[i] for i in self._shared]
+        ordered = x.permute(*self._varying, *self._shared, *range(self.lead, x.ndim))
+        replicas = [self._mesh[i] for i in self._varying]
+        if all(x.shape[i] == 1 for i in self._varying):
+            replicas = [1] * len(replicas)
+        wide = ordered.expand(*replicas, *rows, *inner)
+        flat = wide.reshape(math.prod(replicas), math.prod((*rows, *inner[:-1])), inner[-1])
+        return flat.expand(self._replicas, -1, -1)
+
+    def back(self, done: torch.Tensor) -> torch.Tensor:
+        """`(replicas, rows, outputs)` in the result's shape."""
+        if math.prod(self._mesh) == 1:
+            return done.reshape(self.result)
+        order = [*self._varying, *self._shared]
+        inner = self.result[self.lead :]
+        apart = done.reshape(*(self._mesh[i] for i in order), *inner)
+        return apart.permute(*map(order.index, range(self.lead)), *range(self.lead, apart.ndim))
+
+
+def _joint(mesh: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return mesh if mesh == other else tuple(broadcast_shapes(mesh, other))

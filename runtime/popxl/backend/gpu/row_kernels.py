@@ -1,4 +1,4 @@
-"""Triton kernels: one row times a weight that is read once.
+"""Triton kernels: one row times a weight that is read once, of each of several replicas.
 
 One token reads every weight once, so these wait for memory. A program has `BLOCK_N` outputs and
 goes along their inputs; weights lie in rows of outputs. A thread reads 16 bytes of each of its
@@ -11,6 +11,8 @@ split between programs.
 Numbers of 8 and 4 bits become floats without a conversion, which is slow: their bits are put into
 the mantissa of 1.0, which makes `1 + number / 2**p`; what the ones add up to is taken off the sum.
 The bits of 1.0 are read from memory: an instruction takes one constant, and that is the mask.
+Replicas are the second axis of programs; a `..._step` is from one replica's tensor to the next's, 0
+where they hold one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,14 @@ import triton.language as tl
 
 SIGNS = tl.constexpr(-0x7F7F7F80)
 """The sign bits of four bytes, as int32."""
+
+
+@triton.jit
+def own(tensor, step):
+    """The tensor of this program's replica; None where there is none."""
+    if tensor is not None:
+        tensor += tl.program_id(1).to(tl.int64) * step
+    return tensor
 
 
 @triton.jit
@@ -46,6 +56,9 @@ def row_times_floats(
     bias,
     residual,
     out,
+    x_step,
+    weight_step,
+    bias_step,
     size,
     outputs,
     stride,
@@ -55,6 +68,8 @@ def row_times_floats(
     BLOCK_K: tl.constexpr,
 ):
     """x `(size,)`, weight `(outputs, size)` with `stride` between rows; out `(outputs,)`."""
+    x, weight, bias = own(x, x_step), own(weight, weight_step), own(bias, bias_step)
+    residual, out = own(residual, outputs), own(out, outputs)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (n < outputs) | EVEN
     rows = weight + n.to(tl.int64)[:, None] * stride
@@ -82,13 +97,14 @@ def one_and(words, SHIFT: tl.constexpr, MASK: tl.constexpr, one):
 
 
 @triton.jit
-def arranged(x, out, sums, pieces, NUMBERS: tl.constexpr, BLOCK_P: tl.constexpr):
+def arranged(x, out, sums, x_step, pieces, NUMBERS: tl.constexpr, BLOCK_P: tl.constexpr):
     """x `(pieces, 32)` in the order in which words of `NUMBERS` numbers are taken apart.
 
     out `(NUMBERS, pieces * 32 / NUMBERS)`: the inputs of the words' first numbers, then those of
     their second ones. sums `(1 + 2 * pieces,)`: 1.0, what the ones of `row_times_groups` add up to
     in a piece, and the sum of a piece's inputs.
     """
+    x, out, sums = own(x, x_step), own(out, pieces * 32), own(sums, 1 + 2 * pieces)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     i = tl.arange(0, 32)[None, :]
     inside = (p < pieces) & (i >= 0)
@@ -112,6 +128,9 @@ def row_times_bytes(
     bias,
     residual,
     out,
+    weight_step,
+    scale_step,
+    bias_step,
     words,
     outputs,
     stride,
@@ -125,6 +144,9 @@ def row_times_bytes(
     With the sign bit turned a byte is its number + 128, and in the upper 8 bits of the mantissa
     1 + (number + 128) / 256.
     """
+    x, added = own(x, 4 * words), own(added, 1 + words // 4)
+    weight, scale, bias = own(weight, weight_step), own(scale, scale_step), own(bias, bias_step)
+    residual, out = own(residual, outputs), own(out, outputs)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (n < outputs) | EVEN
     rows = weight + n.to(tl.int64)[:, None] * stride
@@ -160,6 +182,7 @@ def row_times_groups(
     bias,
     residual,
     out,
+    bias_step,
     pieces,
     outputs,
     groups,
@@ -176,6 +199,10 @@ def row_times_groups(
     two of 16, whose first number is in their highest bits. Its eight numbers come into the upper 8
     bits of the mantissa: five as 1 + number / 16, three as 1 + number / 256.
     """
+    x, added = own(x, 32 * pieces), own(added, 1 + 2 * pieces)
+    weight, bias = own(weight, outputs * pieces * 4), own(bias, bias_step)
+    scale, offset = own(scale, outputs * groups), own(offset, outputs * groups)
+    residual, out = own(residual, outputs), own(out, outputs)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (n < outputs) | EVEN
     row = n.to(tl.int64)[:, None]
