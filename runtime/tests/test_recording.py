@@ -11,7 +11,7 @@ import torch
 from popxl import ops
 from popxl.backend import recording
 from popxl.backend.native import library
-from popxl.backend.scratch import Scratch
+from popxl.backend.scratch import Copies, Scratch
 
 RUNS = 5
 """Enough for a graph to be run as it is, recorded, and run from the recording."""
@@ -189,6 +189,22 @@ def test_scratch_memory_is_used_again_when_nothing_lies_in_it():
     assert again.shape == (3, 7)
     assert again.is_contiguous()
     assert scratch.bytes() == 2 * 400
+
+
+def test_copies_use_memory_again_that_nobody_has():
+    result = torch.zeros(3)
+    copies = Copies(result)
+    taken = []
+    for number in range(4):
+        result.fill_(number)
+        taken.append(copies.copy().numpy())  # an array holds its memory too
+    assert [array.tolist() for array in taken] == [[number] * 3 for number in range(4)]
+    place = taken[-1].ctypes.data
+    del taken[-1]
+    result.fill_(9)
+    again = copies.copy()
+    assert again.data_ptr() == place
+    assert [array.tolist() for array in taken] == [[number] * 3 for number in range(3)]
 
 
 def test_what_python_decides_by_is_decided_anew():

@@ -22,7 +22,7 @@ from popxl.backend import decisions
 from popxl.backend.cells import Cell
 from popxl.backend.native.library import Library
 from popxl.backend.recorder import Recorder
-from popxl.backend.scratch import Scratch
+from popxl.backend.scratch import Copies, Scratch
 from popxl.graph import Graph
 
 MOST_TRIES = 4
@@ -126,7 +126,8 @@ class _Recording:
         epoch: int,
     ):
         self.steps, self.epoch = recorder.steps, epoch
-        self._kept, self._inputs, self._outputs = recorder.kept, inputs, outputs
+        self._kept, self._inputs = recorder.kept, inputs
+        self._outputs = [Copies(t) for t in outputs]
 
     def run(self, inputs: Arguments) -> tuple[torch.Tensor, ...] | None:
         """The outputs, in memory of their own; None where a decision no longer holds."""
@@ -136,4 +137,4 @@ class _Recording:
         for step in self.steps:
             if not step():
                 return None
-        return tuple(t.clone() for t in self._outputs)
+        return tuple(copies.copy() for copies in self._outputs)

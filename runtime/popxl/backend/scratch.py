@@ -1,4 +1,4 @@
-"""Memory for the intermediate results of recordings, used again and again."""
+"""Memory for the results of recordings, used again and again."""
 
 from __future__ import annotations
 
@@ -42,6 +42,32 @@ class Scratch:
         """The smallest block that is free and large enough."""
         fit = [b for b in self._blocks.values() if b.nbytes() >= needed and _is_free(b)]
         return min(fit, key=lambda block: block.nbytes(), default=None)
+
+
+class Copies:
+    """Copies of a result that is written to in every run.
+
+    The system clears memory that is new, so that of copies which nobody has any more is used again.
+    """
+
+    KEPT = 2
+
+    def __init__(self, result: torch.Tensor) -> None:
+        self.result = result
+        self._held: list[torch.UntypedStorage] = []
+        self._stride: tuple[int, ...] = ()
+
+    def copy(self) -> torch.Tensor:
+        """What the result holds now, in memory that is nobody else's."""
+        for block in self._held:
+            if _is_free(block):
+                place = torch.empty(0, dtype=self.result.dtype)
+                place.set_(block, 0, self.result.shape, self._stride)
+                return place.copy_(self.result)
+        made = self.result.clone()
+        self._stride = made.stride()
+        self._held = [made.untyped_storage(), *self._held[: self.KEPT - 1]]
+        return made
 
 
 def _is_free(block: torch.UntypedStorage) -> bool:
