@@ -17,6 +17,7 @@ from jobs import REPOSITORY, leading, scripts
 from memmap_checkpoints import Small, contents
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
+from utils import traffic
 from utils.generation import stream_generate
 from utils.loading import Loaded, load
 from utils.sampling import SamplingConfig
@@ -99,6 +100,36 @@ def test_each_process_reads_its_own_shards_of_the_maps(tmp_path):
 
 def whole_prompt(loaded: Loaded) -> None:
     loaded.passes.prompt(0, list(range(16)))
+
+
+# --- what is exchanged ---
+
+
+def exchanged(loaded: Loaded) -> tuple[dict, dict]:
+    """By pass: as counted and as predicted, calls and bytes of each part."""
+    of_each = traffic.counted(loaded.passes), traffic.predicted(loaded.config, loaded.session)
+    counted, predicted = (
+        {name: [(part.calls, part.bytes) for part in passed.parts] for name, passed in each.items()}
+        for each in of_each
+    )
+    return counted, predicted
+
+
+@pytest.mark.parametrize(
+    "count, tp, words, rows_elsewhere",
+    [
+        (2, (4, 4), "--lookup_tokens 7", 2),
+        (4, (2, 2), "--lookup_tokens 3 --batch_size 3 --precision bfloat16", 1),
+    ],
+)
+def test_every_pass_exchanges_what_is_predicted(small, count, tp, words, rows_elsewhere):
+    config, _ = parse_arguments([*small.words(Path(), *tp)[:-2], *words.split()])
+    with leading(count, config, exchanged) as ((counted, predicted), _):
+        assert counted == predicted
+    collectives, inputs, logits = counted["token"]
+    assert collectives[0] and collectives[1] and inputs[0] == 1
+    rows, share = config.execution.batch_size, config.padded_vocab_size // tp[0]
+    assert logits == (rows_elsewhere, rows_elsewhere * 4 * rows * share)
 
 
 # --- endings ---
@@ -197,15 +228,19 @@ def environment() -> dict[str, str]:
 
 
 def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
-    size = ["--layers", "3", "--prompt_tokens", "4", "--new_tokens", "3", "--repeats", "1"]
-    words = script("inference.py", 2, "--json", *size)
+    size = "--layers 3 --prompt_tokens 4 --new_tokens 3 --repeats 1 --prompt_chunks 4"
+    words = script("inference.py", 2, "--json", "--lookup_tokens", "3", *size.split())
     measured = json.loads(output_of(torchrun("--nproc-per-node", "2", *words)))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     planned = json.loads(output_of([sys.executable, *words, "--dry_run"]))
-    exchange = measured["results"][0]["exchange"]
-    assert exchange["collectives"] == planned["process_collectives_per_token"] > 0
-    assert exchange["bytes"] == planned["process_bytes_per_token"] > 0
+    passes = measured["results"][0]["between_processes"]
+    assert set(passes) == {"token", "prompt_4", "verify_4"}
+    for exchanged in passes.values():
+        for part in exchanged.values():
+            assert part["calls"] and part["bytes"] and part["seconds"] > 0
+            part["seconds"] = 0.0
+    assert passes == planned["between_processes"]
 
 
 def output_of(command: list[str]) -> str:

@@ -28,6 +28,8 @@ GRACE = 8.0
 """Seconds that the leader has to end the job when a launcher ends all processes."""
 NOTHING_WANTED, RELEASED = -1, -2
 """What a message of the leader begins with, where that is no number of an output."""
+HEADER_BYTES = np.dtype(np.int32).itemsize
+"""Of this number, which stands before the inputs."""
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
@@ -173,6 +175,21 @@ def own_replicas(replicas: int) -> range:
     count = replicas // popdist.getNumInstances()
     first = popdist.getInstanceIndex() * count
     return range(first, first + count)
+
+
+def rows_elsewhere(config: BloomConfig) -> int:
+    """Rows of replicas that lie over tp2 and begin in another process than the leader."""
+    execution, count = config.execution, popdist.getNumInstances()
+    firsts = range(0, execution.replicas, execution.tensor_parallel_2)
+    return sum(first >= execution.replicas // count for first in firsts)
+
+
+def messages() -> tuple[Any, Any]:
+    """The `Traffic` that this process has sent and received so far, beside collectives."""
+    from popdist.traffic import Traffic
+
+    job = _job()
+    return (Traffic(), Traffic()) if job is None else (job.sent, job.received)
 
 
 class Replicas:
