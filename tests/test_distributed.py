@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from jobs import REPOSITORY, leading, scripts
 from memmap_checkpoints import Small, contents
+from popdist.member import environment as process_environment
+from popdist.member import parent
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
 from utils import traffic
@@ -178,6 +180,24 @@ def test_a_rank_that_is_stopped_before_it_has_come_ends_all():
     assert line.startswith(f"error: rank 1 (process {ranks[1].pid}) is stopped")
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_is_killed_before_it_has_come_ends_all(lost):
+    with scripts(2, *LONG, POPDIST_WAIT="8") as ranks:
+        ranks[lost].send_signal(signal.SIGSTOP)
+        wait_for_line(ranks[1 - lost], f"rank {1 - lost} waits for rank {lost} of 2")
+        ranks[lost].kill()
+        statuses, said = ended(ranks, 30)
+    assert (statuses[lost], statuses[1 - lost]) == (-signal.SIGKILL, 2)
+    (line,) = errors(said)
+    assert line == f"error: rank {lost} (process {ranks[lost].pid}) has ended before all had met"
+
+
+def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
+    """Until it writes a line that begins so to standard error."""
+    assert process.stderr is not None
+    assert any(line.startswith(beginning) for line in process.stderr)
+
+
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_front_end_that_is_stopped_stops_all(number, status):
     with scripts(2, *LONG) as ranks:
@@ -249,6 +269,37 @@ def output_of(command: list[str]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
+    words = torchrun("--nproc-per-node", "2", str(REPOSITORY / "run_inference.py"), *LONG)
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment() | {"POPDIST_WAIT": "8"},
+    ) as launcher:
+        number = process_of(launcher, rank=1)
+        os.kill(number, signal.SIGSTOP)
+        wait_for_line(launcher, "rank 0 waits for rank 1 of 2")
+        os.kill(number, signal.SIGKILL)
+        (status,), said = ended([launcher], 30)
+    assert status == 1
+    (line,) = errors(said)
+    assert line == f"error: rank 1 (process {number}) has ended before all had met"
+
+
+def process_of(launcher: subprocess.Popen, rank: int) -> int:
+    """The number of the process that a launcher has started for a rank."""
+    while True:
+        for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            if (
+                parent(number) == launcher.pid
+                and process_environment(number).get("RANK") == f"{rank}"
+            ):
+                return number
 
 
 def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):

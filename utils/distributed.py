@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 import popdist
@@ -59,12 +59,19 @@ def prepare() -> None:
         led, follows = several(), not leads()
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if led:
+        _siblings()  # sees who is there now
     if follows:
         _end_when_told()
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
     elif led:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, lambda *_: _leave_when_told())
+
+
+def _leave_when_told() -> NoReturn:
+    tell_who_is_missed()
+    sys.exit(TERMINATED)
 
 
 def first_here() -> bool:
@@ -120,19 +127,24 @@ def meet(device: str) -> None:
         join(machine.device_kind(device))
     except (JobError, ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
-    except SystemExit:  # it was told to end: a launcher does so where another one has died
-        tell_who_is_missed()
-        raise
 
 
 def tell_who_is_missed() -> None:
-    """Say whom this process has waited for, if all others have not come and nobody else says it."""
-    held = _meeting()
-    if held is None:
+    """Say who has ended or not come, where the processes have not met and nobody else says it.
+
+    For a process that was told to end: a launcher does so where another one has died.
+    """
+    if _job() is not None:
         return
-    if held.speaks:
-        tell(held.missed())
-    held.give_up()
+    held = _meeting()
+    if held is not None:
+        if held.speaks:
+            tell(held.missed())
+        held.give_up()
+        return
+    siblings = _siblings()
+    if (ended := siblings.missing()) and siblings.first() == popdist.getInstanceIndex():
+        tell(siblings.ended_early(ended))
 
 
 def tell(error: str) -> None:
@@ -340,6 +352,13 @@ def _meeting() -> Any:
     """Of this process with the others, if it has begun, or None."""
     module = _job_module()
     return module.meeting() if module is not None else None
+
+
+def _siblings() -> Any:
+    """The other processes of this one's launcher."""
+    from popdist.siblings import siblings
+
+    return siblings()
 
 
 def _job_module() -> Any:
