@@ -24,6 +24,9 @@ from utils.generation import stream_generate
 from utils.loading import Loaded, load
 from utils.sampling import SamplingConfig
 
+PAGE, ENTRY = os.sysconf("SC_PAGE_SIZE"), np.dtype(np.uint64)
+"""Of memory, and what the system says of a page in a process's page table."""
+
 SILENCE = 4
 """Seconds after which a rank that does not answer is lost, in these tests."""
 
@@ -78,26 +81,33 @@ def test_a_prompt_may_be_waited_for_longer_than_a_rank_may_be_silent(small):
         assert tokens == 8
 
 
-def mapped(pid: int, folder: Path) -> int:
-    """Bytes of a folder's files that are in a process's memory."""
-    resident, inside = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if "-" in name and " " in name:
-            inside = f" {folder}/" in line
-        elif inside and name == "Rss":
-            resident += int(value.split()[0]) * 1024
-    return resident
+def mapped(pid: int, folder: Path) -> set[tuple[str, int]]:
+    """Files of a folder, and which of their pages a process has in its page tables."""
+    pages = set()
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, _, offset, _, _, *name = line.split()
+        if not name or Path(name[0]).parent != folder:
+            continue
+        first, last = (int(address, 16) // PAGE for address in span.split("-"))
+        with open(f"/proc/{pid}/pagemap", "rb") as table:
+            table.seek(first * ENTRY.itemsize)
+            entries = np.frombuffer(table.read((last - first) * ENTRY.itemsize), ENTRY)
+        present = np.flatnonzero(entries >> np.uint64(63)) + int(offset, 16) // PAGE
+        pages.update((name[0], int(page)) for page in present)
+    return pages
 
 
 def test_each_process_reads_its_own_shards_of_the_maps(tmp_path):
     small = Small.save(tmp_path / "bloom", layers=2, heads=4, head_dim=128, shard="1GB")
     maps = small.generate(tmp_path / "maps", tp1=2, tp2=2)
-    weights = sum(path.stat().st_size for path in maps.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in maps.glob("*.safetensors")) / PAGE
     config = small.config(maps, 2, 2)
     with leading(2, config, whole_prompt) as (_, processes):
-        for process in processes:
-            assert 0.3 * weights < mapped(process.pid, maps) < 0.6 * weights
+        first, second = (mapped(process.pid, maps) for process in processes)
+    assert len(first | second) > 0.98 * weights
+    # Norms, and where a page or those that the system maps with it have shards of both.
+    assert len(first & second) < 0.1 * weights
+    assert 0.4 * weights < len(first) < 0.6 * weights
 
 
 def whole_prompt(loaded: Loaded) -> None:
