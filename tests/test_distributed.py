@@ -128,20 +128,20 @@ def exchanged(loaded: Loaded) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize(
-    "count, tp, words, rows_elsewhere",
+    "count, tp, words, messages, rows_elsewhere",
     [
-        (2, (4, 4), "--lookup_tokens 7", 2),
-        (4, (2, 2), "--lookup_tokens 3 --batch_size 3 --precision bfloat16", 1),
+        (2, (4, 4), "--lookup_tokens 7", 1, 2),
+        (4, (2, 2), "--lookup_tokens 3 --batch_size 3 --precision bfloat16", 1, 1),
     ],
 )
-def test_every_pass_exchanges_what_is_predicted(small, count, tp, words, rows_elsewhere):
+def test_every_pass_exchanges_what_is_predicted(small, count, tp, words, messages, rows_elsewhere):
     config, _ = parse_arguments([*small.words(Path(), *tp)[:-2], *words.split()])
     with leading(count, config, exchanged) as ((counted, predicted), _):
         assert counted == predicted
     collectives, inputs, logits = counted["token"]
     assert collectives[0] and collectives[1] and inputs[0] == 1
     rows, share = config.execution.batch_size, config.padded_vocab_size // tp[0]
-    assert logits == (rows_elsewhere, rows_elsewhere * 4 * rows * share)
+    assert logits == (messages, rows_elsewhere * 4 * rows * share)
 
 
 # --- endings ---

@@ -189,11 +189,17 @@ def own_replicas(replicas: int) -> range:
     return range(first, first + count)
 
 
-def rows_elsewhere(config: BloomConfig) -> int:
-    """Rows of replicas that lie over tp2 and begin in another process than the leader."""
-    execution, count = config.execution, popdist.getNumInstances()
-    firsts = range(0, execution.replicas, execution.tensor_parallel_2)
-    return sum(first >= execution.replicas // count for first in firsts)
+def rows_in(config: BloomConfig, rank: int) -> range:
+    """The rows of replicas, each of which lies over tp2, that begin in a process."""
+    tp2, count = config.execution.tensor_parallel_2, popdist.getNumInstances()
+    held = config.execution.replicas // count
+    return range(math.ceil(rank * held / tp2), math.ceil((rank + 1) * held / tp2))
+
+
+def rows_elsewhere(config: BloomConfig) -> dict[int, range]:
+    """Those that do not begin in the leader, by process."""
+    rows = {rank: rows_in(config, rank) for rank in range(1, popdist.getNumInstances())}
+    return {rank: held for rank, held in rows.items() if held}
 
 
 def messages() -> tuple[Any, Any]:
@@ -256,9 +262,9 @@ class Replicas:
             inputs = zip(self._inputs, values, strict=True)
             outputs = self._run({stream: v.reshape(stream.shape) for stream, v in inputs})
             if wanted[0] >= 0:
-                held = self._held(outputs[self._outputs[wanted[0]]])
-                for replica in self._rows(self._own):
-                    job.send(held[replica - self._own.start], LEADER)
+                rows = self._rows(outputs[self._outputs[wanted[0]]])
+                if len(rows):
+                    job.send(rows, LEADER)
 
     def _run(self, inputs: Mapping[popxl.HostToDeviceStream, np.ndarray]) -> dict:
         count = len(self._own)
@@ -271,29 +277,21 @@ class Replicas:
 
     def _collect(self, output: popxl.DeviceToHostStream, outputs: dict) -> np.ndarray:
         """The output of every row of replicas, those of other processes received."""
-        held = self._held(outputs[output])
-        rows = self._rows(range(self._config.execution.replicas))
-        if len(self._own) == self._config.execution.replicas:
-            return held[:: self._config.execution.tensor_parallel_2]
-        collected = np.empty((len(rows), *output.shape), output.dtype.as_numpy())
-        missing: dict[int, int] = {}
-        for number, replica in enumerate(rows):
-            if replica in self._own:
-                collected[number] = held[replica - self._own.start]
-            else:
-                missing[number] = replica // len(self._own)
-        job = _job()
-        assert job is not None
-        job.receive([collected[number] for number in missing], list(missing.values()))
+        own, job = self._rows(outputs[output]), _job()
+        if job is None:
+            return own
+        collected = np.empty((self._config.execution.tensor_parallel_1, *own.shape[1:]), own.dtype)
+        collected[: len(own)] = own
+        elsewhere = rows_elsewhere(self._config)
+        parts = [collected[rows.start : rows.stop] for rows in elsewhere.values()]
+        job.receive(parts, list(elsewhere))
         return collected
 
-    def _held(self, output: np.ndarray) -> np.ndarray:
-        """An output with its axis of replicas."""
-        return output[None] if len(self._own) == 1 else output
-
-    def _rows(self, replicas: range) -> Sequence[int]:
-        """The first ones of the rows of replicas that lie over tp2."""
-        return [r for r in replicas if r % self._config.execution.tensor_parallel_2 == 0]
+    def _rows(self, output: np.ndarray) -> np.ndarray:
+        """What the first replicas of the rows that begin here have of an output."""
+        of_each = output[None] if len(self._own) == 1 else output
+        tp2 = self._config.execution.tensor_parallel_2
+        return of_each[-self._own.start % tp2 :: tp2]
 
     def _places(self) -> np.ndarray:
         """Where in a message the inputs begin."""

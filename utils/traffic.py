@@ -26,7 +26,7 @@ class PassTraffic:
     Attributes:
         collectives: in which processes exchange something.
         inputs: given to all other processes at once.
-        logits: a message for each row of replicas that begins in another process.
+        logits: a message of each process in which rows of replicas begin.
     """
 
     collectives: Traffic
@@ -52,7 +52,7 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     if not distributed.several():
         return {}
     inputs = Traffic(1, distributed.HEADER_BYTES + sum(map(_bytes, session.inputs)))
-    rows = distributed.rows_elsewhere(config)
+    rows = [len(held) for held in distributed.rows_elsewhere(config).values()]
     passes = {}
     for name, graph in session.pass_graphs.items():
         cost = graph.cost()
@@ -60,7 +60,7 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
         passes[name] = PassTraffic(
             Traffic(cost.process_calls, cost.process_bytes),
             inputs,
-            Traffic(rows, rows * _bytes(logits)),
+            Traffic(len(rows), sum(rows) * _bytes(logits)),
         )
     return passes
 
