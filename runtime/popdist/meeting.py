@@ -89,8 +89,7 @@ class Meeting:
             thread.join(LOOK)  # here the handlers of signals can run
             now = time.monotonic()
             if now - self._answered > self._silence:
-                who = "the launcher" if self.launched else "rank 0"
-                self._problem = self._not_met(f"{who} does not answer")
+                self._problem = self._not_met(f"{self._holder} does not answer")
             if now > notice and thread.is_alive() and not self._problem:
                 notice = math.inf
                 self._give_notice()
@@ -151,7 +150,9 @@ class Meeting:
                 self._introduce()
             self._answered = math.inf
         except (KeyError, RuntimeError, ValueError) as error:
-            self._problem = self._not_met(str(error).splitlines()[0])
+            gone = f"{self._holder} has ended, and with it the store where the ranks meet"
+            reason = gone if self._told is not None else str(error).splitlines()[0]
+            self._problem = self._problem or self._not_met(reason)
 
     def _reach(self) -> None:
         """Wait until somebody is there: the store's own way to wait tells pages.
@@ -224,6 +225,11 @@ class Meeting:
                     f"rank {rank} (process {pid}) is stopped, and has not come for {seconds:.0f} s"
                 )
                 os.kill(pid, signal.SIGKILL)  # it would not end otherwise
+
+    @property
+    def _holder(self) -> str:
+        """Who holds the store."""
+        return "the launcher of rank 0" if self.launched else "rank 0"
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.count) if rank not in self.members]
