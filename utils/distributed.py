@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import popdist
@@ -69,9 +69,10 @@ def prepare() -> None:
         signal.signal(signal.SIGTERM, lambda *_: _leave_when_told())
 
 
-def _leave_when_told() -> NoReturn:
-    tell_who_is_missed()
-    sys.exit(TERMINATED)
+def _leave_when_told() -> None:
+    if not _fails_to_meet():  # then it is about to say so, and ends
+        tell_who_is_missed()
+        sys.exit(TERMINATED)
 
 
 def first_here() -> bool:
@@ -328,6 +329,8 @@ def _end_when_told() -> None:
             if told == signal.SIGINT and _job() is None:
                 os._exit(INTERRUPTED)
         if _job() is None:
+            if _fails_to_meet():
+                time.sleep(GRACE)  # the main thread says so, and ends
             tell_who_is_missed()
             os._exit(TERMINATED)
         if launched() and os.environ.get("GROUP_RANK", "0") == "0":
@@ -350,6 +353,11 @@ def _meeting() -> Any:
     """Of this process with the others, if it has begun, or None."""
     module = _job_module()
     return module.meeting() if module is not None else None
+
+
+def _fails_to_meet() -> bool:
+    held = _meeting()
+    return held is not None and held.raised
 
 
 def _siblings() -> Any:

@@ -58,6 +58,7 @@ class Meeting:
         start: prefixes the keys of this start of the processes.
         launched: whether the launcher holds the store; otherwise rank 0 does.
         members: those that have come, by rank.
+        raised: whether they have not met, and `hold` says so.
     """
 
     def __init__(self, silence: float):
@@ -72,7 +73,8 @@ class Meeting:
         self.store: Any = None
         self._told: Any = None  # where those that come say so
         self.members: dict[int, Member] = {}
-        self._silence, self._problem, self._raised = silence, "", False
+        self.raised = False
+        self._silence, self._problem = silence, ""
         self._stopped_since: dict[int, float] = {}  # of this machine, when it was seen first
         self._answered = math.inf  # when the store did last; from when one is expected to
 
@@ -94,7 +96,7 @@ class Meeting:
                 notice = math.inf
                 self._give_notice()
         if self._problem:
-            self._raised = True
+            self.raised = True
             raise JobError(self._problem)
 
     def _give_notice(self) -> None:
@@ -122,7 +124,7 @@ class Meeting:
     def missed(self) -> str:
         """Who has not come yet, and why; empty where that is not known, or was raised."""
         if self._problem:
-            return "" if self._raised else self._problem
+            return "" if self.raised else self._problem
         missing = self._missing()
         if not missing or not self.members:
             return ""

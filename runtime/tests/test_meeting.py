@@ -12,31 +12,8 @@ from popdist.siblings import ranks
 from processes import started
 
 
-def half_of_four_come() -> None:
-    if int(os.environ["RANK"]) >= 2:
-        threading.Event().wait()
-    try:
-        join()
-    except JobError as error:
-        if os.environ["RANK"] == "0":
-            print(error, file=sys.stderr, flush=True)
-
-
-def test_who_is_waited_for_is_said_before_and_at_the_end(tmp_path):
-    errors = tmp_path / "errors"
-    with started(4, half_of_four_come, errors=str(errors), POPDIST_WAIT="2") as processes:
-        for process in processes[:2]:
-            process.join(20)
-            assert process.exitcode == 0
-    waiting, ended = errors.read_text().splitlines()
-    assert waiting.startswith("rank 0 waits for ranks 2 and 3 of 4 to come to 127.0.0.1:")
-    assert waiting.endswith("for 2 s at most (POPDIST_WAIT)")
-    assert "ranks 2 and 3 did not come within 2 s" in ended
-    assert ended.endswith("set POPDIST_WAIT to more seconds")
-
-
-def rank_0_stays_away() -> None:
-    if os.environ["RANK"] == "0":
+def come_alone(rank: str) -> None:
+    if os.environ["RANK"] != rank:
         threading.Event().wait()
     try:
         join()
@@ -44,13 +21,20 @@ def rank_0_stays_away() -> None:
         print(error, file=sys.stderr, flush=True)
 
 
-def test_rank_0_is_waited_for_as_others_are(tmp_path):
+@pytest.mark.parametrize(
+    "comes, missing",
+    [(0, "ranks 1 and 2"), (1, "rank 0")],  # rank 0 holds the store
+)
+def test_who_is_waited_for_is_said_before_and_at_the_end(comes, missing, tmp_path):
     errors = tmp_path / "errors"
-    with started(2, rank_0_stays_away, errors=str(errors), POPDIST_WAIT="2") as processes:
-        processes[1].join(20)
+    job = started(3, come_alone, f"{comes}", errors=str(errors), POPDIST_WAIT="2")
+    with job as processes:
+        processes[comes].join(20)
     waiting, ended = errors.read_text().splitlines()
-    assert waiting.startswith("rank 1 waits for rank 0 of 2 to come to 127.0.0.1:")
-    assert "rank 0 did not come within 2 s" in ended
+    assert waiting.startswith(f"rank {comes} waits for {missing} of 3 to come to 127.0.0.1:")
+    assert waiting.endswith("for 2 s at most (POPDIST_WAIT)")
+    assert f"{missing} did not come within 2 s" in ended
+    assert "or set POPDIST_WAIT to more seconds" in ended
 
 
 @pytest.mark.parametrize("given", ["1", "soon", "inf"])
