@@ -289,33 +289,36 @@ def output_of(command: list[str]) -> str:
 
 def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
     words = torchrun("--nproc-per-node", "2", str(REPOSITORY / "run_inference.py"), *LONG)
-    with subprocess.Popen(
+    launcher = subprocess.Popen(
         words,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
         env=environment() | {"POPDIST_WAIT": "8"},
-    ) as launcher:
+    )
+    try:
         number = process_of(launcher, rank=1)
         os.kill(number, signal.SIGSTOP)
         wait_for_line(launcher, "rank 0 waits for rank 1 of 2")
         os.kill(number, signal.SIGKILL)
         (status,), said = ended([launcher], 30)
+    finally:
+        launcher.kill()  # the ranks end when it does
+        launcher.communicate()
     assert status == 1
     (line,) = errors(said)
     assert line == f"error: rank 1 (process {number}) has ended before all had met"
 
 
 def process_of(launcher: subprocess.Popen, rank: int) -> int:
-    """The number of the process that a launcher has started for a rank."""
-    while True:
+    """The number of the process that a launcher starts for a rank."""
+    while launcher.poll() is None:
         for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            if (
-                parent(number) == launcher.pid
-                and process_environment(number).get("RANK") == f"{rank}"
-            ):
+            ours = parent(number) == launcher.pid
+            if ours and process_environment(number).get("RANK") == f"{rank}":
                 return number
+    raise AssertionError("the launcher has ended")
 
 
 def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -97,6 +96,7 @@ class Meeting:
                 self._give_notice()
         if self._problem:
             self.raised = True
+            siblings().kill_stopped(but=self.members)
             raise JobError(self._problem)
 
     def _give_notice(self) -> None:
@@ -226,7 +226,6 @@ class Meeting:
                 self._problem = (
                     f"rank {rank} (process {pid}) is stopped, and has not come for {seconds:.0f} s"
                 )
-                os.kill(pid, signal.SIGKILL)  # it would not end otherwise
 
     @property
     def _holder(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterable, Mapping
 from functools import cache
 
@@ -39,6 +41,13 @@ class Siblings:
     def died(self) -> dict[int, int]:
         """Those that have ended since they were seen first."""
         return {rank: pid for rank, pid in self.seen.items() if state(pid) in ("Z", "X", "")}
+
+    def kill_stopped(self, but: Iterable[int]) -> None:
+        """End those that are stopped, all but some: they would stay for ever."""
+        for rank in set(self.seen).difference(but):
+            if state(self.seen[rank]) == "T" and _same_job(environment(self.seen[rank])):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(self.seen[rank], signal.SIGKILL)
 
     def missing(self) -> list[int]:
         """Ranks that `torchrun` started here and whose end it has noted."""
