@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,12 +39,12 @@ def small(tmp_path_factory) -> Small:
 
 
 def of(small: Small, tp: int) -> BloomConfig:
-    """Its settings for tp x tp shards and two rows."""
+    """Its settings for tp x tp shards, two rows and look-up."""
     return parse_arguments(words_of(small, tp))[0]
 
 
 def words_of(small: Small, tp: int) -> list[str]:
-    words = [*small.words(Path(), tp, tp)[:-2], "--batch_size", "2"]
+    words = [*small.words(Path(), tp, tp)[:-2], "--batch_size", "2", "--lookup_tokens", "3"]
     assert "--memmap_dir" not in words
     return words
 
@@ -60,14 +61,34 @@ def answers(loaded: Loaded) -> tuple[list[np.ndarray], list[int], list[int]]:
     return logits, texts[0], texts[1]
 
 
-@pytest.mark.parametrize("tp", [2, 4])
-@pytest.mark.parametrize("count", [2, 4])
-def test_text_and_logits_are_those_of_one_process(small, count, tp):
-    logits, greedy, drawn = answers(load(of(small, tp)))
-    with leading(count, of(small, tp), answers) as (theirs, _):
+def answers_and_traffic(loaded: Loaded) -> tuple[Any, dict, dict]:
+    """Also calls and bytes of each part of what passes exchange, as counted and as predicted."""
+    theirs = answers(loaded)
+    counted, predicted = (
+        {name: [(part.calls, part.bytes) for part in passed.parts] for name, passed in each.items()}
+        for each in (
+            traffic.counted(loaded.passes),
+            traffic.predicted(loaded.config, loaded.session),
+        )
+    )
+    return theirs, counted, predicted
+
+
+@pytest.mark.parametrize(
+    "count, tp, senders, rows", [(2, 2, 1, 1), (4, 2, 1, 1), (2, 4, 1, 2), (4, 4, 3, 3)]
+)
+def test_text_and_logits_are_those_of_one_process(small, count, tp, senders, rows):
+    config = of(small, tp)
+    logits, greedy, drawn = answers(load(config))
+    with leading(count, config, answers_and_traffic) as ((theirs, counted, predicted), _):
         assert theirs[1:] == (greedy, drawn)
         for ours, other in zip(logits, theirs[0], strict=True):
             np.testing.assert_allclose(other, ours, atol=1e-5)
+    assert counted == predicted
+    collectives, inputs, received = counted["token"]
+    assert collectives[0] and collectives[1] and inputs[0] == 1
+    of_a_row = 4 * config.execution.batch_size * config.padded_vocab_size // tp
+    assert received == (senders, rows * of_a_row)
 
 
 def idle_then_answer(loaded: Loaded) -> int:
@@ -112,36 +133,6 @@ def test_each_process_reads_its_own_shards_of_the_maps(tmp_path):
 
 def whole_prompt(loaded: Loaded) -> None:
     loaded.passes.prompt(0, list(range(16)))
-
-
-# --- what is exchanged ---
-
-
-def exchanged(loaded: Loaded) -> tuple[dict, dict]:
-    """By pass: as counted and as predicted, calls and bytes of each part."""
-    of_each = traffic.counted(loaded.passes), traffic.predicted(loaded.config, loaded.session)
-    counted, predicted = (
-        {name: [(part.calls, part.bytes) for part in passed.parts] for name, passed in each.items()}
-        for each in of_each
-    )
-    return counted, predicted
-
-
-@pytest.mark.parametrize(
-    "count, tp, words, messages, rows_elsewhere",
-    [
-        (2, (4, 4), "--lookup_tokens 7", 1, 2),
-        (4, (2, 2), "--lookup_tokens 3 --batch_size 3 --precision bfloat16", 1, 1),
-    ],
-)
-def test_every_pass_exchanges_what_is_predicted(small, count, tp, words, messages, rows_elsewhere):
-    config, _ = parse_arguments([*small.words(Path(), *tp)[:-2], *words.split()])
-    with leading(count, config, exchanged) as ((counted, predicted), _):
-        assert counted == predicted
-    collectives, inputs, logits = counted["token"]
-    assert collectives[0] and collectives[1] and inputs[0] == 1
-    rows, share = config.execution.batch_size, config.padded_vocab_size // tp[0]
-    assert logits == (messages, rows_elsewhere * 4 * rows * share)
 
 
 # --- endings ---
