@@ -10,16 +10,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from jobs import REPOSITORY, leading, scripts
 from memmap_checkpoints import Small, contents
+from popdist.member import environment as process_environment
+from popdist.member import parent
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
+from utils import traffic
 from utils.generation import stream_generate
 from utils.loading import Loaded, load
 from utils.sampling import SamplingConfig
+
+PAGE, ENTRY = os.sysconf("SC_PAGE_SIZE"), np.dtype(np.uint64)
+"""Of memory, and what the system says of a page in a process's page table."""
 
 SILENCE = 4
 """Seconds after which a rank that does not answer is lost, in these tests."""
@@ -32,12 +39,12 @@ def small(tmp_path_factory) -> Small:
 
 
 def of(small: Small, tp: int) -> BloomConfig:
-    """Its settings for tp x tp shards and two rows."""
+    """Its settings for tp x tp shards, two rows and look-up."""
     return parse_arguments(words_of(small, tp))[0]
 
 
 def words_of(small: Small, tp: int) -> list[str]:
-    words = [*small.words(Path(), tp, tp)[:-2], "--batch_size", "2"]
+    words = [*small.words(Path(), tp, tp)[:-2], "--batch_size", "2", "--lookup_tokens", "3"]
     assert "--memmap_dir" not in words
     return words
 
@@ -54,14 +61,34 @@ def answers(loaded: Loaded) -> tuple[list[np.ndarray], list[int], list[int]]:
     return logits, texts[0], texts[1]
 
 
-@pytest.mark.parametrize("tp", [2, 4])
-@pytest.mark.parametrize("count", [2, 4])
-def test_text_and_logits_are_those_of_one_process(small, count, tp):
-    logits, greedy, drawn = answers(load(of(small, tp)))
-    with leading(count, of(small, tp), answers) as (theirs, _):
+def answers_and_traffic(loaded: Loaded) -> tuple[Any, dict, dict]:
+    """Also calls and bytes of each part of what passes exchange, as counted and as predicted."""
+    theirs = answers(loaded)
+    counted, predicted = (
+        {name: [(part.calls, part.bytes) for part in passed.parts] for name, passed in each.items()}
+        for each in (
+            traffic.counted(loaded.passes),
+            traffic.predicted(loaded.config, loaded.session),
+        )
+    )
+    return theirs, counted, predicted
+
+
+@pytest.mark.parametrize(
+    "count, tp, senders, rows", [(2, 2, 1, 1), (4, 2, 1, 1), (2, 4, 1, 2), (4, 4, 3, 3)]
+)
+def test_text_and_logits_are_those_of_one_process(small, count, tp, senders, rows):
+    config = of(small, tp)
+    logits, greedy, drawn = answers(load(config))
+    with leading(count, config, answers_and_traffic) as ((theirs, counted, predicted), _):
         assert theirs[1:] == (greedy, drawn)
         for ours, other in zip(logits, theirs[0], strict=True):
             np.testing.assert_allclose(other, ours, atol=1e-5)
+    assert counted == predicted
+    collectives, inputs, received = counted["token"]
+    assert collectives[0] and collectives[1] and inputs[0] == 1
+    of_a_row = 4 * config.execution.batch_size * config.padded_vocab_size // tp
+    assert received == (senders, rows * of_a_row)
 
 
 def idle_then_answer(loaded: Loaded) -> int:
@@ -75,26 +102,33 @@ def test_a_prompt_may_be_waited_for_longer_than_a_rank_may_be_silent(small):
         assert tokens == 8
 
 
-def mapped(pid: int, folder: Path) -> int:
-    """Bytes of a folder's files that are in a process's memory."""
-    resident, inside = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if "-" in name and " " in name:
-            inside = f" {folder}/" in line
-        elif inside and name == "Rss":
-            resident += int(value.split()[0]) * 1024
-    return resident
+def mapped(pid: int, folder: Path) -> set[tuple[str, int]]:
+    """Files of a folder, and which of their pages a process has in its page tables."""
+    pages = set()
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, _, offset, _, _, *name = line.split()
+        if not name or Path(name[0]).parent != folder:
+            continue
+        first, last = (int(address, 16) // PAGE for address in span.split("-"))
+        with open(f"/proc/{pid}/pagemap", "rb") as table:
+            table.seek(first * ENTRY.itemsize)
+            entries = np.frombuffer(table.read((last - first) * ENTRY.itemsize), ENTRY)
+        present = np.flatnonzero(entries >> np.uint64(63)) + int(offset, 16) // PAGE
+        pages.update((name[0], int(page)) for page in present)
+    return pages
 
 
 def test_each_process_reads_its_own_shards_of_the_maps(tmp_path):
     small = Small.save(tmp_path / "bloom", layers=2, heads=4, head_dim=128, shard="1GB")
     maps = small.generate(tmp_path / "maps", tp1=2, tp2=2)
-    weights = sum(path.stat().st_size for path in maps.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in maps.glob("*.safetensors")) / PAGE
     config = small.config(maps, 2, 2)
     with leading(2, config, whole_prompt) as (_, processes):
-        for process in processes:
-            assert 0.3 * weights < mapped(process.pid, maps) < 0.6 * weights
+        first, second = (mapped(process.pid, maps) for process in processes)
+    assert len(first | second) > 0.98 * weights
+    # Norms, and where a page or those that the system maps with it have shards of both.
+    assert len(first & second) < 0.1 * weights
+    assert 0.4 * weights < len(first) < 0.6 * weights
 
 
 def whole_prompt(loaded: Loaded) -> None:
@@ -119,8 +153,14 @@ def ended(ranks: list[subprocess.Popen], seconds: float) -> tuple[list[int], lis
     return [rank.returncode for rank in ranks], said
 
 
+def lines(said: list[str]) -> list[str]:
+    """All but who waits for whom, which is said where one starts later than the other."""
+    every = [line for text in said for line in text.splitlines()]
+    return [line for line in every if " waits for rank" not in line]
+
+
 def errors(said: list[str]) -> list[str]:
-    return [line for text in said for line in text.splitlines() if line.startswith("error")]
+    return [line for line in lines(said) if line.startswith("error")]
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -135,7 +175,7 @@ def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how, why):
     (line,) = errors(said)
     assert f"rank {lost} (process {ranks[lost].pid} on {socket.gethostname()})" in line
     assert why in line or (lost, how) == (0, "SIGKILL") and "has ended" in line
-    assert "".join(said).strip() == line
+    assert lines(said) == [line]
 
 
 def test_a_rank_that_is_stopped_before_it_has_come_ends_all():
@@ -147,6 +187,24 @@ def test_a_rank_that_is_stopped_before_it_has_come_ends_all():
     assert line.startswith(f"error: rank 1 (process {ranks[1].pid}) is stopped")
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_is_killed_before_it_has_come_ends_all(lost):
+    with scripts(2, *LONG, POPDIST_WAIT="8") as ranks:
+        ranks[lost].send_signal(signal.SIGSTOP)
+        wait_for_line(ranks[1 - lost], f"rank {1 - lost} waits for rank {lost} of 2")
+        ranks[lost].kill()
+        statuses, said = ended(ranks, 30)
+    assert (statuses[lost], statuses[1 - lost]) == (-signal.SIGKILL, 2)
+    (line,) = errors(said)
+    assert line == f"error: rank {lost} (process {ranks[lost].pid}) has ended before all had met"
+
+
+def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
+    """Until it writes a line that begins so to standard error."""
+    assert process.stderr is not None
+    assert any(line.startswith(beginning) for line in process.stderr)
+
+
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_front_end_that_is_stopped_stops_all(number, status):
     with scripts(2, *LONG) as ranks:
@@ -154,7 +212,7 @@ def test_a_front_end_that_is_stopped_stops_all(number, status):
         ranks[0].send_signal(getattr(signal, number))
         statuses, said = ended(ranks, 10)
     assert statuses == [status, status]
-    assert "".join(said).strip() == ""
+    assert lines(said) == []
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path):
@@ -197,15 +255,19 @@ def environment() -> dict[str, str]:
 
 
 def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
-    size = ["--layers", "3", "--prompt_tokens", "4", "--new_tokens", "3", "--repeats", "1"]
-    words = script("inference.py", 2, "--json", *size)
+    size = "--layers 3 --prompt_tokens 4 --new_tokens 3 --repeats 1 --prompt_chunks 4"
+    words = script("inference.py", 2, "--json", "--lookup_tokens", "3", *size.split())
     measured = json.loads(output_of(torchrun("--nproc-per-node", "2", *words)))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     planned = json.loads(output_of([sys.executable, *words, "--dry_run"]))
-    exchange = measured["results"][0]["exchange"]
-    assert exchange["collectives"] == planned["process_collectives_per_token"] > 0
-    assert exchange["bytes"] == planned["process_bytes_per_token"] > 0
+    passes = measured["results"][0]["between_processes"]
+    assert set(passes) == {"token", "prompt_4", "verify_4"}
+    for exchanged in passes.values():
+        for part in exchanged.values():
+            assert part["calls"] and part["bytes"] and part["seconds"] > 0
+            part["seconds"] = 0.0
+    assert passes == planned["between_processes"]
 
 
 def output_of(command: list[str]) -> str:
@@ -214,6 +276,40 @@ def output_of(command: list[str]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
+    words = torchrun("--nproc-per-node", "2", str(REPOSITORY / "run_inference.py"), *LONG)
+    launcher = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment() | {"POPDIST_WAIT": "8"},
+    )
+    try:
+        number = process_of(launcher, rank=1)
+        os.kill(number, signal.SIGSTOP)
+        wait_for_line(launcher, "rank 0 waits for rank 1 of 2")
+        os.kill(number, signal.SIGKILL)
+        (status,), said = ended([launcher], 30)
+    finally:
+        launcher.kill()  # the ranks end when it does
+        launcher.communicate()
+    assert status == 1
+    (line,) = errors(said)
+    assert line == f"error: rank 1 (process {number}) has ended before all had met"
+
+
+def process_of(launcher: subprocess.Popen, rank: int) -> int:
+    """The number of the process that a launcher starts for a rank."""
+    while launcher.poll() is None:
+        for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            ours = parent(number) == launcher.pid
+            if ours and process_environment(number).get("RANK") == f"{rank}":
+                return number
+    raise AssertionError("the launcher has ended")
 
 
 def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):

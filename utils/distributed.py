@@ -28,6 +28,8 @@ GRACE = 8.0
 """Seconds that the leader has to end the job when a launcher ends all processes."""
 NOTHING_WANTED, RELEASED = -1, -2
 """What a message of the leader begins with, where that is no number of an output."""
+HEADER_BYTES = np.dtype(np.int32).itemsize
+"""Of this number, which stands before the inputs."""
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
@@ -57,12 +59,20 @@ def prepare() -> None:
         led, follows = several(), not leads()
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if led:
+        _siblings()  # sees who is there now
     if follows:
         _end_when_told()
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
     elif led:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, lambda *_: _leave_when_told())
+
+
+def _leave_when_told() -> None:
+    if not _fails_to_meet():  # then it is about to say so, and ends
+        tell_who_is_missed()
+        sys.exit(TERMINATED)
 
 
 def first_here() -> bool:
@@ -118,19 +128,24 @@ def meet(device: str) -> None:
         join(machine.device_kind(device))
     except (JobError, ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
-    except SystemExit:  # it was told to end: a launcher does so where another one has died
-        tell_who_is_missed()
-        raise
 
 
 def tell_who_is_missed() -> None:
-    """Say whom this process has waited for, if all others have not come and nobody else says it."""
-    held = _meeting()
-    if held is None:
+    """Say who has ended or not come, where the processes have not met and nobody else says it.
+
+    For a process that was told to end: a launcher does so where another one has died.
+    """
+    if _job() is not None:
         return
-    if held.speaks:
-        tell(held.missed())
-    held.give_up()
+    held = _meeting()
+    if held is not None:
+        if held.speaks:
+            tell(held.missed())
+        held.give_up()
+        return
+    siblings = _siblings()
+    if (ended := siblings.missing()) and siblings.first() == popdist.getInstanceIndex():
+        tell(siblings.ended_early(ended))
 
 
 def tell(error: str) -> None:
@@ -173,6 +188,27 @@ def own_replicas(replicas: int) -> range:
     count = replicas // popdist.getNumInstances()
     first = popdist.getInstanceIndex() * count
     return range(first, first + count)
+
+
+def rows_in(config: BloomConfig, rank: int) -> range:
+    """The rows of replicas, each of which lies over tp2, that begin in a process."""
+    tp2, count = config.execution.tensor_parallel_2, popdist.getNumInstances()
+    held = config.execution.replicas // count
+    return range(math.ceil(rank * held / tp2), math.ceil((rank + 1) * held / tp2))
+
+
+def rows_elsewhere(config: BloomConfig) -> dict[int, range]:
+    """Those that do not begin in the leader, by process."""
+    rows = {rank: rows_in(config, rank) for rank in range(1, popdist.getNumInstances())}
+    return {rank: held for rank, held in rows.items() if held}
+
+
+def messages() -> tuple[Any, Any]:
+    """The `Traffic` that this process has sent and received so far, beside collectives."""
+    from popdist.traffic import Traffic
+
+    job = _job()
+    return (Traffic(), Traffic()) if job is None else (job.sent, job.received)
 
 
 class Replicas:
@@ -227,9 +263,9 @@ class Replicas:
             inputs = zip(self._inputs, values, strict=True)
             outputs = self._run({stream: v.reshape(stream.shape) for stream, v in inputs})
             if wanted[0] >= 0:
-                held = self._held(outputs[self._outputs[wanted[0]]])
-                for replica in self._rows(self._own):
-                    job.send(held[replica - self._own.start], LEADER)
+                rows = self._rows(outputs[self._outputs[wanted[0]]])
+                if len(rows):
+                    job.send(rows, LEADER)
 
     def _run(self, inputs: Mapping[popxl.HostToDeviceStream, np.ndarray]) -> dict:
         count = len(self._own)
@@ -242,29 +278,21 @@ class Replicas:
 
     def _collect(self, output: popxl.DeviceToHostStream, outputs: dict) -> np.ndarray:
         """The output of every row of replicas, those of other processes received."""
-        held = self._held(outputs[output])
-        rows = self._rows(range(self._config.execution.replicas))
-        if len(self._own) == self._config.execution.replicas:
-            return held[:: self._config.execution.tensor_parallel_2]
-        collected = np.empty((len(rows), *output.shape), output.dtype.as_numpy())
-        missing: dict[int, int] = {}
-        for number, replica in enumerate(rows):
-            if replica in self._own:
-                collected[number] = held[replica - self._own.start]
-            else:
-                missing[number] = replica // len(self._own)
-        job = _job()
-        assert job is not None
-        job.receive([collected[number] for number in missing], list(missing.values()))
+        own, job = self._rows(outputs[output]), _job()
+        if job is None:
+            return own
+        collected = np.empty((self._config.execution.tensor_parallel_1, *own.shape[1:]), own.dtype)
+        collected[: len(own)] = own
+        elsewhere = rows_elsewhere(self._config)
+        parts = [collected[rows.start : rows.stop] for rows in elsewhere.values()]
+        job.receive(parts, list(elsewhere))
         return collected
 
-    def _held(self, output: np.ndarray) -> np.ndarray:
-        """An output with its axis of replicas."""
-        return output[None] if len(self._own) == 1 else output
-
-    def _rows(self, replicas: range) -> Sequence[int]:
-        """The first ones of the rows of replicas that lie over tp2."""
-        return [r for r in replicas if r % self._config.execution.tensor_parallel_2 == 0]
+    def _rows(self, output: np.ndarray) -> np.ndarray:
+        """What the first replicas of the rows that begin here have of an output."""
+        of_each = output[None] if len(self._own) == 1 else output
+        tp2 = self._config.execution.tensor_parallel_2
+        return of_each[-self._own.start % tp2 :: tp2]
 
     def _places(self) -> np.ndarray:
         """Where in a message the inputs begin."""
@@ -301,6 +329,8 @@ def _end_when_told() -> None:
             if told == signal.SIGINT and _job() is None:
                 os._exit(INTERRUPTED)
         if _job() is None:
+            if _fails_to_meet():
+                time.sleep(GRACE)  # the main thread says so, and ends
             tell_who_is_missed()
             os._exit(TERMINATED)
         if launched() and os.environ.get("GROUP_RANK", "0") == "0":
@@ -323,6 +353,18 @@ def _meeting() -> Any:
     """Of this process with the others, if it has begun, or None."""
     module = _job_module()
     return module.meeting() if module is not None else None
+
+
+def _fails_to_meet() -> bool:
+    held = _meeting()
+    return held is not None and held.raised
+
+
+def _siblings() -> Any:
+    """The other processes of this one's launcher."""
+    from popdist.siblings import siblings
+
+    return siblings()
 
 
 def _job_module() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from popxl import DeviceToHostStream
@@ -129,11 +130,16 @@ class Passes:
             times: 2 for what a runtime makes of a pass when it is run again, too.
         """
         for _ in range(times):
-            for size in self.chunks:
-                self.prompt(0, [0] * size)
-            for size in self.verify_sizes:
-                self.verify(0, [0] * size, 0)
-            self.token(*np.zeros((2, self.batch_size), np.int32))
+            for _, run in self.each():
+                run()
+
+    def each(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        """The name of every pass, as of its graph, and what runs it. Rows keep no tokens."""
+        yield "token", partial(self.token, *np.zeros((2, self.batch_size), np.int32))
+        for size in self.chunks:
+            yield f"prompt_{size}", partial(self.prompt, 0, [0] * size)
+        for size in self.verify_sizes:
+            yield f"verify_{size}", partial(self.verify, 0, [0] * size, 0)
 
     def _chunk(self, tokens: int) -> tuple[int, int]:
         """The pass for what is left: the smallest chunk that holds it, else the largest."""

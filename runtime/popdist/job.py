@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 import popdist
 from popdist.meeting import JobError, Meeting
+from popdist.traffic import Traffic
 from popdist.watch import Watch, silence
 
 SIOCGIFADDR = 0x8915
@@ -32,10 +33,12 @@ class Job:
 
     Attributes:
         index: of this process; `count`: of all.
+        sent, received: arrays that the host exchanged, beside a program's collectives.
     """
 
     def __init__(self, device: str):
         self.index, self.count = popdist.getInstanceIndex(), popdist.getNumInstances()
+        self.sent, self.received = Traffic(), Traffic()
         self._groups: dict[tuple[int, ...], Any] = {}
         _choose_interface()
         global _meeting
@@ -72,19 +75,22 @@ class Job:
 
     def broadcast(self, array: np.ndarray) -> None:
         """Give everybody what rank 0 has in the array."""
-        self._wait(lambda: dist.broadcast(torch.from_numpy(array), 0))
+        with (self.received if self.index else self.sent).counted(array.nbytes):
+            self._wait(lambda: dist.broadcast(torch.from_numpy(array), 0))
 
     def send(self, array: np.ndarray, rank: int) -> None:
         """Send an array to another process, which receives it."""
-        self._wait(lambda: dist.send(torch.from_numpy(np.ascontiguousarray(array)), rank))
+        with self.sent.counted(array.nbytes):
+            self._wait(lambda: dist.send(torch.from_numpy(np.ascontiguousarray(array)), rank))
 
     def receive(self, arrays: Sequence[np.ndarray], ranks: Sequence[int]) -> None:
         """Fill each array with what the process of that rank sends."""
         pairs = zip(arrays, ranks, strict=True)
         waiting: list[Any] = [dist.irecv(torch.from_numpy(a), rank) for a, rank in pairs]
         self.watch.collective = "a receipt", (self.index, *ranks)
-        for receipt in waiting:
-            self._wait(receipt.wait)
+        for array, receipt in zip(arrays, waiting, strict=True):
+            with self.received.counted(array.nbytes):
+                self._wait(receipt.wait)
         self.watch.collective = None
 
     def _wait(self, operation: Callable[[], Any]) -> None:

@@ -9,10 +9,11 @@ import contextlib
 import json
 import math
 import os
-import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -20,17 +21,28 @@ from typing import Any
 import torch.distributed as dist
 
 import popdist
-from popdist.member import Member, environment, parent, state
+from popdist.member import Member, state
+from popdist.seconds import seconds_of
+from popdist.siblings import ranks, siblings
 from popdist.watch import first_beat
 
+WAIT = "POPDIST_WAIT"
+"""Environment variable: seconds that processes wait for each other."""
+
 LIMIT, LAUNCHED = 300.0, 120.0
-"""Seconds that processes wait for each other where people start them, and where a launcher does,
-on all machines at once: importing may still take long on one of them."""
+"""Where it is not set: where people start them, and where a launcher does, on all machines at once:
+importing may still take long on one of them."""
+
+NOTICE = 5.0
+"""Seconds after which it is said who is waited for; sooner where the wait is short."""
 
 ENDED = "ended"
 
 LOOK = 0.1
 """Seconds between two looks at who has come."""
+
+FAREWELL = 1.0
+"""Seconds for which the store is kept for others to see there that the wait is over."""
 
 
 class JobError(RuntimeError):
@@ -45,6 +57,7 @@ class Meeting:
         start: prefixes the keys of this start of the processes.
         launched: whether the launcher holds the store; otherwise rank 0 does.
         members: those that have come, by rank.
+        raised: whether they have not met, and `hold` says so.
     """
 
     def __init__(self, silence: float):
@@ -54,12 +67,14 @@ class Meeting:
         """
         self.index, self.count = popdist.getInstanceIndex(), popdist.getNumInstances()
         self.launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._limit = LAUNCHED if self.launched else LIMIT
+        self._limit = seconds_of(WAIT, LAUNCHED if self.launched else LIMIT)
         self.start = f"popdist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.store: Any = None
         self._told: Any = None  # where those that come say so
         self.members: dict[int, Member] = {}
-        self._silence, self._problem, self._raised = silence, "", False
+        self.raised = False
+        self._silence, self._problem = silence, ""
+        self._stopped_since: dict[int, float] = {}  # of this machine, when it was seen first
         self._answered = math.inf  # when the store did last; from when one is expected to
 
     def hold(self) -> None:
@@ -70,51 +85,94 @@ class Meeting:
         """
         thread = threading.Thread(target=self._wait, name="popdist-meeting", daemon=True)
         thread.start()
+        notice = time.monotonic() + min(NOTICE, self._limit / 4)
         while thread.is_alive() and not self._problem:
             thread.join(LOOK)  # here the handlers of signals can run
-            if time.monotonic() - self._answered > self._silence:
-                who = "the launcher" if self.launched else "rank 0"
-                self._problem = self._not_met(f"{who} does not answer")
+            now = time.monotonic()
+            if now - self._answered > self._silence:
+                self._problem = self._not_met(f"{self._holder} does not answer")
+            if now > notice and thread.is_alive() and not self._problem:
+                notice = math.inf
+                self._give_notice()
         if self._problem:
-            self._raised = True
+            self.raised = True
+            siblings().kill_stopped(but=self.members)
             raise JobError(self._problem)
+
+    def _give_notice(self) -> None:
+        """Say whom this process waits for, if it is the first one of its machine."""
+        missing = self._missing() if self.members else [0]  # who holds the store
+        if missing and self.speaks:
+            print(
+                f"rank {self.index} waits for {ranks(missing)} of {self.count} to come to "
+                f"{_address()}, for {self._limit:g} s at most ({WAIT})",
+                file=sys.stderr,
+                flush=True,
+            )
 
     @property
     def watched(self) -> Any:
         """Where those that have met watch each other."""
         return dist.PrefixStore(f"{self.start}/watch", self.store)
 
-    def give_up(self) -> None:
+    def give_up(self, reason: str = "") -> None:
         """Have the others wait no longer: this process ends."""
         if self._told is not None:
             with contextlib.suppress(RuntimeError):
-                self._told.set(ENDED, f"rank {self.index} has ended")
+                self._told.set(ENDED, reason or f"rank {self.index} has ended")
 
     def missed(self) -> str:
         """Who has not come yet, and why; empty where that is not known, or was raised."""
         if self._problem:
-            return "" if self._raised else self._problem
-        missing = [f"rank {rank}" for rank in self._missing()]
+            return "" if self.raised else self._problem
+        missing = self._missing()
         if not missing or not self.members:
             return ""
-        return f"rank {self.index} ended while it waited for {', '.join(missing)} to start"
+        ended = [rank for rank in siblings().missing() if rank in missing]
+        if ended:
+            return siblings().ended_early(ended)
+        return f"rank {self.index} ended while it waited for {ranks(missing)} to start"
 
     @property
     def speaks(self) -> bool:
-        """Whether this process says why they have not met: the first one that has come."""
-        if not self.members:
-            return os.environ.get("LOCAL_RANK", "0") == "0"
-        return self.index == min(self.members)
+        """Whether this process says why they have not met: the first of its machine to come."""
+        if not self.members:  # the store is not there yet, so all wait for who holds it
+            return self.index == siblings().first(but=[] if self.launched else [0])
+        here = [rank for rank, member in self.members.items() if member.here]
+        return self.index == min([self.index, *here])
 
     def _wait(self) -> None:
         try:
             if self.launched:  # its store is there before any rank is
                 self._answered = time.monotonic()
-            self.store = self._connected()
-            self._introduce()
+            if self.index and not self.launched:
+                self._reach()
+            if not self._problem:
+                self.store = self._connected()
+                self._introduce()
             self._answered = math.inf
         except (KeyError, RuntimeError, ValueError) as error:
-            self._problem = self._not_met(str(error).splitlines()[0])
+            gone = f"{self._holder} has ended, and with it the store where the ranks meet"
+            reason = gone if self._told is not None else str(error).splitlines()[0]
+            self._problem = self._problem or self._not_met(reason)
+
+    def _reach(self) -> None:
+        """Wait until somebody is there: the store's own way to wait tells pages.
+
+        Raises:
+            RuntimeError: nobody is in time.
+        """
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        until = time.monotonic() + self._limit
+        while not self._problem:
+            try:
+                socket.create_connection(where, timeout=LOOK * 10).close()
+                return
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise RuntimeError(f"{self._late([0])} ({error})") from None
+                self._judge_siblings(time.monotonic())
+                time.sleep(LOOK)
 
     def _connected(self) -> Any:
         return dist.TCPStore(
@@ -133,7 +191,6 @@ class Meeting:
         first_beat(self.watched, self.index)  # before the others know that there is one
         told.set(f"{self.index}", json.dumps(asdict(Member.this())))
         until = time.monotonic() + self._limit
-        stopped_since: dict[int, float] = {}
         while len(self.members) < self.count and not self._problem:
             for rank in self._missing():
                 if told.check([f"{rank}"]):
@@ -142,39 +199,55 @@ class Meeting:
             if told.check([ENDED]):
                 self._problem = self._not_met(told.get(ENDED).decode())
             elif now > until:
-                ranks = ", ".join(f"rank {rank}" for rank in self._missing())
-                self._problem = self._not_met(f"{ranks} did not come within {self._limit:.0f} s")
-            self._judge_stopped(now, stopped_since)
+                self._end_wait()
+            self._judge_siblings(now)
             time.sleep(LOOK)
 
-    def _judge_stopped(self, now: float, since: dict[int, float]) -> None:
-        """Find out whether one that has not come is here, and stopped for too long."""
-        for rank, pid in siblings():
+    def _end_wait(self) -> None:
+        """The others have not come in time."""
+        self.give_up(self._late(self._missing()))
+        if not self.launched and self.index == 0:
+            time.sleep(FAREWELL)
+        self._problem = self._not_met(self._told.get(ENDED).decode())
+
+    def _judge_siblings(self, now: float) -> None:
+        """Find out whether one of here that has not come has died, or is stopped for too long."""
+        present = siblings().look()
+        for rank in siblings().died():
+            if rank not in self.members and not self._problem:
+                self._problem = siblings().ended_early([rank])
+                self.give_up(self._problem)
+        for rank, pid in present.items():
             if rank in self.members or state(pid) != "T":
-                since.pop(rank, None)
-            elif now - since.setdefault(rank, now) > self._silence:
+                self._stopped_since.pop(rank, None)
+                continue
+            seconds = now - self._stopped_since.setdefault(rank, now)
+            if seconds > self._silence:
                 self._problem = (
-                    f"rank {rank} (process {pid}) is stopped, and has not come for "
-                    f"{now - since[rank]:.0f} s"
+                    f"rank {rank} (process {pid}) is stopped, and has not come for {seconds:.0f} s"
                 )
-                os.kill(pid, signal.SIGKILL)  # it would not end otherwise
+
+    @property
+    def _holder(self) -> str:
+        """Who holds the store."""
+        return "the launcher of rank 0" if self.launched else "rank 0"
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.count) if rank not in self.members]
 
-    def _not_met(self, reason: str) -> str:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    def _late(self, missing: Iterable[int]) -> str:
         return (
-            f"rank {self.index}: the {self.count} processes did not meet at {where} "
+            f"{ranks(missing)} did not come within {self._limit:g} s: start the same command for "
+            f"each rank, or set {WAIT} to more seconds"
+        )
+
+    def _not_met(self, reason: str) -> str:
+        return (
+            f"rank {self.index}: the {self.count} processes did not meet at {_address()} "
             f"(MASTER_ADDR:MASTER_PORT): {reason}"
         )
 
 
-def siblings() -> Iterator[tuple[int, int]]:
-    """Rank and number of the other processes of the launcher that started this one."""
-    for number in filter(str.isdigit, os.listdir("/proc")):
-        pid = int(number)
-        if pid != os.getpid() and parent(pid) == os.getppid():
-            rank = environment(pid).get("RANK", "")
-            if rank.isdigit():
-                yield int(rank), pid
+def _address() -> str:
+    """Where they meet."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from popdist.member import Member
 from popdist.progress import Progress
+from popdist.seconds import seconds_of
 from popdist.terminal import TerminalSettings
 
 SILENCE = "POPDIST_SILENCE"
@@ -344,13 +345,4 @@ def silence() -> float:
     Raises:
         ValueError: where the environment sets them to no number from 2 on.
     """
-    given = os.environ.get(SILENCE)
-    if given is None:
-        return DEFAULT_SILENCE
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 2 <= seconds < float("inf"):
-        raise ValueError(f"{SILENCE} must be seconds, 2 or more, not {given!r}")
-    return seconds
+    return seconds_of(SILENCE, DEFAULT_SILENCE)

@@ -15,7 +15,7 @@ from popxl.tensor import Constant, Tensor, Variable
 from popxl.utils import to_numpy
 
 if TYPE_CHECKING:
-    from popxl.backend.processes import Traffic
+    from popdist.traffic import Traffic
 
 DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 

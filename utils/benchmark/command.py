@@ -13,7 +13,7 @@ from popxl import machine
 from tqdm import tqdm
 
 from config import BloomConfig
-from utils import distributed, planning
+from utils import distributed, planning, traffic
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
@@ -97,7 +97,8 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
         if not distributed.leads():
             passes.replicas.follow()
             return
-        start = Start(compile_seconds, _seconds(passes.warm_up))
+        warm_up_seconds = _seconds(passes.warm_up)
+        start = Start(compile_seconds, warm_up_seconds, traffic.counted(passes))
         rounds = Rounds(passes, work, generator, peer, bar.update)
         for combination in wanted:
             measured.limits = limits = MachineLimits.of(config, combination.prompt_tokens)

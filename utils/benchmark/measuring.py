@@ -15,6 +15,7 @@ from utils.benchmark.comparison import Peer
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.work import Work
 from utils.passes import Passes
+from utils.traffic import PassTraffic
 
 STEPS_A_SAMPLE = 4
 """Steps of decoding between two samples of the bandwidth, where no peer's steps are between."""
@@ -60,7 +61,7 @@ class Samples:
     prompts: list[Timed] = field(default_factory=list)
     steps: list[Timed] = field(default_factory=list)
     logits_differ_by: float = 0.0
-    exchanged: list[Any] = field(default_factory=list)
+    exchanged: list[PassTraffic] = field(default_factory=list)
 
 
 class Rounds:
@@ -127,9 +128,9 @@ class Rounds:
     ) -> tuple[np.ndarray, float, float | None]:
         tokens = logits.argmax(-1).astype(np.int32)
         positions = np.full(len(tokens), filled, np.int32)
-        before = self.passes.session.traffic
+        before = PassTraffic.so_far(self.passes.session)
         logits, seconds = _timed(partial(self.passes.token, tokens, positions))
-        samples.exchanged.append(self.passes.session.traffic - before)
+        samples.exchanged.append(PassTraffic.so_far(self.passes.session) - before)
         theirs = self._timed_peer(samples, "token", tokens, logits)
         self.progress()
         return logits, seconds, theirs

@@ -6,18 +6,17 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from config import BloomConfig
+from utils import traffic
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Samples, Timed
 from utils.benchmark.work import Work
-
-TRAFFIC = ("calls", "bytes", "seconds")
-"""Of the runtime's `Traffic`, in the order of `Exchange`."""
+from utils.traffic import PassTraffic
 
 
 @dataclass(frozen=True)
@@ -50,21 +49,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """With other processes, a step of decoding: medians of rank 0.
-
-    Attributes:
-        collectives: in which processes exchange something.
-        bytes: of the tensors that this process put into them.
-        seconds: in them, with the wait for the others.
-    """
-
-    collectives: float
-    bytes: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Result:
     """One combination; rates are tokens a second of all rows together.
 
@@ -82,6 +66,8 @@ class Result:
             samples next to it.
         peak_memory_bytes: of the process in this session's life, without the samples' own memory;
             a peer's weights are among it.
+        between_processes: by pass, none in one process: medians of the token passes, and the other
+            passes run once.
     """
 
     batch_size: int
@@ -101,16 +87,17 @@ class Result:
     prompt_share: float
     decode_share: float
     peak_memory_bytes: int
-    exchange: Exchange
+    between_processes: dict[str, PassTraffic]
     comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a session took before it could be measured."""
+    """What a session took before it could be measured, and what its passes exchange."""
 
     compile_seconds: float
     first_pass_seconds: float
+    between_processes: dict[str, PassTraffic] = field(default_factory=dict)
 
 
 def result_of(
@@ -142,7 +129,7 @@ def result_of(
         prompt_share=statistics.median(p.share for p in prompts),
         decode_share=statistics.median(s.share for s in steps),
         peak_memory_bytes=peak_memory_bytes,
-        exchange=_exchange(samples),
+        between_processes=_between_processes(start, samples),
         comparison=_comparison(samples, peer) if peer else None,
     )
 
@@ -181,11 +168,6 @@ def as_text(config: BloomConfig, limits: MachineLimits, results: Sequence[Result
 
 def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Result]) -> list[str]:
     model, execution, first = config.model, config.execution, results[0]
-    exchange = first.exchange
-    between = (
-        f"between processes, a step: {exchange.collectives:.0f} collectives of "
-        f"{exchange.bytes / 1e3:.1f} kB, {exchange.seconds * 1e3:.2f} ms of it"
-    )
     precisions = " or ".join(dict.fromkeys(r.matmul_precision for r in results))
     return [
         f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, vocabulary "
@@ -194,7 +176,7 @@ def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Resul
         f"limits: memory read by {limits.reading}; torch.mm in {precisions}",
         f"compiled in {first.compile_seconds:.2f} s, "
         f"each pass run once in {first.first_pass_seconds:.2f} s",
-        *([between] if exchange.collectives else []),
+        *traffic.lines(first.between_processes),
     ]
 
 
@@ -232,11 +214,9 @@ def _rates(tokens: int, passes: Iterable[Timed]) -> Spread:
     return Spread.of(tokens / p.seconds for p in passes)
 
 
-def _exchange(samples: Samples) -> Exchange:
-    if not samples.exchanged:
-        return Exchange(0, 0, 0)
-    by_name = ([getattr(t, name) for t in samples.exchanged] for name in TRAFFIC)
-    return Exchange(*map(statistics.median, by_name))
+def _between_processes(start: Start, samples: Samples) -> dict[str, PassTraffic]:
+    passes = start.between_processes
+    return passes | {"token": traffic.typical(samples.exchanged)} if passes else {}
 
 
 def _comparison(samples: Samples, peer: str) -> Comparison:

@@ -15,6 +15,7 @@ from config import BloomConfig
 from inference import InferenceSession
 from utils.loading import build
 from utils.memory import peak_memory
+from utils.traffic import PassTraffic, predicted
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Needs:
         cache_bytes: of the KV cache.
         token: what a token pass costs, with a full cache.
         weight_bytes_all_replicas: what replicas have in common counts once.
+        between_processes: by pass, what rank 0 exchanges with others; none in one process.
     """
 
     config: BloomConfig
@@ -38,6 +40,7 @@ class Needs:
     cache_bytes: int
     token: Cost
     weight_bytes_all_replicas: int
+    between_processes: dict[str, PassTraffic]
 
 
 def needs_of(config: BloomConfig) -> Needs:
@@ -57,6 +60,7 @@ def needs_of(config: BloomConfig) -> Needs:
         cache_bytes=state,
         token=session.pass_graphs["token"].cost(),
         weight_bytes_all_replicas=sum(_bytes(v, v.shape_on_host) for v in variables),
+        between_processes=predicted(config, session),
     )
 
 

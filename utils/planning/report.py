@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from utils import traffic
 from utils.planning.forecast import Forecast
 from utils.planning.needs import Needs
 from utils.planning.plan import Plan
@@ -73,8 +74,9 @@ def _needs_dict(needs: Needs) -> dict[str, Any]:
         "calls_per_token": token.calls,
         "collectives_per_token": token.collective_calls,
         "collective_bytes_per_token": token.collective_bytes,
-        "process_collectives_per_token": token.process_calls,
-        "process_bytes_per_token": token.process_bytes,
+        "between_processes": {
+            name: dataclasses.asdict(passed) for name, passed in needs.between_processes.items()
+        },
         "weight_bytes_all_replicas": needs.weight_bytes_all_replicas,
     }
 
@@ -93,10 +95,10 @@ def _needs_lines(needs: Needs) -> list[str]:
             "collectives a token",
             f"{token.collective_calls} of {_size(token.collective_bytes)} in all",
         ),
-        ("between processes", f"{token.process_calls} of {_size(token.process_bytes)} in all"),
         ("program built in", f"{needs.build_seconds:.1f} s, {host} of host"),
     ]
-    return ["For one replica:", *(f"  {name:<30} {value}" for name, value in rows)]
+    needed = [f"  {name:<30} {value}" for name, value in rows]
+    return ["For one replica:", *needed, *traffic.lines(needs.between_processes)]
 
 
 def _streaming_line(needs: Needs, streaming: Streaming) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import popdist
 import torch
+from popdist.traffic import Traffic
 
 from popxl.backend import cuda, gpu
 from popxl.backend.across import AcrossProcesses
@@ -26,7 +27,7 @@ from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
 from popxl.backend.paging import Pager
 from popxl.backend.placement import load, load_stream
-from popxl.backend.processes import Processes, Traffic
+from popxl.backend.processes import Processes
 from popxl.backend.share import Share
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer

@@ -5,36 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import popdist.job
 import torch
 import torch.distributed as dist
+from popdist.traffic import Traffic
 
 from popxl.backend import effects
 
 Members = tuple[int, ...]
 """Numbers of processes, ascending."""
-
-
-@dataclass
-class Traffic:
-    """The collectives in which this process took part with others.
-
-    Attributes:
-        calls: their number.
-        bytes: of the tensors that this process's replicas put into them.
-        seconds: until the others' tensors were there, waiting for these included.
-    """
-
-    calls: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    def __sub__(self, before: Traffic) -> Traffic:
-        return Traffic(
-            self.calls - before.calls, self.bytes - before.bytes, self.seconds - before.seconds
-        )
 
 
 class Processes:
@@ -77,9 +57,7 @@ class Processes:
 
     def _end(self, size: int) -> None:
         self.job.watch.collective = None
-        self.traffic.calls += 1
-        self.traffic.bytes += size
-        self.traffic.seconds += time.perf_counter() - self._since
+        self.traffic.add(size, time.perf_counter() - self._since)
 
     def gather(self, x: torch.Tensor, members: Members) -> torch.Tensor:
         """Everybody's `x`, in order: `(processes, *shape)`."""

@@ -131,6 +131,16 @@ def test_the_op_is_one_graph_of_a_recognisable_name():
     assert all(name.startswith("popxl_addons.layer_norm_distributed") for name in names)
 
 
+def test_mean_and_variance_take_one_collective():
+    ir = popxl.Ir(replication=4)
+    x, w = popxl.TensorSpec((3, 8), popxl.float32), popxl.TensorSpec((8,), popxl.float32)
+    with ir.main_graph:
+        cost = ir.create_graph(layer_norm_distributed, x, w, w).cost()
+
+    assert cost.collective_calls == 1
+    assert cost.collective_bytes == 4 * 3 * 2  # of every row a sum, and squares
+
+
 def test_parameters_that_do_not_fit_are_refused(main_graph):
     spec = popxl.TensorSpec
 
