@@ -17,15 +17,15 @@ constexpr int64_t QUERIES = 128;    // of a part
 constexpr int64_t KEYS = 128;       // of a block
 constexpr int64_t MOST_SIZE = 256;  // of a head
 
-// 2^x to six digits, more than bfloat16 keeps: the series of e^(x ln 2) on [-1/2, 1/2].
+// 2^x to five digits, more than bfloat16 keeps: a polynomial on [-1/2, 1/2], which it meets at
+// Chebyshev's points, times a power.
 inline Floats power_of_two(Floats x) {
     Floats whole = nearest(x), r = x - whole;
-    Floats p = splat(1.33335581e-3f);
-    p = p * r + 9.61812911e-3f;
-    p = p * r + 5.55041087e-2f;
-    p = p * r + 2.40226507e-1f;
-    p = p * r + 6.93147181e-1f;
-    p = p * r + 1.0f;
+    Floats p = splat(9.66636852e-03f);
+    p = p * r + 5.59219758e-02f;
+    p = p * r + 2.40223490e-01f;
+    p = p * r + 6.93121045e-01f;
+    p = p * r + 1.00000000e+00f;
     return times_power_of_two(p, whole);
 }
 
@@ -37,6 +37,7 @@ struct Flash {
     uint16_t* weights;                // bfloat16, [query][KEYS]
     char *key_panels, *value_panels;  // [block of 64 keys][pair][64], [block of 64][pair][64]
     float factor, slope;              // what scores and distances are multiplied with
+    Floats bias[KEYS / LANES];        // of a block's keys, but for what all keys of a query share
     int64_t pairs;                    // of elements of a head
 
     static constexpr float LOG2_E = 1.44269504f;
@@ -62,6 +63,7 @@ struct Flash {
         weights = reinterpret_cast<uint16_t*>(scores + MICRO_ROWS * KEYS);
         key_panels = reinterpret_cast<char*>(weights + MICRO_ROWS * KEYS);
         value_panels = key_panels + 2 * KEYS * size;
+        for (int64_t key = 0; key < KEYS; key++) bias[key / LANES][key % LANES] = float(key) * slope;
     }
 
     // How many keys a query sees.
@@ -122,31 +124,34 @@ struct Flash {
     template <int V> void weigh(int64_t r, int64_t row, int64_t key, int64_t count) const {
         static_assert(KEYS == 8 * LANES);
         __mmask16 last = 0xffff >> (V * LANES - count);
-        Floats lanes, score[V], largest = splat(top[row]), sums = {};
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
-        Floats distance = lanes + float(key - part.position - part.first - row);
+        float shared = slope * float(key - part.position - part.first - row);
+        Floats score[V], largest, sums = {};
         for (int v = 0; v < V; v++) {
             const float* from = scores + v / VECTORS * OF_SCORES + r * OUTPUTS + v % VECTORS * LANES;
-            score[v] = load<Floats>(from) * factor + (distance + float(v * LANES)) * slope;
+            score[v] = load<Floats>(from) * factor + bias[v];
             if (v + 1 == V)
                 score[v] = (Floats)_mm512_mask_blend_ps(last, (__m512)splat(-1e30f), (__m512)score[v]);
-            largest = greatest(largest, score[v]);
+            largest = v ? greatest(largest, score[v]) : score[v];
         }
-        float now = _mm512_reduce_max_ps((__m512)largest);
+        float before = top[row], now = std::max(before, _mm512_reduce_max_ps((__m512)largest) + shared);
         for (int v = 0; v < V; v++) {
-            Floats weight = power_of_two(score[v] - now);
-            if (v + 1 == V) weight = (Floats)_mm512_maskz_mov_ps(last, (__m512)weight);
+            Floats weight = power_of_two(score[v] + (shared - now));  // 0 beyond the last
             sums += weight;
             store(weights + r * KEYS + v * LANES, to_bfloat16(weight));
         }
-        float kept = power_of_two(splat(top[row] - now))[0];
-        if (now > top[row])
-            for (int64_t i = 0; i < op.size; i += LANES) {
-                float* place = out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + i % OUTPUTS;
-                store(place, load<Floats>(place) * kept);
-            }
-        total[row] = total[row] * kept + _mm512_reduce_add_ps((__m512)sums);
+        float added = _mm512_reduce_add_ps((__m512)sums);
+        if (now > before) rescale(row, power_of_two(splat(before - now))[0]);
+        total[row] += added;
         top[row] = now;
+    }
+
+    // What a query has so far, relative to a larger score.
+    void rescale(int64_t row, float kept) const {
+        for (int64_t i = 0; i < op.size; i += LANES) {
+            float* place = out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + i % OUTPUTS;
+            store(place, load<Floats>(place) * kept);
+        }
+        total[row] *= kept;
     }
 
     // The panel of up to 64 keys, from number `block` of those at `key` on.

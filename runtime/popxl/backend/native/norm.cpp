@@ -26,31 +26,30 @@ struct Row {
     int64_t padded;
 
     void run() const {
-        float count = float(op.size * op.segments);
-        float mean = total([](Floats v) { return v; }, true) / count;
+        for (int64_t segment = 0; segment < op.segments; segment++)
+            to_floats(values + segment * padded, at(op.x, op.x_type, x + segment * op.x_segment),
+                      op.x_type, op.size);
+        float count = float(op.size * op.segments), mean = total([](Floats v) { return v; }) / count;
         Floats centre = splat(mean);
-        float variance = total([&](Floats v) { return (v - centre) * (v - centre); }, false) / count;
+        float variance = total([&](Floats v) { return (v - centre) * (v - centre); }) / count;
         float factor = 1.0f / std::sqrt(variance + float(op.epsilon));
         for (int64_t segment = 0; segment < op.segments; segment++)
             for (int64_t i = 0; i < op.size; i += LANES) write(segment, i, mean, factor);
     }
 
-    template <class F> float total(F of, bool first) const {
-        Floats sums = {};
-        for (int64_t segment = 0; segment < op.segments; segment++)
-            for (int64_t i = 0; i < op.size; i += LANES) {
-                float* kept = values + segment * padded + i;
-                int64_t count = op.size - i;
-                if (first) {
-                    int64_t place = x + segment * op.x_segment + i;
-                    store(kept, load_some(at(op.x, op.x_type, place), op.x_type, count));
-                }
-                Floats value = of(load<Floats>(kept));
-                if (count < LANES)
-                    value = load_some(reinterpret_cast<char*>(&value), FLOAT32, count);
-                sums += value;
+    template <class F> float total(F of) const {
+        Floats sums[4] = {};  // additions that need not wait for each other
+        for (int64_t segment = 0; segment < op.segments; segment++) {
+            const float* from = values + segment * padded;
+            int64_t i = 0;
+            for (; i + 4 * LANES <= op.size; i += 4 * LANES)
+                for (int j = 0; j < 4; j++) sums[j] += of(load<Floats>(from + i + j * LANES));
+            for (; i < op.size; i += LANES) {
+                Floats value = of(load<Floats>(from + i));
+                sums[0] += load_some(reinterpret_cast<char*>(&value), FLOAT32, op.size - i);
             }
-        return sum(sums);
+        }
+        return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 
     void write(int64_t segment, int64_t i, float mean, float factor) const {
