@@ -63,17 +63,27 @@ template <int64_t TYPE, Arithmetic HOW, int R> struct FloatRows {
     void run(Floats (&sums)[KEPT][R], const char* w, const float* x, int64_t count) const {
         for (int64_t segment = 0; segment < t.op.segments; segment++) {
             for (int64_t b = 0; b < bytes; b += WIDTH) {
-                int64_t end = std::min(b + WIDTH, bytes), o = 0;
-                for (; o + O <= count; o += O)
-                    Together::range(of<typename Together::Sums>(sums[o]), w + o * step, step, x, b, end,
-                                    ahead(w, o, b));
-                for (; o < count; o++)
-                    Alone::range(of<typename Alone::Sums>(sums[o]), w + o * step, step, x, b, end,
-                                 ahead(w, o, b));
+                if (segment || b) {
+                    wide<false>(sums, w, x, count, b);
+                } else {
+                    wide<true>(sums, w, x, count, b);
+                }
             }
             w += stride_bytes(TYPE, t.op.w_segment);
             x += t.prepared.per_segment * R * LANES;
         }
+    }
+
+    // The bytes from `b` on, at most WIDTH.
+    template <bool FRESH>
+    void wide(Floats (&sums)[KEPT][R], const char* w, const float* x, int64_t count, int64_t b) const {
+        int64_t end = std::min(b + WIDTH, bytes), o = 0;
+        for (; o + O <= count; o += O)
+            Together::template range<FRESH>(of<typename Together::Sums>(sums[o]), w + o * step, step, x,
+                                            b, end, ahead(w, o, b));
+        for (; o < count; o++)
+            Alone::template range<FRESH>(of<typename Alone::Sums>(sums[o]), w + o * step, step, x, b,
+                                         end, ahead(w, o, b));
     }
 
     template <class S> static S& of(Floats (&sums)[R]) { return reinterpret_cast<S&>(sums); }
@@ -94,7 +104,7 @@ void some_rows(const Task& t, const float* x, int64_t row) {
     for (int64_t output = 0; output < t.outputs; output += KEPT) {
         int64_t count = std::min(KEPT, t.outputs - output);
         const char* w = t.w + output * step;
-        Floats sums[KEPT][R] = {};
+        Floats sums[KEPT][R];  // those of outputs that are not there are not looked at
         if constexpr (TYPE == INT8 || TYPE == NIBBLES) {
             Linear op = t.op;
             op.scale = t.scale;

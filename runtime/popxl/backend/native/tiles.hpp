@@ -13,19 +13,20 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O = 1> struct Tile {
     typedef Floats Sums[O][R];
     static constexpr int64_t BLOCK_FLOATS = D::VECTORS * R * LANES;
 
-    // Adds the products of the bytes `from` to `to` of a segment; `x` is of the segment's first.
-    // Outputs are `step` bytes apart. As many bytes are asked for at `next`, in the order in which
-    // they lie, one output's after the other's.
+    // The products of the bytes `from` to `to` of a segment, FRESH or added to what is there; `x` is of
+    // the segment's first. Outputs are `step` bytes apart. As many bytes are asked for at `next`, in
+    // the order in which they lie, one output's after the other's.
+    template <bool FRESH = false>
     static inline void range(Sums& total, const char* w, int64_t step, const float* x, int64_t from,
                              int64_t to, const char* next) {
-        Sums sums;  // in registers, which what is referred to is not
-        copy(sums, total);
+        Sums sums = {};  // in registers, which what is referred to is not
+        if (!FRESH) copy(sums, total);
         int64_t whole = to / BLOCK * BLOCK, middle = from + (whole - from) / 2 / BLOCK * BLOCK;
         const char* of_second = next + step;
         x += from / BLOCK * BLOCK_FLOATS;
         for (int64_t b = from; b < whole; b += BLOCK, x += BLOCK_FLOATS) {
             if (O == 2) next = b == middle ? of_second : next;
-            for (int o = 0; o < O; o++, next += BLOCK) __builtin_prefetch(next, 0, R > 4 ? 3 : 2);
+            for (int o = 0; o < O; o++, next += BLOCK) __builtin_prefetch(next, 0, R > 4 ? 0 : 2);
             block(sums, w + b, step, x);
         }
         if (whole < to) {
