@@ -29,6 +29,7 @@ namespace {
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
 constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
 constexpr int64_t AHEAD = 4096;  // bytes of weights to ask for ahead of their use
+constexpr int ONCE = 0;          // what asking says: they are not used again
 
 // How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
 // are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation

@@ -26,7 +26,7 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O = 1> struct Tile {
         x += from / BLOCK * BLOCK_FLOATS;
         for (int64_t b = from; b < whole; b += BLOCK, x += BLOCK_FLOATS) {
             if (O == 2) next = b == middle ? of_second : next;
-            for (int o = 0; o < O; o++, next += BLOCK) __builtin_prefetch(next, 0, R > 4 ? 0 : 2);
+            for (int o = 0; o < O; o++, next += BLOCK) __builtin_prefetch(next, 0, ONCE);
             block(sums, w + b, step, x);
         }
         if (whole < to) {

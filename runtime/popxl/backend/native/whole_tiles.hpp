@@ -41,7 +41,7 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
         const float* scale = scales.scale + first;
         int64_t b = 0;
         for (; b + SPAN_BYTES <= bytes; b += SPAN_BYTES) {
-            for (int i = 0; i < SPAN; i++) __builtin_prefetch(w + AHEAD + i * BLOCK, 0, 2);
+            for (int i = 0; i < SPAN; i++) __builtin_prefetch(w + AHEAD + i * BLOCK, 0, ONCE);
             span(sums, w, x, of_span, scales, scale, b, SPAN);
             w += SPAN_BYTES, x += SPAN * BLOCK_FLOATS, of_span += SPAN_FLOATS;
         }
