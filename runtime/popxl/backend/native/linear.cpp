@@ -4,123 +4,14 @@
 
 #pragma once
 
-#include <type_traits>
-
 #include "matrix.hpp"
-#include "whole_tiles.hpp"
+#include "rows.hpp"
 
 namespace popxl {
 namespace {
 
 constexpr int64_t FEW_ROWS = 16;    // up to these, each weight is used where it lies
 constexpr int64_t PART = 32 << 10;  // bytes of weights that a thread takes at a time
-
-// What one thread works with: `result` is float [rows][part].
-struct Task {
-    const Linear& op;
-    const Prepared& prepared;
-    const char* w;   // of the part's first output
-    const float* x;  // all rows
-    float* result;
-    int64_t part, outputs;  // room for outputs; how many there are
-    const Scales& scales;
-    const char* scale;  // int8: of the part's first output
-    Fetcher& fetcher;   // of the weights behind the part's
-};
-
-#ifdef POPXL_BYTES
-template <int64_t TYPE, Arithmetic HOW, int R>
-using QuantizedTileOf =
-    std::conditional_t<HOW >= AS_2_BYTES, WholeTile<TYPE, HOW, R>, QuantizedTile<TYPE, HOW, R>>;
-#else
-template <int64_t TYPE, Arithmetic HOW, int R> using QuantizedTileOf = QuantizedTile<TYPE, HOW, R>;
-#endif
-
-constexpr int64_t KEPT = 16;  // outputs whose sums are kept
-constexpr int LINES = 4;      // of weights asked for in between, for a row
-constexpr int64_t WIDE = 256;  // blocks times rows whose activations stay in the first cache
-
-// The sums of outputs, KEPT of [row], added up.
-template <int R> void add_up(const Task& t, const Floats* sums, int64_t row, int64_t output) {
-    static_assert(KEPT == LANES);
-    for (int r = 0; r < R; r++) {
-        store(t.result + (row + r) * t.part + output, sums_of_sixteen(sums + r, R));
-        if (R > 4) t.fetcher.lines(LINES);
-    }
-}
-
-// Floats: a few outputs at a time, so many inputs of each that their activations stay in the first
-// cache. Where each of many rows is multiplied, what is asked for ahead must come in one stream.
-template <int64_t TYPE, Arithmetic HOW, int R> struct FloatRows {
-    static constexpr int O = R > 4 ? 2 : 1;  // two outputs share what is read of many rows
-    static constexpr int64_t WIDTH = WIDE / R * BLOCK;
-    typedef Tile<TYPE, HOW, R, O> Together;
-    typedef Tile<TYPE, HOW, R> Alone;
-
-    const Task& t;
-    int64_t bytes, step;
-
-    void run(Floats (&sums)[KEPT][R], const char* w, const float* x, int64_t count) const {
-        for (int64_t segment = 0; segment < t.op.segments; segment++) {
-            for (int64_t b = 0; b < bytes; b += WIDTH) {
-                if (segment || b) {
-                    wide<false>(sums, w, x, count, b);
-                } else {
-                    wide<true>(sums, w, x, count, b);
-                }
-            }
-            w += stride_bytes(TYPE, t.op.w_segment);
-            x += t.prepared.per_segment * R * LANES;
-        }
-    }
-
-    // The bytes from `b` on, at most WIDTH.
-    template <bool FRESH>
-    void wide(Floats (&sums)[KEPT][R], const char* w, const float* x, int64_t count, int64_t b) const {
-        int64_t end = std::min(b + WIDTH, bytes), o = 0;
-        for (; o + O <= count; o += O)
-            Together::template range<FRESH>(of<typename Together::Sums>(sums[o]), w + o * step, step, x,
-                                            b, end, ahead(w, o, b));
-        for (; o < count; o++)
-            Alone::template range<FRESH>(of<typename Alone::Sums>(sums[o]), w + o * step, step, x, b,
-                                         end, ahead(w, o, b));
-    }
-
-    template <class S> static S& of(Floats (&sums)[R]) { return reinterpret_cast<S&>(sums); }
-
-    // What is used AHEAD bytes after the bytes from `b` on of output `o`.
-    const char* ahead(const char* w, int64_t o, int64_t b) const {
-        int64_t width = std::min(WIDTH, bytes), place = o + std::max<int64_t>(AHEAD / width, 1) * O;
-        if (O == 1 && WIDTH >= bytes) return w + o * step + AHEAD;
-        if (place < KEPT) return w + place * step + b;
-        place -= KEPT, b += WIDTH;
-        return b < bytes ? w + place * step + b : w + (KEPT + place) * step;
-    }
-};
-
-template <int64_t TYPE, Arithmetic HOW, int R>
-void some_rows(const Task& t, const float* x, int64_t row) {
-    int64_t bytes = weight_bytes(t.op), step = stride_bytes(TYPE, t.op.w_output);
-    for (int64_t output = 0; output < t.outputs; output += KEPT) {
-        int64_t count = std::min(KEPT, t.outputs - output);
-        const char* w = t.w + output * step;
-        Floats sums[KEPT][R];  // those of outputs that are not there are not looked at
-        if constexpr (TYPE == INT8 || TYPE == NIBBLES) {
-            Linear op = t.op;
-            op.scale = t.scale;
-            for (int64_t o = 0; o < count; o++) {
-                QuantizedTileOf<TYPE, HOW, R> tile;
-                tile.run(op, t.prepared, w + o * step, x, output + o, t.scales);
-                std::copy(tile.total, tile.total + R, sums[o]);
-            }
-        } else {
-            FloatRows<TYPE, HOW, R>{t, bytes, step}.run(sums, w, x, count);
-        }
-        constexpr int64_t ASKED = R > 4 && TYPE != INT8 && TYPE != NIBBLES ? 2 * AHEAD : AHEAD;
-        t.fetcher.start(w + KEPT * step + ASKED, 2 * AHEAD);
-        add_up<R>(t, sums[0], row, output);
-    }
-}
 
 template <int64_t TYPE, Arithmetic HOW = AS_FLOATS> void all_rows(const Task& t) {
     const float* x = t.x;

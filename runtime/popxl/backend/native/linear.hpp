@@ -64,10 +64,10 @@ int64_t weight_bytes(const Linear& op) {
     return op.w_type == NIBBLES ? op.in / 2 : op.in * size_of(op.w_type);
 }
 
-// The scale of an output of int8.
-inline Floats channel_scale(const Linear& op, int64_t output, int64_t segment) {
+// The scale of an output of int8, number `output` of those whose scales begin at `scale`.
+inline Floats channel_scale(const Linear& op, const char* scale, int64_t output, int64_t segment) {
     int64_t index = segment * op.scale_segment + output * op.scale_output;
-    return splat(load_some(at(op.scale, op.scale_type, index), op.scale_type, 1)[0]);
+    return splat(load_some(scale + index * size_of(op.scale_type), op.scale_type, 1)[0]);
 }
 
 // The scales and offsets of the groups of some outputs as floats, and which of them a block's

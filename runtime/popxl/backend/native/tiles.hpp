@@ -62,40 +62,30 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O = 1> struct Tile {
     }
 };
 
+// What an output's weights are multiplied with: the scales of its groups, those of the segment first.
+struct OfGroups {
+    const Scales& scales;
+    const float* scale;
+};
+
 // Weights of 8 and 4 bits as floats, an output at a time, for processors that cannot do better.
 template <int64_t TYPE, Arithmetic HOW, int R> struct QuantizedTile {
     typedef Tile<TYPE, HOW, R> T;
     typedef Floats Sums[R];
+    static constexpr int64_t STEP = BLOCK, STEP_FLOATS = T::BLOCK_FLOATS;
 
-    Sums total;
-
-    // `w` of the output; `x` as Prepared has it for these R rows.
-    void run(const Linear& op, const Prepared& p, const char* w, const float* x, int64_t output,
-             const Scales& scales) {
-        for (int r = 0; r < R; r++) total[r] = Floats{};
-        int64_t bytes = weight_bytes(op);
-        for (int64_t segment = 0; segment < op.segments; segment++) {
-            if constexpr (TYPE == INT8) {
-                typename T::Sums sums = {};
-                T::range(sums, w, 0, x, 0, bytes, w + AHEAD);
-                Floats scale = channel_scale(op, output, segment);
-                for (int r = 0; r < R; r++) total[r] += scale * sums[0][r];
-            } else {
-                int64_t first = output * scales.per_output + segment * scales.groups;
-                groups(w, x, scales, first, bytes);
-                add_offsets<R>(total, p, x + p.of_blocks * R * LANES, scales.offset + first);
+    // Adds the products of the bytes `from` to `to` of a segment, whose first are at `w` and `x`.
+    static inline void range(Sums& sums, const Prepared&, const char* w, const float* x, int64_t from,
+                      int64_t to, const OfGroups& groups, const char* next) {
+        if constexpr (TYPE == INT8) {
+            T::range(reinterpret_cast<typename T::Sums&>(sums), w, 0, x, from, to, next);
+        } else {
+            for (int64_t b = from; b < to; b += BLOCK, next += BLOCK) {
+                typename T::Sums these = {};
+                T::range(these, w, 0, x, b, std::min<int64_t>(b + BLOCK, to), next);
+                Floats factor = groups.scales.of_block(groups.scale, b);
+                for (int r = 0; r < R; r++) sums[r] += factor * these[0][r];
             }
-            w += stride_bytes(TYPE, op.w_segment);
-            x += p.per_segment * R * LANES;
-        }
-    }
-
-    void groups(const char* w, const float* x, const Scales& scales, int64_t first, int64_t bytes) {
-        for (int64_t b = 0; b < bytes; b += BLOCK) {
-            typename T::Sums sums = {};
-            T::range(sums, w, 0, x, b, std::min<int64_t>(b + BLOCK, bytes), w + b + AHEAD);
-            Floats factor = scales.of_block(scales.scale + first, b);
-            for (int r = 0; r < R; r++) total[r] += factor * sums[0][r];
         }
     }
 };

@@ -12,56 +12,44 @@ namespace {
 
 template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
     static constexpr int PARTS = TYPE == NIBBLES ? 2 : 1, SPAN = span_of(DIGITS);
-    static constexpr int64_t SPAN_BYTES = SPAN * BLOCK;
     static constexpr int64_t BLOCK_FLOATS = block_vectors(TYPE, DIGITS) * R * LANES;
     static constexpr int64_t SPAN_FLOATS = span_vectors(TYPE) * R * LANES;
+    static constexpr int64_t STEP = SPAN * BLOCK, STEP_FLOATS = SPAN * BLOCK_FLOATS + SPAN_FLOATS;
     typedef Floats Sums[R];
 
-    Sums total;
-
-    // `w` of the output; `x` as Prepared has it for these R rows.
-    void run(const Linear& op, const Prepared& p, const char* w, const float* x, int64_t output,
-             const Scales& scales) {
-        for (int r = 0; r < R; r++) total[r] = Floats{};
-        for (int64_t segment = 0; segment < op.segments; segment++) {
-            Sums sums = {};
-            int64_t first = output * scales.per_output + segment * scales.groups;
-            spans(sums, weight_bytes(op), w, x, x + p.blocks * BLOCK_FLOATS, scales, first);
-            if constexpr (TYPE == NIBBLES)
-                add_offsets<R>(sums, p, x + p.of_blocks * R * LANES, scales.offset + first);
-            Floats scale = TYPE == INT8 ? channel_scale(op, output, segment) : splat(1);
-            for (int r = 0; r < R; r++) total[r] += scale * sums[r];
-            w += stride_bytes(TYPE, op.w_segment);
-            x += p.per_segment * R * LANES;
+    // Adds the products of the bytes `from` to `to` of a segment, whose first are at `w` and `x`; both
+    // are whole spans, but for the last of all.
+    static inline void range(Sums& total, const Prepared& p, const char* w, const float* x, int64_t from,
+                      int64_t to, const OfGroups& groups, const char* next) {
+        Sums sums;  // in registers, which what is referred to is not
+        std::copy(total, total + R, sums);
+        const float* of_span = x + p.blocks * BLOCK_FLOATS + from / STEP * SPAN_FLOATS;
+        x += from / BLOCK * BLOCK_FLOATS;
+        int64_t b = from;
+        for (; b + STEP <= to; b += STEP, next += STEP) {
+            for (int i = 0; i < SPAN; i++) __builtin_prefetch(next + i * BLOCK, 0, ONCE);
+            span(sums, w + b, x, of_span, groups, b, SPAN);
+            x += SPAN * BLOCK_FLOATS, of_span += SPAN_FLOATS;
         }
-    }
-
-    static inline void spans(Sums& sums, int64_t bytes, const char* w, const float* x,
-                             const float* of_span, const Scales& scales, int64_t first) {
-        const float* scale = scales.scale + first;
-        int64_t b = 0;
-        for (; b + SPAN_BYTES <= bytes; b += SPAN_BYTES) {
-            for (int i = 0; i < SPAN; i++) __builtin_prefetch(w + AHEAD + i * BLOCK, 0, ONCE);
-            span(sums, w, x, of_span, scales, scale, b, SPAN);
-            w += SPAN_BYTES, x += SPAN * BLOCK_FLOATS, of_span += SPAN_FLOATS;
+        if (b < to) {
+            alignas(64) char rest[STEP] = {};
+            std::memcpy(rest, w + b, to - b);
+            span(sums, rest, x, of_span, groups, b, (to - b + BLOCK - 1) / BLOCK);
         }
-        if (b < bytes) {
-            alignas(64) char rest[SPAN_BYTES] = {};
-            std::memcpy(rest, w, bytes - b);
-            span(sums, rest, x, of_span, scales, scale, b, (bytes - b + BLOCK - 1) / BLOCK);
-        }
+        std::copy(sums, sums + R, total);
     }
 
     // The blocks behind `there` have no scales.
     static inline void span(Sums& sums, const char* w, const float* x, const float* of_span,
-                            const Scales& scales, const float* scale, int64_t b, int64_t there) {
+                            const OfGroups& groups, int64_t b, int64_t there) {
         if constexpr (TYPE == INT8) {
             channel(sums, w, x, of_span);
         } else {
             Sums these = {};
             for (int i = 0; i < SPAN; i++) {
-                Floats factor = i < there ? scales.of_block(scale, b + i * BLOCK) : Floats{};
-                groups(these, w + i * BLOCK, x + i * BLOCK_FLOATS, factor);
+                Floats factor = i < there ? groups.scales.of_block(groups.scale, b + i * BLOCK)
+                                          : Floats{};
+                numbers(these, w + i * BLOCK, x + i * BLOCK_FLOATS, factor);
             }
             for (int r = 0; r < R; r++) sums[r] += these[r] * load<Floats>(of_span + r * LANES);
         }
@@ -87,7 +75,7 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
         }
     }
 
-    static inline void groups(Sums& sums, const char* w, const float* x, Floats factor) {
+    static inline void numbers(Sums& sums, const char* w, const float* x, Floats factor) {
         const __m512i nibble = _mm512_set1_epi8(15);
         __m512i words = _mm512_loadu_si512(w);
         __m512i weights[2] = {_mm512_and_si512(words, nibble),
