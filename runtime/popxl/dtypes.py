@@ -13,6 +13,7 @@ class dtype:  # noqa: N801 - PopXL's own name
     """One element type. There is one instance a type; compare with `is` or `==`."""
 
     _by_name: dict[str, dtype] = {}
+    _by_numpy: dict[np.dtype, dtype] = {}
     _name: str
     _numpy: np.dtype
 
@@ -24,6 +25,7 @@ class dtype:  # noqa: N801 - PopXL's own name
         self = super().__new__(cls)
         self._name, self._numpy = name, np.dtype(numpy_type)
         cls._by_name[name] = self
+        cls._by_numpy.setdefault(self._numpy, self)
         return self
 
     @classmethod
@@ -35,6 +37,8 @@ class dtype:  # noqa: N801 - PopXL's own name
         """
         if isinstance(type_value, dtype):
             return type_value
+        if isinstance(type_value, np.dtype) and type_value in cls._by_numpy:
+            return cls._by_numpy[type_value]  # names of types are slow
         if isinstance(type_value, str):
             return cls.from_name(type_value)
         if isinstance(type_value, type) and type_value in _PYTHON_TYPES:

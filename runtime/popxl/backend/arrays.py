@@ -16,12 +16,18 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     """A tensor on the array's memory, strides kept (a copy where torch has no such strides)."""
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
+    if array.flags.writeable:
+        return _shared(array)
     with warnings.catch_warnings():
         # A read-only map is never written to: cells copy shared memory before they write.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        if array.dtype == ml_dtypes.bfloat16:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+        return _shared(array)
+
+
+def _shared(array: np.ndarray) -> torch.Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -52,7 +52,8 @@ class Composites:
         self.enabled = enabled
         self.native, self.gpu = (native, gpu) if enabled else (None, None)
         if enabled:
-            from popxl.backend import attention, norms  # noqa: F401 - they register their kernels
+            # They register their kernels.
+            from popxl.backend import attention, decompression, norms  # noqa: F401
 
     def find(self, op: Op, mesh: Mesh, lowered: torch.nn.Module) -> torch.nn.Module | None:
         """The kernel for the graph that `op` calls, if there is one."""

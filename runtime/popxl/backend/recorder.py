@@ -170,7 +170,12 @@ class Recorder(TorchDispatchMode):
 
 
 def _again(func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> bool:
-    results = [t for t in tree_flatten(func(*args, **kwargs))[0] if isinstance(t, torch.Tensor)]
+    """Do an op anew, its results where they were."""
+    result = func(*args, **kwargs)
+    if isinstance(result, torch.Tensor):
+        made[0].copy_(result)
+        return True
+    results = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
     for held, new in zip(made, results, strict=True):
         held.copy_(new)
     return True

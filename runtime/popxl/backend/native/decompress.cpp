@@ -1,4 +1,4 @@
-// Weights of four bits as floats, for products of many rows.
+// Weights of four bits as floats.
 
 #include <algorithm>
 
@@ -31,8 +31,9 @@ void run(const Decompress& op, const Share& share) {
                 for (int lane = 0; lane < LANES; lane++) number[lane] = four[lane / 4];
                 const Words shifts = {12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0};
                 Floats values = __builtin_convertvector((Ints)(number >> shifts & 15), Floats);
-                store_some(out + i * size_of(op.out_type), op.out_type, values * scale + offset,
-                           count);
+                values = values * scale;
+                asm("" : "+m"(values));  // rounded before the offset is added, as it is op by op
+                store_some(out + i * size_of(op.out_type), op.out_type, values + offset, count);
             }
         }
 }
