@@ -11,7 +11,8 @@ namespace popxl {
 namespace {
 
 constexpr int64_t FEW_ROWS = 16;    // up to these, each weight is used where it lies
-constexpr int64_t PART = 32 << 10;  // bytes of weights that a thread takes at a time
+constexpr int64_t PART = 32 << 10, LARGE_PART = 128 << 10;  // bytes of weights taken at a time
+constexpr int64_t PARTS = 8;                                // of a thread, where they are large
 
 template <int64_t TYPE, Arithmetic HOW = AS_FLOATS> void all_rows(const Task& t) {
     const float* x = t.x;
@@ -96,9 +97,11 @@ void read_scales(const Linear& op, const void* from, int64_t mesh, int64_t first
 struct Parts {
     int64_t outputs, count, items;
 
-    explicit Parts(const Linear& op) {
+    Parts(const Linear& op, int threads) {
         int64_t bytes = weight_bytes(op) * op.segments;
-        outputs = std::clamp<int64_t>(up(PART / bytes, LANES), LANES, up(op.outputs, LANES));
+        int64_t fair = bytes * op.outputs * count_of(op.mesh) / (PARTS * threads);
+        int64_t part = std::clamp(fair, PART, LARGE_PART);
+        outputs = std::clamp<int64_t>(up(part / bytes, LANES), LANES, up(op.outputs, LANES));
         count = (op.outputs + outputs - 1) / outputs;
         items = count_of(op.mesh) * count;
     }
@@ -106,7 +109,7 @@ struct Parts {
 
 void run_few(const Linear& op, const Share& share) {
     Prepared prepared(op);
-    Parts parts(op);
+    Parts parts(op, share.threads);
     int64_t part = parts.outputs, items = parts.items;
     int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
     int64_t scale_floats = part * op.segments * groups + LANES;  // 16 are read from any one on
@@ -198,7 +201,7 @@ void run(const Linear& op, const Share& share) {
 
 const char* first_weights(const Linear& op, const Share& share) {
     if (op.rows > FEW_ROWS) return nullptr;
-    Parts parts(op);
+    Parts parts(op, share.threads);
     int64_t item = share.begin(parts.items, share.thread);
     Place place(op.mesh, item / parts.count);
     int64_t first = item % parts.count * parts.outputs * op.w_output;
