@@ -35,7 +35,7 @@ struct Head {
     int64_t size, count;
     float slope, at;
     float *scores, *context;
-    const char* next;  // keys of the head that comes behind it
+    int64_t next_keys, next_values;  // where those of the head that comes behind it lie, in bytes
 
     template <int64_t TYPE> void run() const {
         softmax(dots<TYPE>());
@@ -43,18 +43,19 @@ struct Head {
         for (int64_t i = 0; i < size; i += 4 * LANES) sums<TYPE>(i);
     }
 
-    static void ask(const char* from, int64_t bytes) {
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+    // For one token's elements to come.
+    template <int64_t TYPE> void ask(const char* from) const {
+        for (int64_t i = 0; i < size * size_of(TYPE); i += 64) __builtin_prefetch(from + i, 0, 2);
     }
 
-    // The scores; returns the largest one. Values are asked for meanwhile.
+    // The scores; returns the largest one. The next head's keys are asked for meanwhile.
     template <int64_t TYPE> float dots() const {
         float factor = 1.0f / std::sqrt(float(size)), largest = -std::numeric_limits<float>::max();
         for (int64_t t = 0; t < count; t += 4) {
             Floats totals[4] = {};
             float four[4];
             int64_t some = std::min<int64_t>(4, count - t);
-            for (int64_t j = 0; j < some; j++) ask(values + (t + j) * value_step, size * size_of(TYPE));
+            for (int64_t j = 0; j < some; j++) ask<TYPE>(keys + next_keys + (t + j) * key_step);
             for (int64_t j = 0; j < some; j++) totals[j] = dot<TYPE>(keys + (t + j) * key_step);
             sums_of_four(totals, four);
             for (int64_t j = 0; j < some; j++) {
@@ -95,7 +96,7 @@ struct Head {
         for (int64_t t = 0; t < count; t++) {
             const char* value = values + t * value_step + i * size_of(TYPE);
             Floats weight = splat(scores[t]);
-            if (!i) ask(next + t * key_step, size * size_of(TYPE));
+            if (!i) ask<TYPE>(values + next_values + t * value_step);
             for (int j = 0; j < 4; j++) {
                 int64_t left = size - i - j * LANES;
                 const char* from = value + j * LANES * size_of(TYPE);
@@ -142,7 +143,7 @@ void run(const Attention& op, const Share& share) {
         float slope = static_cast<const float*>(op.slopes)[place.offset(op.slopes_mesh) + head];
         Head one{query, keys, values, op.keys_token * size, op.values_token * size, op.size,
                  std::clamp<int64_t>(position + 1, 1, op.length), slope, float(position), scores,
-                 context, keys + op.keys_head * size};
+                 context, op.keys_head * size, op.values_head * size};
         if (op.type == FLOAT32) one.run<FLOAT32>();
         if (op.type == FLOAT16) one.run<FLOAT16>();
         if (op.type == BFLOAT16) one.run<BFLOAT16>();
