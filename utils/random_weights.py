@@ -7,6 +7,7 @@ from popxl import Variable
 from tqdm import tqdm
 
 from inference import InferenceSession
+from modelling.sharding import aligned
 from utils.distributed import own_replicas
 
 POOL = 1 << 20
@@ -74,10 +75,12 @@ def random_values(
     if numbers is None:
         return None
     if variable.rank != 2:
-        return np.resize(numbers, shape)
+        values = aligned(np.empty, shape, numbers.dtype)
+        values[...] = np.resize(numbers, shape)
+        return values
     swapped = name not in TABLES
     stored = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
-    values = np.empty(stored, numbers.dtype)
+    values = aligned(np.empty, stored, numbers.dtype)
     filled = values[own] if len(stored) == 3 else values
     filled[...] = np.resize(numbers, filled.shape)
     return values.swapaxes(-1, -2) if swapped else values

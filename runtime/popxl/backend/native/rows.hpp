@@ -99,7 +99,9 @@ template <int64_t TYPE, Arithmetic HOW, int R> struct Rows {
 // Weights of 8 and 4 bits.
 template <int64_t TYPE, Arithmetic HOW, int R> struct QuantizedRows {
     typedef QuantizedTileOf<TYPE, HOW, R> T;
-    static constexpr int64_t WIDTH = NEAR / (4 * T::STEP_FLOATS) * T::STEP;
+    // Scales of groups must stay in the cache too.
+    static constexpr int64_t MOST = TYPE == NIBBLES ? 2 << 10 : 1 << 20;
+    static constexpr int64_t WIDTH = std::min(NEAR / (4 * T::STEP_FLOATS) * T::STEP, MOST);
     static constexpr int64_t ASKED = AHEAD;
 
     const Task& t;
