@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -174,6 +176,35 @@ def test_a_loop_between_streams_is_recorded():
             np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
     assert recordings(fast) == 1
     assert recordings(slow) == 0
+
+
+RECORDS = """
+import sys
+import numpy as np, popxl
+from popxl import ops
+from popxl.backend import recording
+ir = popxl.Ir()
+with ir.main_graph:
+    x, y = popxl.h2d_stream((2, 3), popxl.float32), popxl.d2h_stream((2, 3), popxl.float32)
+    given = ops.host_load(x)
+    graph = ir.create_graph(lambda t: ops.gelu(t) + t, given)
+    ops.host_store(y, ops.call(graph, given)[0])
+with popxl.Session(ir, "cpu") as session:
+    for _ in range(3):
+        session.run({x: np.ones((2, 3), np.float32)})
+modules = session._engine.main.modules()
+print(sum(len(m._recordings) for m in modules if isinstance(m, recording.Recorded)))
+print(sorted(name for name in ("torch._dynamo", "sympy") if name in sys.modules))
+"""
+
+
+def test_recording_does_not_wait_for_torchs_compiler():
+    """Its import takes longer than all tokens of a small model."""
+    done = subprocess.run(
+        [sys.executable, "-c", RECORDS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["1", "[]"]
 
 
 def test_scratch_memory_is_used_again_when_nothing_lies_in_it():

@@ -29,6 +29,11 @@ class Recorder(TorchDispatchMode):
         failed: why it cannot be done again.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's compiler never sees this mode; to tell it so would import it, about a second."""
+        return False
+
     def __init__(self, native: Library, scratch: Scratch):
         super().__init__()
         self.native, self.scratch = native, scratch
