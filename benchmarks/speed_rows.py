@@ -15,7 +15,6 @@ import numpy as np
 from random_checkpoint import make_checkpoint
 
 from config import BloomConfig, parse_arguments
-from config.config import ExecutionConfig, ModelConfig, setting_names
 from utils.benchmark.arguments import parse
 from utils.benchmark.command import Measured, measure
 from utils.benchmark.report import Result
@@ -80,12 +79,6 @@ def decode(bench: Bench, *words: str) -> Value:
         f"{rate:.1f} tokens/s in {precision}; {limit / 1e9:.1f} GB/s over "
         f"{result.step_bytes / 1e9:.2f} GB a step",
     )
-
-
-def decode_quantised(bench: Bench, weight_precision: str) -> Value:
-    if "weight_precision" not in setting_names(ModelConfig) + setting_names(ExecutionConfig):
-        raise NotMeasuredError("there is no setting weight_precision")
-    return decode(bench, "--weight_precision", weight_precision)
 
 
 def prompt(bench: Bench) -> Value:

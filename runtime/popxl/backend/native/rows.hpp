@@ -10,10 +10,10 @@
 namespace popxl {
 namespace {
 
-constexpr int64_t KEPT = 16;          // outputs whose sums are kept
-constexpr int LINES = 4;              // of weights asked for in between, for a row
-constexpr int64_t WIDE = 256;         // blocks times rows whose activations stay in the first cache
-constexpr int64_t NEAR = 32 << 10;    // bytes of them as whole numbers
+constexpr int64_t KEPT = 16;        // outputs whose sums are kept
+constexpr int LINES = 4;            // of weights asked for in between, for a row
+constexpr int64_t WIDE = 256;       // blocks times rows whose activations stay in the first cache
+constexpr int64_t NEAR = 32 << 10;  // bytes of them, as whole numbers
 
 // What one thread works with: `result` is float [rows][part].
 struct Task {
