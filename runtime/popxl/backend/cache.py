@@ -54,7 +54,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    wanted = ("model name", "flags", "Features")
+    wanted = ("vendor_id", "model name", "flags", "Features")
     first: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")

@@ -29,6 +29,8 @@ WIDE = ["-mprefer-vector-width=512", "-mtune=icelake-server"]
 """For processors with AVX-512: vectors that compilers halve by themselves, and the tuning of a
 processor that every compiler knows to have them. One that does not know this machine's takes it for
 an older one without, and spills registers."""
+MAKERS = {"GenuineIntel": "-DPOPXL_INTEL", "AuthenticAMD": "-DPOPXL_AMD"}
+"""What the sources are told of who made the processor, by its name in /proc/cpuinfo."""
 LIMIT = 300
 """Seconds that the compiler may take."""
 NAME = "kernels.so"
@@ -48,6 +50,8 @@ def built_library() -> Path:
     """
     compiler = _compiler()
     flags = FLAGS + (WIDE if has_avx512() else [])
+    if (made_by := maker()) in MAKERS:
+        flags.append(MAKERS[made_by])
     key = {
         "sources": _sources_hash(),
         "compiler": _version(compiler),
@@ -64,6 +68,11 @@ def built_library() -> Path:
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         make(place)
     return place / NAME
+
+
+def maker() -> str | None:
+    """Who made the processor, if it is one that the kernels know to differ."""
+    return next((name for name in MAKERS if name in _features()), None)
 
 
 def has_avx512() -> bool:

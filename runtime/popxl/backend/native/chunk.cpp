@@ -149,8 +149,8 @@ void keep(const Chunk& op, const Share& share) {
 }
 
 void run(const Chunk& op, const Share& share) {
-#ifdef __AVX512BF16__
-    if (Flash::fits(op)) return run_flash(op, share);
+#ifdef POPXL_PANELS
+    if (op.size <= MOST_SIZE) return run_flash(op, share);
 #endif
     run_few_queries(op, share);
 }

@@ -61,7 +61,7 @@ template <> struct Decoder<NIBBLES, false> {  // a 16-bit word has four numbers,
 };
 
 inline Floats add_products(Floats sums, Floats weights, Floats values, bool pairs) {
-#ifdef __AVX512BF16__
+#ifdef POPXL_PAIRS
     if (pairs) return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)weights, (__m512bh)values);
 #endif
     return sums + weights * values;

@@ -1,5 +1,5 @@
-// Attention of many queries in bfloat16: a block of keys at a time, their weights scaled anew when a
-// larger score comes (arXiv 2205.14135). Keys and values are panels for all queries of a part.
+// Attention of many queries: a block of keys at a time, their weights scaled anew when a larger score
+// comes (arXiv 2205.14135). Keys and values are panels for all queries of a part.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace popxl {
 namespace {
 
-#ifdef __AVX512BF16__
+#ifdef POPXL_PANELS
 
 constexpr int64_t QUERIES = 128;    // of a part
 constexpr int64_t KEYS = 128;       // of a block
@@ -29,40 +29,41 @@ inline Floats power_of_two(Floats x) {
     return times_power_of_two(p, whole);
 }
 
-struct Flash {
+// Queries, keys, values and weights are multiplied as words of pairs of bfloat16, or of a float.
+template <int64_t TYPE, Arithmetic HOW> struct Flash {
     const Chunk& op;
     const Part& part;
     float *out, *top, *total;         // [block of 64 elements][query][64], [query], [query]
     float* scores;                    // of MICRO_ROWS queries: [block of 64 keys][query][64]
-    uint16_t* weights;                // bfloat16, [query][KEYS]
-    char *key_panels, *value_panels;  // [block of 64 keys][pair][64], [block of 64][pair][64]
+    float* queries;                   // the same queries as floats, [query][MOST_SIZE]
+    char* weights;                    // words, [query][KEYS / A_WORD]
+    char *key_panels, *value_panels;  // [block of 64 keys][word][64], [block of 64][word][64]
     float factor, slope;              // what scores and distances are multiplied with
     Floats bias[KEYS / LANES];        // of a block's keys, but for what all keys of a query share
-    int64_t pairs;                    // of elements of a head
+    int64_t words;                    // of elements of a head
 
-    static constexpr float LOG2_E = 1.44269504f;
+    static constexpr int64_t SIZE = size_of(TYPE), A = A_WORD<HOW>;
     static constexpr int64_t OF_SCORES = MICRO_ROWS * OUTPUTS;
-
-    static bool fits(const Chunk& op) {
-        return op.type == BFLOAT16 && op.size % 2 == 0 && op.size <= MOST_SIZE;
-    }
+    static constexpr int64_t OF_WEIGHTS = 4 * KEYS / A;  // bytes of a query's
+    static constexpr float LOG = TYPE == FLOAT32 ? 1.0f : 1.44269504f;  // of e, to the base of powers
 
     static int64_t floats(const Chunk& op) {
         int64_t size = up(op.size, OUTPUTS);
-        return QUERIES * (size + 2) + MICRO_ROWS * (KEYS + KEYS / 2) + KEYS * size;
+        return QUERIES * (size + 2) + MICRO_ROWS * (MOST_SIZE + KEYS + KEYS / A) + 2 * KEYS / A * size;
     }
 
     Flash(const Chunk& op, const Part& part, float* room)
-        : op(op), part(part), factor(LOG2_E / std::sqrt(float(op.size))),
-          slope(LOG2_E * part.slope), pairs(op.size / 2) {
+        : op(op), part(part), factor(LOG / std::sqrt(float(op.size))), slope(LOG * part.slope),
+          words(op.size / A) {
         int64_t size = up(op.size, OUTPUTS);
         out = room;
         top = out + QUERIES * size;
         total = top + QUERIES;
         scores = total + QUERIES;
-        weights = reinterpret_cast<uint16_t*>(scores + MICRO_ROWS * KEYS);
-        key_panels = reinterpret_cast<char*>(weights + MICRO_ROWS * KEYS);
-        value_panels = key_panels + 2 * KEYS * size;
+        queries = scores + MICRO_ROWS * KEYS;
+        weights = reinterpret_cast<char*>(queries + MICRO_ROWS * MOST_SIZE);
+        key_panels = weights + MICRO_ROWS * OF_WEIGHTS;
+        value_panels = key_panels + 4 * KEYS / A * size;
         for (int64_t key = 0; key < KEYS; key++) bias[key / LANES][key % LANES] = float(key) * slope;
     }
 
@@ -89,21 +90,23 @@ struct Flash {
 
     // Some queries, from `row` on, and a block of keys that at least the last of them sees.
     void attend(int64_t row, int64_t rows, int64_t key, int64_t count) const {
-        int64_t most = std::min(count, seen(row + rows - 1) - key);
-        const char* queries = part.q + 2 * row * op.q_token;
+        int64_t most = std::min(count, seen(row + rows - 1) - key), step = SIZE * op.q_token;
+        const char* from = part.q + row * step;
+        if (HOW == AS_FLOATS && TYPE != FLOAT32) {
+            bring_floats<TYPE>(queries, MOST_SIZE, from, step, rows, op.size);
+            from = reinterpret_cast<const char*>(queries), step = 4 * MOST_SIZE;
+        }
         for (int64_t block = 0; block < most; block += OUTPUTS)
-            micro_rows<true>(rows, scores + block / OUTPUTS * OF_SCORES, queries, 2 * op.q_token,
-                             key_panels + 4 * block * pairs, pairs);
+            micro_rows<HOW, true>(rows, scores + block / OUTPUTS * OF_SCORES, from, step,
+                                  key_panels + 4 * block * words, words);
         for (int64_t r = 0; r < rows; r++) {
-            int64_t mine = std::clamp<int64_t>(seen(row + r) - key, 0, most);
-            std::fill(weights + r * KEYS + mine / LANES * LANES, weights + r * KEYS + up(most, LANES),
-                      uint16_t(0));
+            int64_t mine = std::clamp<int64_t>(seen(row + r) - key, 0, most), first = mine / LANES * LANES;
+            std::memset(weights + r * OF_WEIGHTS + first * 4 / A, 0, (up(most, LANES) - first) * 4 / A);
             weigh_some(r, row + r, key, mine);
         }
         for (int64_t i = 0; i < op.size; i += OUTPUTS)
-            micro_rows(rows, out + (i / OUTPUTS * QUERIES + row) * OUTPUTS,
-                       reinterpret_cast<const char*>(weights), 2 * KEYS,
-                       value_panels + 2 * KEYS * i, up(most, 2) / 2);
+            micro_rows<HOW, false>(rows, out + (i / OUTPUTS * QUERIES + row) * OUTPUTS, weights,
+                                   OF_WEIGHTS, value_panels + 4 * KEYS / A * i, up(most, A) / A);
     }
 
     void weigh_some(int64_t r, int64_t row, int64_t key, int64_t count) const {
@@ -135,15 +138,18 @@ struct Flash {
         }
         float before = top[row], now = std::max(before, _mm512_reduce_max_ps((__m512)largest) + shared);
         for (int v = 0; v < V; v++) {
-            Floats weight = power_of_two(score[v] + (shared - now));  // 0 beyond the last
+            Floats weight = power(score[v] + (shared - now));
+            if (v + 1 == V) weight = (Floats)_mm512_maskz_mov_ps(last, (__m512)weight);
             sums += weight;
-            store(weights + r * KEYS + v * LANES, to_bfloat16(weight));
+            store_floats(weights + r * OF_WEIGHTS + v * LANES * 4 / A, A == 2 ? BFLOAT16 : FLOAT32, weight);
         }
         float added = _mm512_reduce_add_ps((__m512)sums);
-        if (now > before) rescale(row, power_of_two(splat(before - now))[0]);
+        if (now > before) rescale(row, power(splat(before - now))[0]);
         total[row] += added;
         top[row] = now;
     }
+
+    static Floats power(Floats x) { return TYPE == FLOAT32 ? exp(x) : power_of_two(x); }
 
     // What a query has so far, relative to a larger score.
     void rescale(int64_t row, float kept) const {
@@ -156,51 +162,69 @@ struct Flash {
 
     // The panel of up to 64 keys, from number `block` of those at `key` on.
     void bring_keys(int64_t key, int64_t block, int64_t count) const {
-        const char* keys = part.keys + 2 * key * op.keys_token;
+        const char* keys = part.keys + SIZE * key * op.keys_token;
         for (int64_t n = 0; n < OUTPUTS; n += LANES)
-            for (int64_t p = 0; p < pairs; p += LANES) {
-                int64_t some = std::min<int64_t>(LANES, pairs - p);
+            for (int64_t p = 0; p < words; p += LANES) {
+                int64_t some = std::min<int64_t>(LANES, words - p);
                 __m512i v[LANES];
-                for (int64_t i = 0; i < LANES; i++)  // those that are not there are not looked at
-                    v[i] = _mm512_maskz_loadu_epi16(
-                        ~0u >> (32 - 2 * some),
-                        keys + 2 * std::min(block + n + i, count - 1) * op.keys_token + 4 * p);
-                Panels::put(v, key_panels + 4 * (block * pairs + p * OUTPUTS + n), some);
+                for (int64_t i = 0; i < LANES; i++) {  // those that are not there are not looked at
+                    const char* from = keys + SIZE * std::min(block + n + i, count - 1) * op.keys_token;
+                    v[i] = HOW == AS_PAIRS
+                               ? _mm512_maskz_loadu_epi16(~0u >> (32 - 2 * some), from + 4 * p)
+                               : (__m512i)some_floats(TYPE, from, p, 0xffff >> (LANES - some));
+                }
+                transpose(v);
+                char* to = key_panels + 4 * (block * words + p * OUTPUTS + n);
+                for (int64_t i = 0; i < some; i++) _mm512_storeu_si512(to + 4 * i * OUTPUTS, v[i]);
             }
     }
 
     // The panel of 64 elements, from `i` on, of the values at `key`.
     void bring_values(int64_t key, int64_t i, int64_t count) const {
-        const char* values = part.values + 2 * key * op.values_token;
-        char* panel = value_panels + 2 * KEYS * i;
-        for (int64_t t = 0; t < up(count, 2); t += 2)
+        const char* values = part.values + SIZE * key * op.values_token;
+        char* panel = value_panels + 4 * KEYS / A * i;
+        for (int64_t t = 0; t < up(count, A); t += A)
             for (int64_t j = 0; j < OUTPUTS; j += LANES) {
-                Words even = value(values, t, count, i + j), odd = value(values, t + 1, count, i + j);
-                store(panel + 4 * (t / 2 * OUTPUTS + j), even | odd << 16);
+                Floats word = value(values, t, count, i + j);
+                if (A == 2)  // two bfloat16, the first one in the lower half
+                    word = as_floats(as_words(word) >> 16 |
+                                     as_words(value(values, t + 1, count, i + j)));
+                store(panel + 4 * (t / A * OUTPUTS + j), word);
             }
     }
 
-    // 16 elements of a value as words; zeros beyond the last token and element.
-    Words value(const char* values, int64_t t, int64_t count, int64_t i) const {
+    // 16 elements of a value; zeros beyond the last token and element.
+    Floats value(const char* values, int64_t t, int64_t count, int64_t i) const {
         int64_t left = t < count ? std::clamp<int64_t>(op.size - i, 0, LANES) : 0;
-        return (Words)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
-            __mmask16((1u << left) - 1), values + 2 * (t * op.values_token + i)));
+        return some_floats(TYPE, values + SIZE * t * op.values_token, i, (1u << left) - 1);
     }
 
     void finish() const {
         for (int64_t row = 0; row < part.rows; row++)
             for (int64_t i = 0; i < op.size; i += LANES) {
                 Floats sums = load<Floats>(out + (i / OUTPUTS * QUERIES + row) * OUTPUTS + i % OUTPUTS);
-                store_some(part.out + 2 * (row * op.out_token + i), BFLOAT16, sums / total[row],
+                store_some(part.out + SIZE * (row * op.out_token + i), TYPE, sums / total[row],
                            op.size - i);
             }
     }
 };
 
+template <int64_t TYPE, Arithmetic HOW = AS_FLOATS>
+void run_blocks(const Chunk& op, const Share& share) {
+    typedef Flash<TYPE, HOW> Blocks;
+    float* room = share.room<float>(Blocks::floats(op));
+    for_each_part(op, share, QUERIES, [&](const Part& part) { Blocks(op, part, room).run(); });
+}
+
 void run_flash(const Chunk& op, const Share& share) {
-    float* room = share.room<float>(Flash::floats(op));
-    for_each_part(op, share, QUERIES,
-                  [&](const Part& part) { Flash(op, part, room).run(); });
+#ifdef POPXL_PAIRS
+    if (op.type == BFLOAT16 && op.size % 2 == 0) return run_blocks<BFLOAT16, AS_PAIRS>(op, share);
+#endif
+    switch (op.type) {
+        case FLOAT32: return run_blocks<FLOAT32>(op, share);
+        case FLOAT16: return run_blocks<FLOAT16>(op, share);
+        case BFLOAT16: return run_blocks<BFLOAT16>(op, share);
+    }
 }
 
 #endif

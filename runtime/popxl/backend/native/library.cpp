@@ -96,10 +96,10 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
         for (int64_t first = taken.fetch_add(PART); first < bytes; first = taken.fetch_add(PART)) {
             int64_t end = first + PART < bytes ? first + PART : bytes;
             for (int64_t i = first; i + 256 <= end; i += 256) {
-                __builtin_prefetch(data + i + 4096, 0, 0);
-                __builtin_prefetch(data + i + 4160, 0, 0);
-                __builtin_prefetch(data + i + 4224, 0, 0);
-                __builtin_prefetch(data + i + 4288, 0, 0);
+                __builtin_prefetch(data + i + 4096, 0, ONCE);
+                __builtin_prefetch(data + i + 4160, 0, ONCE);
+                __builtin_prefetch(data + i + 4224, 0, ONCE);
+                __builtin_prefetch(data + i + 4288, 0, ONCE);
                 for (int j = 0; j < 4; j++) all[j] ^= load<Words>(data + i + 64 * j);
             }
         }
@@ -110,9 +110,9 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
-// Whether `Linear` takes more than 16 rows of bfloat16.
+// Whether `Linear` takes more than 16 rows.
 extern "C" int64_t popxl_many_rows() {
-#ifdef __AVX512BF16__
+#ifdef POPXL_PANELS
     return 1;
 #endif
     return 0;

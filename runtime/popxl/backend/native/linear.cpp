@@ -45,7 +45,7 @@ void products(const Task& t) {
         case FLOAT32: return all_rows<FLOAT32>(t);
         case FLOAT16: return all_rows<FLOAT16>(t);
         case BFLOAT16:
-#ifdef __AVX512BF16__
+#ifdef POPXL_PAIRS
             if (t.prepared.arithmetic == AS_PAIRS) return all_rows<BFLOAT16, AS_PAIRS>(t);
 #endif
             return all_rows<BFLOAT16>(t);
@@ -155,13 +155,14 @@ void run_few(const Linear& op, const Share& share) {
     }
 }
 
-#ifdef __AVX512BF16__
-void run_many(const Linear& op, const Share& share) {
+#ifdef POPXL_PANELS
+template <Arithmetic HOW> void run_panels(const Linear& op, const Share& share) {
     int64_t count = (op.outputs + OUTPUTS - 1) / OUTPUTS, items = count_of(op.mesh) * count;
     int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
     int64_t scales = OUTPUTS * std::max<int64_t>(op.segments * groups, 1) + LANES;
-    float* c = share.room<float>(AT_ONCE * OUTPUTS + 2 * PAIRS * OUTPUTS + 2 * scales);
-    float *panel = c + AT_ONCE * OUTPUTS, *scale = panel + 2 * PAIRS * OUTPUTS, *offset = scale + scales;
+    float* c = share.room<float>((AT_ONCE + DEEP) * OUTPUTS + MICRO_ROWS * DEEP + 2 * scales);
+    float *panel = c + AT_ONCE * OUTPUTS, *floats = panel + DEEP * OUTPUTS;
+    float *scale = floats + MICRO_ROWS * DEEP, *offset = scale + scales;
     for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
         Place place(op.mesh, item / count);
         int64_t first = item % count * OUTPUTS, outputs = std::min(OUTPUTS, op.outputs - first);
@@ -174,7 +175,9 @@ void run_many(const Linear& op, const Share& share) {
         for (int64_t row = 0; row < op.rows; row += AT_ONCE) {
             int64_t rows = std::min(AT_ONCE, op.rows - row);
             const char* x = at(op.x, op.x_type, place.offset(op.x_mesh) + row * op.x_row);
-            Panels{op, w, x, outputs, rows, scale, offset, groups, (char*)panel, c}.run();
+            Panels<HOW>{op,     w,           x,      outputs, rows, scale, offset,
+                        groups, (char*)panel, floats, c}
+                .run();
             if (op.w_type == INT8) {
                 for (int64_t o = 0; o < OUTPUTS; o++) {
                     int64_t output = std::min(first + o, op.outputs - 1);
@@ -188,12 +191,20 @@ void run_many(const Linear& op, const Share& share) {
         }
     }
 }
+
+void run_many(const Linear& op, const Share& share) {
+#ifdef POPXL_PAIRS
+    if (op.x_type == BFLOAT16 && op.w_type != FLOAT32 && op.in % 2 == 0)
+        return run_panels<AS_PAIRS>(op, share);
+#endif
+    run_panels<AS_FLOATS>(op, share);
+}
 #endif
 
 }  // namespace
 
 void run(const Linear& op, const Share& share) {
-#ifdef __AVX512BF16__
+#ifdef POPXL_PANELS
     if (op.rows > FEW_ROWS) return run_many(op, share);
 #endif
     run_few(op, share);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "processor.hpp"
 #include "vectors.hpp"
 #include "work.hpp"
 
@@ -29,19 +30,14 @@ namespace {
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
 constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
 constexpr int64_t AHEAD = 4096;  // bytes of weights to ask for ahead of their use
-constexpr int ONCE = 0;          // what asking says: they are not used again
 
 // How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
 // are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation
 // takes two or three, and four products are added by one instruction.
 enum Arithmetic : int64_t { AS_FLOATS = 0, AS_PAIRS = 1, AS_2_BYTES = 2, AS_3_BYTES = 3 };
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define POPXL_BYTES 1
-#endif
-
 Arithmetic arithmetic_of(int64_t x_type, int64_t w_type) {
-#ifdef __AVX512BF16__
+#ifdef POPXL_PAIRS
     if (x_type == BFLOAT16 && w_type == BFLOAT16) return AS_PAIRS;
 #endif
 #ifdef POPXL_BYTES

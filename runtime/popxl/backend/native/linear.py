@@ -231,12 +231,10 @@ def _known(
 
 
 def _takes_many_rows(x: torch.Tensor, weight: Weight, summed: int | None) -> bool:
-    """Whether the kernel of many rows takes these: halves, pairs of inputs, one scale a channel."""
+    """Whether the kernel of many rows takes these: of int8, one scale a channel."""
     channels = weight.tensor.dtype == torch.int8
     return (
-        x.dtype in (torch.bfloat16, torch.float16)
-        and x.shape[-1] % 2 == 0
-        and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
+        weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
         and (
             summed is None
             or weight.scale is None

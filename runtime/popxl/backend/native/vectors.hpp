@@ -115,7 +115,7 @@ inline Floats from_int8(Bytes bytes) {
 #endif
 }
 
-inline int64_t size_of(int64_t type) {
+constexpr int64_t size_of(int64_t type) {
     return type == FLOAT32 ? 4 : type == INT8 ? 1 : 2;
 }
 
