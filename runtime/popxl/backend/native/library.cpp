@@ -96,11 +96,12 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
         for (int64_t first = taken.fetch_add(PART); first < bytes; first = taken.fetch_add(PART)) {
             int64_t end = first + PART < bytes ? first + PART : bytes;
             for (int64_t i = first; i + 256 <= end; i += 256) {
-                __builtin_prefetch(data + i + 4096, 0, ONCE);
-                __builtin_prefetch(data + i + 4160, 0, ONCE);
-                __builtin_prefetch(data + i + 4224, 0, ONCE);
-                __builtin_prefetch(data + i + 4288, 0, ONCE);
-                for (int j = 0; j < 4; j++) all[j] ^= load<Words>(data + i + 64 * j);
+                for (int j = 0; j < 4; j++) {
+                    const char* from = data + i + 64 * j;
+                    ask_ahead(from + AHEAD);
+                    ask_soon(from);
+                    all[j] ^= load<Words>(from);
+                }
             }
         }
         Words any = all[0] ^ all[1] ^ all[2] ^ all[3];

@@ -29,7 +29,6 @@ namespace {
 
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
 constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
-constexpr int64_t AHEAD = 4096;  // bytes of weights to ask for ahead of their use
 
 // How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
 // are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation

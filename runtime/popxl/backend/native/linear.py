@@ -233,14 +233,8 @@ def _known(
 def _takes_many_rows(x: torch.Tensor, weight: Weight, summed: int | None) -> bool:
     """Whether the kernel of many rows takes these: of int8, one scale a channel."""
     channels = weight.tensor.dtype == torch.int8
-    return (
-        weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
-        and (
-            summed is None
-            or weight.scale is None
-            or not channels
-            or weight.scale.shape[summed] == 1
-        )
+    return weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16) and (
+        summed is None or weight.scale is None or not channels or weight.scale.shape[summed] == 1
     )
 
 

@@ -26,7 +26,10 @@ template <int64_t TYPE, Arithmetic HOW, int R, int O = 1> struct Tile {
         x += from / BLOCK * BLOCK_FLOATS;
         for (int64_t b = from; b < whole; b += BLOCK, x += BLOCK_FLOATS) {
             if (O == 2) next = b == middle ? of_second : next;
-            for (int o = 0; o < O; o++, next += BLOCK) __builtin_prefetch(next, 0, ONCE);
+            for (int o = 0; o < O; o++, next += BLOCK) {
+                ask_ahead(next);
+                ask_soon(w + o * step + b);
+            }
             block(sums, w + b, step, x);
         }
         if (whole < to) {

@@ -16,6 +16,7 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
     static constexpr int64_t SPAN_FLOATS = span_vectors(TYPE) * R * LANES;
     static constexpr int64_t STEP = SPAN * BLOCK, STEP_FLOATS = SPAN * BLOCK_FLOATS + SPAN_FLOATS;
     typedef Floats Sums[R];
+    static constexpr int TOGETHER = R > 2 || SPAN == 1 ? 1 : 4 / R;
 
     // Adds the products of the bytes `from` to `to` of a segment, whose first are at `w` and `x`; both
     // are whole spans, but for the last of all.
@@ -27,7 +28,10 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
         x += from / BLOCK * BLOCK_FLOATS;
         int64_t b = from;
         for (; b + STEP <= to; b += STEP, next += STEP) {
-            for (int i = 0; i < SPAN; i++) __builtin_prefetch(next + i * BLOCK, 0, ONCE);
+            for (int i = 0; i < SPAN; i++) {
+                ask_ahead(next + i * BLOCK);
+                ask_soon(w + b + i * BLOCK);
+            }
             span(sums, w + b, x, of_span, groups, b, SPAN);
             x += SPAN * BLOCK_FLOATS, of_span += SPAN_FLOATS;
         }
@@ -46,11 +50,8 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
             channel(sums, w, x, of_span);
         } else {
             Sums these = {};
-            for (int i = 0; i < SPAN; i++) {
-                Floats factor = i < there ? groups.scales.of_block(groups.scale, b + i * BLOCK)
-                                          : Floats{};
-                numbers(these, w + i * BLOCK, x + i * BLOCK_FLOATS, factor);
-            }
+            for (int i = 0; i < SPAN; i += TOGETHER)
+                numbers(these, w + i * BLOCK, x + i * BLOCK_FLOATS, groups, b + i * BLOCK, there - i);
             for (int r = 0; r < R; r++) sums[r] += these[r] * load<Floats>(of_span + r * LANES);
         }
     }
@@ -75,22 +76,31 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
         }
     }
 
-    static inline void numbers(Sums& sums, const char* w, const float* x, Floats factor) {
+    // TOGETHER blocks, so that many chains of instructions are under way. Those behind `there` have no
+    // scales.
+    static inline void numbers(Sums& sums, const char* w, const float* x, const OfGroups& groups,
+                               int64_t b, int64_t there) {
         const __m512i nibble = _mm512_set1_epi8(15);
-        __m512i words = _mm512_loadu_si512(w);
-        __m512i weights[2] = {_mm512_and_si512(words, nibble),
-                              _mm512_and_si512(_mm512_srli_epi16(words, 4), nibble)};
-        for (int r = 0; r < R; r++) {
-            __m512i whole = _mm512_setzero_si512();
-            for (int d = 0; d < DIGITS; d++) {
-                if (d) whole = _mm512_slli_epi32(whole, 8);
-                for (int part = 0; part < 2; part++)
-                    whole = _mm512_dpbusd_epi32(
-                        whole, weights[part],
-                        _mm512_loadu_si512(x + ((part * DIGITS + d) * R + r) * LANES));
-            }
-            sums[r] += (Floats)_mm512_cvtepi32_ps(whole) * factor;
+        __m512i whole[TOGETHER][R] = {}, weights[TOGETHER][2];
+        Floats factor[TOGETHER];
+        for (int i = 0; i < TOGETHER; i++) {
+            __m512i words = _mm512_loadu_si512(w + i * BLOCK);
+            weights[i][0] = _mm512_and_si512(words, nibble);
+            weights[i][1] = _mm512_and_si512(_mm512_srli_epi16(words, 4), nibble);
+            factor[i] = i < there ? groups.scales.of_block(groups.scale, b + i * BLOCK) : Floats{};
         }
+        for (int d = 0; d < DIGITS; d++)
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < TOGETHER; i++)
+                    for (int r = 0; r < R; r++) {
+                        if (d && !part) whole[i][r] = _mm512_slli_epi32(whole[i][r], 8);
+                        const float* digits = x + i * BLOCK_FLOATS + ((part * DIGITS + d) * R + r) * LANES;
+                        whole[i][r] = _mm512_dpbusd_epi32(whole[i][r], weights[i][part],
+                                                          _mm512_loadu_si512(digits));
+                    }
+        for (int i = 0; i < TOGETHER; i++)
+            for (int r = 0; r < R; r++)
+                sums[r] += (Floats)_mm512_cvtepi32_ps(whole[i][r]) * factor[i];
     }
 };
 
