@@ -48,19 +48,19 @@ def built_library() -> Path:
     Raises:
         CannotBuildError: where there is no compiler, or it fails.
     """
-    compiler = _compiler()
+    program = compiler()
     flags = FLAGS + (WIDE if has_avx512() else [])
     if (made_by := maker()) in MAKERS:
         flags.append(MAKERS[made_by])
     key = {
         "sources": _sources_hash(),
-        "compiler": _version(compiler),
+        "compiler": _version(program),
         "flags": " ".join(flags),
         "machine": cache.machine(),
     }
 
     def make(place: Path) -> None:
-        _compile(compiler, flags, place / NAME)
+        _compile(program, flags, place / NAME)
 
     place = cache.entry("native", key, make)
     if place is None:
@@ -85,7 +85,7 @@ def missing_instructions() -> list[str]:
     if not has_avx512():
         return ["AVX-512 (all kernels)"]
     wanted = {
-        "avx512_bf16": "AVX-512 BF16 (bfloat16, prompts most of all)",
+        "avx512_bf16": "AVX-512 BF16 (bfloat16)",
         "avx512_vnni": "AVX-512 VNNI (weights of 8 and 4 bits)",
     }
     return [text for name, text in wanted.items() if name not in _features()]
@@ -95,7 +95,12 @@ def _features() -> set[str]:
     return set(cache.machine().split())
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """The C++ compiler: `$CXX`, or the first one that is found.
+
+    Raises:
+        CannotBuildError: where there is none.
+    """
     names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
     for name in names:
         found = shutil.which(name)

@@ -111,8 +111,12 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
-// Whether `Linear` takes more than 16 rows.
-extern "C" int64_t popxl_many_rows() {
+// Whether `Linear` takes more than 16 rows of a type. Processors with tiles of bfloat16 multiply these
+// faster through torch.
+extern "C" int64_t popxl_many_rows(int64_t type) {
+#ifdef __AMX_BF16__
+    if (type == BFLOAT16) return 0;
+#endif
 #ifdef POPXL_PANELS
     return 1;
 #endif

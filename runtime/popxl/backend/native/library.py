@@ -45,7 +45,7 @@ class Library:
     """The kernels; `run` gives them to torch's threads.
 
     Attributes:
-        many_rows: whether products take any number of rows of bfloat16.
+        many_rows: the types of which products take any number of rows.
     """
 
     def __init__(self, path: Path):
@@ -59,8 +59,9 @@ class Library:
         self.read = loaded.popxl_read
         self.read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self.read.restype = ctypes.c_double
-        loaded.popxl_many_rows.restype = ctypes.c_int64
-        self.many_rows = bool(loaded.popxl_many_rows())
+        many_rows = loaded.popxl_many_rows
+        many_rows.argtypes, many_rows.restype = [ctypes.c_int64], ctypes.c_int64
+        self.many_rows = {dtype for dtype in FLOATS if many_rows(TYPES[dtype])}
         loaded.popxl_size.argtypes, loaded.popxl_size.restype = [ctypes.c_int64], ctypes.c_int64
         for kind, fields in FIELDS.items():
             assert loaded.popxl_size(kind) == fields.size, kind

@@ -104,7 +104,7 @@ def linear(
     rows = inner.numel()
     if not rows or not size or not _known(x, weight, bias, residual, dtype, lead):
         return None
-    if rows > FEW_ROWS and not (native.many_rows and _takes_many_rows(x, weight, summed)):
+    if rows > FEW_ROWS and not _takes_many_rows(native, x, weight, summed):
         return None
     flat = x.reshape(*x.shape[:lead], rows, size)
     if not is_packed(flat):
@@ -230,11 +230,15 @@ def _known(
     )
 
 
-def _takes_many_rows(x: torch.Tensor, weight: Weight, summed: int | None) -> bool:
+def _takes_many_rows(native: Library, x: torch.Tensor, weight: Weight, summed: int | None) -> bool:
     """Whether the kernel of many rows takes these: of int8, one scale a channel."""
-    channels = weight.tensor.dtype == torch.int8
-    return weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16) and (
-        summed is None or weight.scale is None or not channels or weight.scale.shape[summed] == 1
+    scales_of_shards = (
+        summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
+    )
+    return (
+        x.dtype in native.many_rows
+        and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
+        and not (scales_of_shards and weight.tensor.dtype == torch.int8)
     )
 
 

@@ -38,8 +38,8 @@ inline void ask_soon(const char* in_use) {
 #define POPXL_BYTES 1
 #endif
 
-// Whether many rows are multiplied here. Processors with tiles are quicker through torch.
-#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && !defined(__AMX_BF16__)
+// Whether there are panels of weights for many rows.
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define POPXL_PANELS 1
 #endif
 
