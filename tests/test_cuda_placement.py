@@ -12,6 +12,7 @@ import pytest
 import torch
 from bloom_checkpoints import config_of, random_bloom
 from popxl.backend import cuda
+from popxl.backend.products import _by_group
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from inference import hf_mapping, inference
@@ -111,6 +112,17 @@ def test_graphs_without_kernels_ask_the_device_for_nothing(monkeypatch, shards):
         on_device.passes.prompt(1, [1] * 20)
         on_device.passes.token(np.array([5, 0, 130]), np.array([0, 7, 20]))
         assert on_device.logits.device == DEVICE
+
+
+def test_a_product_that_no_kernel_does_makes_nothing_on_the_host(monkeypatch):
+    """Which would be copied to the device, where a CUDA graph cannot hold it."""
+    monkeypatch.setattr(torch, "tensor", lambda *args, **options: pytest.fail("made on the host"))
+    words = torch.zeros(8, 3, 4, dtype=torch.uint16, device=DEVICE)
+    scale, offset = torch.zeros(2, 8, 3, 1, dtype=torch.float16, device=DEVICE)
+    x = torch.zeros(5, 48, dtype=torch.bfloat16, device=DEVICE)
+    with DeviceWatch() as watch:
+        assert _by_group(x, words, scale, offset, 0, x.dtype).shape == (5, 8)
+    assert watch.copied == []
 
 
 def test_everything_that_lasts_is_on_the_device(monkeypatch, shards):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from popxl.backend.attention import _attend
 from popxl.backend.cells import Cell
-from popxl.backend.cuda import Graphed
+from popxl.backend.cuda import Graphed, capture_graph
 from popxl.backend.decisions import numbers
 from popxl.backend.rows_attention import rows_attention
 
@@ -126,6 +128,49 @@ def test_a_capture_that_fails_is_said_once_and_not_tried_again(caplog):
     assert caplog.messages == [
         "run without a CUDA graph: operation not permitted when stream is capturing"
     ]
+
+
+class Uncapturable:
+    """A CUDA graph whose capture cannot end, as after what is not permitted in it."""
+
+    def capture_begin(self, **options):
+        pass
+
+    def capture_end(self):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_after_a_capture_that_fails_the_stream_is_the_one_before(monkeypatch):
+    """By PyTorch's own context manager, with the device put out of action."""
+    streams = ["computing"]
+
+    @contextmanager
+    def stream(other):
+        streams.append(other)
+        yield
+        streams.pop()
+
+    for module, name, value in (
+        (torch.cuda, "CUDAGraph", Uncapturable),
+        (torch.cuda, "stream", stream),
+        (torch.cuda, "current_stream", lambda: streams[-1]),
+        (torch.cuda, "set_stream", streams.append),
+        (torch.cuda, "synchronize", lambda: None),
+        (torch.cuda, "empty_cache", lambda: None),
+        (torch._C, "_host_emptyCache", lambda: None),
+        (torch.cuda.graph, "default_capture_stream", "capture's"),
+    ):
+        monkeypatch.setattr(module, name, value, raising=False)
+    seen = []
+
+    def run():
+        seen.append(streams[-1])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        capture_graph(run)
+    assert seen == ["capture's"]
+    assert streams[-1] == "computing"
 
 
 def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):

@@ -33,10 +33,20 @@ def enabled(device: torch.device) -> bool:
 
 
 def capture_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
-    """A `Capture` by CUDA."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
+    """A `Capture` by CUDA.
+
+    Raises:
+        RuntimeError: with what cannot be captured; the stream is then the one it was.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # What other threads ask of a device meanwhile is no business of the capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = run()
+    except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # PyTorch leaves it at the capture's when that cannot end
+        reason = error.__context__  # of `run`, where ending the capture has failed for it
+        raise reason if isinstance(reason, RuntimeError) else error from None
     return graph.replay, outputs
 
 
