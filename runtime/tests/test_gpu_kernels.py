@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.backend import gpu
 from popxl.backend.native.linear import Weight
-from triton_here import DEVICE, kernels
+from triton_here import DEVICE, kernels, matrix_kernels
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
@@ -95,6 +95,11 @@ def test_products_with_quantised_weights(dtype, rows, group):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_inputs_of_several_blocks_and_outputs_of_whole_ones(group, rows):
     check_linear(*quantised(64, 4096, group), rows, torch.float16)
+
+
+def test_groups_wider_than_a_tile_are_taken_apart_before_the_product(monkeypatch):
+    monkeypatch.setattr(matrix_kernels, "rows_times_quantized", None)
+    check_linear(*quantised(9, 1024, 512), 3, torch.float16)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "geluerf"])

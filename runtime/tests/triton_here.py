@@ -13,10 +13,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytest.importorskip("triton", reason="triton is not installed: it is in requirements-dev.txt")
 
 import triton.language as tl  # noqa: E402
-from popxl.backend.gpu import kernels  # noqa: E402
+from popxl.backend.gpu import kernels, matrix_kernels  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
-__all__ = ["DEVICE", "kernels"]
+__all__ = ["DEVICE", "kernels", "matrix_kernels"]
 
 
 def _widened(handle: Any) -> Any:

@@ -14,6 +14,9 @@ from popxl.backend.native.linear import Weight
 FEW_ROWS = 64
 """Rows up to which quantised weights are taken apart in the product; for more, once before it."""
 
+LARGEST_GROUP = 256
+"""Elements that a tile of the product is as wide as; wider ones are more than registers hold."""
+
 PROGRAMS = 4 * 132
 """Programs that keep the multiprocessors of an H100 or H200 busy."""
 
@@ -52,7 +55,7 @@ def linear(
         return _row(x, weight, dtype, *added)
     if weight.scale is None:
         return finish(torch.matmul(x, weight.tensor)[:, None], dtype, None, *added)
-    if rows > FEW_ROWS or x.dtype not in HALF:
+    if rows > FEW_ROWS or x.dtype not in HALF or weight.sizes()[2] > LARGEST_GROUP:
         return finish(torch.matmul(x, floats(weight, x.dtype))[:, None], dtype, None, *added)
     scale = None if weight.grouped else weight.scale
     return finish(_few_rows(x, weight), dtype, scale, *added)
