@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,8 @@ class Engine:
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
+        # Kernels go by the device that a thread is at, and any thread may run the program.
+        self._current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         self._arguments = [self._cells[v] for v in variables]
 
     def run(
@@ -82,7 +85,7 @@ class Engine:
         self._inputs = {stream: self._queue(array) for stream, array in inputs.items()}
         self._outputs = {stream: [] for stream in outputs}
         self.pager.begins()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._current:
             self.main(*self._arguments)
             return {stream: self._collect(stream) for stream in outputs}
 

@@ -73,7 +73,9 @@ class CudaLanes:
         self._bounces: list[tuple[torch.Tensor, torch.cuda.Event]] = []
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self.device)[0]
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()  # what another session has left counts as used
+            return torch.cuda.mem_get_info()[0]
 
     def allocate(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self.device)
