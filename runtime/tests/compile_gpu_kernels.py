@@ -28,7 +28,7 @@ H100 = GPUTarget("cuda", 90, 32)
 LAUNCHED = {
     row_kernels: ("arranged", "row_times_floats", "row_times_bytes", "row_times_groups"),
     matrix_kernels: ("rows_times_quantized", "decompressed", "finish"),
-    attention_kernels: ("token_attention", "joined", "chunk_attention"),
+    attention_kernels: ("token_attention", "joined", "keep_chunk", "chunk_attention"),
 }
 TYPES = {
     torch.bfloat16: "bf16",
@@ -120,13 +120,16 @@ def launch(hidden: int, heads: int, bits: int) -> None:
         x = floats(1, rows, hidden)
         kernels.linear(x, weight(wide, hidden, bits), x.dtype, floats(1, wide), "gelu")
     head_dim, length = hidden // heads, 2048
-    q, k, v = floats(1, heads, 3, head_dim).unbind(2)
-    caches = floats(1, heads, length, head_dim), floats(1, heads, length, head_dim)
+    cache = floats(1, 1, heads, length, head_dim)
     slopes = floats(1, heads, dtype=torch.float32)
-    positions = torch.empty(1, dtype=torch.int32, device=META)
-    kernels.token_attention((q, k, v), caches, slopes, positions)
-    chunk = floats(1, 512, heads, 3, head_dim)[:, :, :, 0]
-    kernels.chunk_attention(chunk, caches, slopes, 1024)
+    position, row = (torch.empty(1, dtype=torch.int32, device=META) for _ in range(2))
+    for tokens, attention in (
+        (1, lambda *a: kernels.token_attention(*a[:-1])),
+        (8, kernels.verify_attention),
+        (512, kernels.chunk_attention),
+    ):
+        qkv = floats(1, tokens, heads, 3, head_dim).unbind(3)
+        attention(qkv, (cache, cache), slopes, position, row)
 
 
 def main() -> int:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from popxl.backend import cuda
 from popxl.backend.attention import _attend
 from popxl.backend.cells import Cell
 from popxl.backend.cuda import Graphed, capture_graph
 from popxl.backend.decisions import numbers
+from popxl.backend.indexing import dynamic_slice, picked_range
 from popxl.backend.rows_attention import rows_attention
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 3, 2, 9, 4
@@ -53,6 +55,15 @@ def test_attention_over_whole_rows(rng, replicas):
     np.testing.assert_allclose(done, value(np.stack(expected)), atol=1e-5)
     for new, cell in ((k, cells[0]), (v, cells[1])):
         np.testing.assert_array_equal(cell.tensor[..., 1, :, 5, :], value(new)[..., 1, :, :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint16])
+@pytest.mark.parametrize("start", [[0, 0], [2, 4], [3, 1], [-1, 9]])  # the last two stick out
+def test_a_range_is_picked_by_numbers_that_python_does_not_know(start, dtype):
+    x = torch.arange(2 * 5 * 6).reshape(2, 5, 6).to(dtype)
+    axes, sizes, index = (-2, -1), (3, 2), torch.tensor(start, dtype=torch.int32)
+    found = picked_range(x, index, axes, sizes)
+    assert torch.equal(found, dynamic_slice(x, index, 0, axes, sizes))
 
 
 class Scaled(torch.nn.Module):
@@ -108,6 +119,25 @@ def test_what_is_written_between_replays_is_seen_and_moved_memory_is_captured_an
     assert capture.count == 2
 
 
+class Stepped(torch.nn.Module):
+    """`x` plus a number that Python decides by."""
+
+    def forward(self, x: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor]:
+        return (x + numbers(number)[0],)
+
+
+@pytest.mark.parametrize("constants, captured", [(frozenset({1}), 1), (frozenset(), 0)])
+def test_a_constant_input_is_left_where_it_is(monkeypatch, constants, captured):
+    capture, meta = Captures(), torch.device("meta")
+    moved = []
+    monkeypatch.setattr(cuda, "move", lambda x, device: moved.append(x) or x)
+    graphed = Graphed(Stepped(), CPU if not constants else meta, capture, constants)
+    results = [graphed(torch.full((2,), float(i)), torch.tensor([5]))[0] for i in range(4)]
+    assert [r.tolist() for r in results] == [[5.0 + i] * 2 for i in range(4)]
+    assert capture.count == captured
+    assert len(moved) == 2 - len(constants)
+
+
 def test_another_shape_is_not_replayed():
     capture, cell = Captures(), lasting(3.0)
     graphed = Graphed(Scaled(), CPU, capture)
@@ -155,6 +185,7 @@ def test_after_a_capture_that_fails_the_stream_is_the_one_before(monkeypatch):
         (torch.cuda, "stream", stream),
         (torch.cuda, "current_stream", lambda: streams[-1]),
         (torch.cuda, "set_stream", streams.append),
+        (torch.cuda, "current_device", lambda: 0),
         (torch.cuda, "synchronize", lambda: None),
         (torch.cuda, "empty_cache", lambda: None),
         (torch._C, "_host_emptyCache", lambda: None),

@@ -1,15 +1,16 @@
 """Graphs that do the same work every time, replayed as CUDA graphs.
 
-A token pass launches the same kernels on the same memory again and again. Here they are captured
-once and then launched together. Inputs are copied to memory of their own before each replay; a
-capture is dropped when lasting memory has moved. A graph that decides by numbers on the device
-cannot be captured and is run as it is.
+A pass launches the same kernels on the same memory again and again. Here they are captured once and
+then launched together. Inputs are copied to memory of their own before each replay, and results
+after it; a capture is dropped when lasting memory has moved. A graph that decides by numbers on the
+device cannot be captured and is run as it is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,15 +40,23 @@ def capture_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Output
         RuntimeError: with what cannot be captured; the stream is then the one it was.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    device = torch.cuda.current_device()
+    # One replay's memory is the next one's: inputs lie elsewhere, and results are copied at once.
+    pool = next((other.pool() for other, of in _captured.items() if of == device), None)
     try:
         # What other threads ask of a device meanwhile is no business of the capture.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             outputs = run()
     except RuntimeError as error:
         torch.cuda.set_stream(stream)  # PyTorch leaves it at the capture's when that cannot end
         reason = error.__context__  # of `run`, where ending the capture has failed for it
         raise reason if isinstance(reason, RuntimeError) else error from None
+    _captured[graph] = device
     return graph.replay, outputs
+
+
+_captured: weakref.WeakKeyDictionary[torch.cuda.CUDAGraph, int] = weakref.WeakKeyDictionary()
+"""The graphs that can be replayed, and the number of the device they are on."""
 
 
 class Graphed(torch.nn.Module):
@@ -55,11 +64,19 @@ class Graphed(torch.nn.Module):
 
     Args:
         device: where inputs are for a replay.
+        constants: the inputs that are the same in every run, and stay where they are.
     """
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, capture: Capture):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        capture: Capture,
+        constants: frozenset[int] = frozenset(),
+    ):
         super().__init__()
         self.module, self.device, self.capture = module, device, capture
+        self.constants = constants
         self._captured: _Captured | None = None
         self._tried, self._possible = False, True
 
@@ -76,13 +93,17 @@ class Graphed(torch.nn.Module):
         return self._run_and_capture(inputs)
 
     def _run_and_capture(self, inputs: tuple[Any, ...]) -> Outputs:
-        fixed = tuple(x if isinstance(x, Cell) else move(x, self.device).clone() for x in inputs)
+        fixed = tuple(
+            x if i in self.constants or isinstance(x, Cell) else move(x, self.device).clone()
+            for i, x in enumerate(inputs)
+        )
         moves = Cell.moves
         outputs = self._observed(fixed)
         if self._possible and moves == Cell.moves:
             try:
                 replay, results = self.capture(lambda: self.module(*fixed))
-                self._captured = _Captured(fixed, replay, results)
+                varying = tuple(None if i in self.constants else x for i, x in enumerate(fixed))
+                self._captured = _Captured(varying, replay, results)
             except RuntimeError as error:
                 self._possible = False
                 reason = str(error).splitlines()[0]
@@ -103,7 +124,11 @@ class Graphed(torch.nn.Module):
 
 
 class _Captured:
-    """A capture, the inputs that it reads and the outputs that it writes."""
+    """A capture, the inputs that it reads and the outputs that it writes.
+
+    Args:
+        inputs: None for those that are the same in every run.
+    """
 
     def __init__(self, inputs: tuple[Any, ...], replay: Callable[[], Any], outputs: Outputs):
         self._inputs, self._replay, self._outputs = inputs, replay, outputs
@@ -111,12 +136,14 @@ class _Captured:
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether memory is where it was, and `inputs` are of the same kind."""
-        return self._moves == Cell.moves and all(
-            given is fixed
-            if isinstance(fixed, Cell)
-            else (given.shape, given.dtype) == (fixed.shape, fixed.dtype)
-            for fixed, given in zip(self._inputs, inputs, strict=True)
-        )
+        pairs = zip(self._inputs, inputs, strict=True)
+        return self._moves == Cell.moves and all(self._fits(*pair) for pair in pairs)
+
+    @staticmethod
+    def _fits(fixed: Any, given: Any) -> bool:
+        if isinstance(fixed, torch.Tensor):
+            return (given.shape, given.dtype) == (fixed.shape, fixed.dtype)
+        return fixed is None or given is fixed
 
     def run(self, inputs: tuple[Any, ...]) -> Outputs:
         for fixed, given in zip(self._inputs, inputs, strict=True):

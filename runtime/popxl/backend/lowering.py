@@ -302,7 +302,7 @@ class _GraphLowering:
         body = self.program.lower(op.graphs[0], frozenset(op.modifies))
         loop, copied = repeated(body, frozenset(op.modifies))
         module: torch.nn.Module = Repeat(body.module, op.count, copied)
-        if not is_steady(self.graph) and not self.around.graphs:  # else a larger part is recorded
+        if not is_steady(self.graph):  # else a larger part is recorded
             constants = (i for i, t in enumerate(op.inputs) if isinstance(t, Constant))
             module = self._recorded(op.graphs[0], module, frozenset(constants))
         self._run_graphs(op, module, [Callee(loop, 0)])
@@ -339,7 +339,7 @@ class _GraphLowering:
         if not is_steady(graph):
             return module
         if self.around.graphs:
-            return cuda.Graphed(module, self.device, cuda.capture_graph)
+            return cuda.Graphed(module, self.device, cuda.capture_graph, constants)
         if native is None:
             return module
         return Recorded(module, native, self.around.scratch, self.around.settled, constants)
