@@ -128,11 +128,12 @@ def command_of(case: Case, arguments: argparse.Namespace) -> list[str]:
     preset = case.preset if arguments.device == "cuda" else "bloom_tiny"
     length = arguments.prompt_tokens + arguments.new_tokens
     return [
-        *(sys.executable, str(ROOT / "inference.py"), "--config", preset, *case.settings),
+        *(sys.executable, str(ROOT / "inference.py"), "--config", preset),
         *("--tensor_parallel_1", "1", "--tensor_parallel_2", "1", "--precision", "bfloat16"),
         *("--device", arguments.device, "--sequence_length", str(length), "--json"),
         *("--prompt_tokens", str(arguments.prompt_tokens)),
         *("--new_tokens", str(arguments.new_tokens), "--repeats", str(arguments.repeats)),
+        *case.settings,  # of what is given twice the last one counts
     ]
 
 
