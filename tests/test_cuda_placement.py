@@ -91,7 +91,7 @@ def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards
         held.append(watch)
         return lambda: replays.append(watch), outputs
 
-    monkeypatch.setattr(cuda, "capture_graph", capture)
+    monkeypatch.setattr(cuda, "CudaCapture", lambda: capture)
     with session_of(monkeypatch, shards, graphs=True) as on_device:
         for at in range(5):
             on_device.passes.token(np.array([5, 0, 130]), np.array([at, at, at]))
@@ -137,7 +137,7 @@ def test_the_layers_of_prompts_and_of_verified_tokens_can_be_held_by_cuda_graphs
         held.append(watch)
         return lambda: replays.append(watch), outputs
 
-    monkeypatch.setattr(cuda, "capture_graph", capture)
+    monkeypatch.setattr(cuda, "CudaCapture", lambda: capture)
     options = {"precision": "bfloat16", "graphs": True, "lookup_tokens": 3}
     with session_of(monkeypatch, shards, **options) as on_device:
         for row, start in ((0, 0), (1, 4), (2, 8), (0, 2)):

@@ -10,7 +10,7 @@ import torch
 from popxl.backend import cuda
 from popxl.backend.attention import _attend
 from popxl.backend.cells import Cell
-from popxl.backend.cuda import Graphed, capture_graph
+from popxl.backend.cuda import CudaCapture, Graphed
 from popxl.backend.decisions import numbers
 from popxl.backend.indexing import dynamic_slice, picked_range
 from popxl.backend.rows_attention import rows_attention
@@ -160,50 +160,6 @@ def test_a_capture_that_fails_is_said_once_and_not_tried_again(caplog):
     ]
 
 
-class Uncapturable:
-    """A CUDA graph whose capture cannot end, as after what is not permitted in it."""
-
-    def capture_begin(self, **options):
-        pass
-
-    def capture_end(self):
-        raise RuntimeError("operation failed due to a previous error during capture")
-
-
-def test_after_a_capture_that_fails_the_stream_is_the_one_before(monkeypatch):
-    """By PyTorch's own context manager, with the device put out of action."""
-    streams = ["computing"]
-
-    @contextmanager
-    def stream(other):
-        streams.append(other)
-        yield
-        streams.pop()
-
-    for module, name, value in (
-        (torch.cuda, "CUDAGraph", Uncapturable),
-        (torch.cuda, "stream", stream),
-        (torch.cuda, "current_stream", lambda: streams[-1]),
-        (torch.cuda, "set_stream", streams.append),
-        (torch.cuda, "current_device", lambda: 0),
-        (torch.cuda, "synchronize", lambda: None),
-        (torch.cuda, "empty_cache", lambda: None),
-        (torch._C, "_host_emptyCache", lambda: None),
-        (torch.cuda.graph, "default_capture_stream", "capture's"),
-    ):
-        monkeypatch.setattr(module, name, value, raising=False)
-    seen = []
-
-    def run():
-        seen.append(streams[-1])
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    with pytest.raises(RuntimeError, match="operation not permitted"):
-        capture_graph(run)
-    assert seen == ["capture's"]
-    assert streams[-1] == "computing"
-
-
 def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):
     class Picks(torch.nn.Module):
         def forward(self, x: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor]:
@@ -215,3 +171,83 @@ def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):
     assert [graphed(x, torch.tensor([i]))[0].item() for i in range(4)] == [0, 1, 2, 3]
     assert capture.count == 0
     assert not caplog.messages
+
+
+# --- captures by PyTorch's own context manager, with the device put out of action ---
+
+
+@pytest.fixture
+def streams(monkeypatch) -> list:
+    """The streams that one after the other became the current one, the current one last."""
+    current = ["computing"]
+
+    @contextmanager
+    def stream(other):
+        current.append(other)
+        yield
+        current.pop()
+
+    for module, name, value in (
+        (torch.cuda, "CUDAGraph", Graph),
+        (torch.cuda, "stream", stream),
+        (torch.cuda, "current_stream", lambda: current[-1]),
+        (torch.cuda, "set_stream", current.append),
+        (torch.cuda, "Stream", object),
+        (torch.cuda, "synchronize", lambda: None),
+        (torch.cuda, "empty_cache", lambda: None),
+        (torch._C, "_host_emptyCache", lambda: None),
+    ):
+        monkeypatch.setattr(module, name, value, raising=False)
+    return current
+
+
+class Graph:
+    """A CUDA graph: in which memory it was captured, and whether that can end."""
+
+    fails = False
+
+    def capture_begin(self, memory=None, **options):
+        self.memory = object() if memory is None else memory
+
+    def capture_end(self):
+        if self.fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def pool(self):
+        return self.memory
+
+    def replay(self):
+        return self.memory
+
+
+def test_after_a_capture_that_fails_the_stream_is_the_one_before(monkeypatch, streams):
+    monkeypatch.setattr(Graph, "fails", True)
+    seen = []
+
+    def run():
+        seen.append(streams[-1])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        CudaCapture()(run)
+    assert streams[-1] == "computing"
+    assert seen != ["computing"]
+
+
+def test_graphs_of_a_session_share_their_memory_and_no_others_have_it_or_their_stream(streams):
+    capture, another, seen = CudaCapture(), CudaCapture(), []
+
+    def captured_by(capture):
+        replay, _ = capture(lambda: seen.append(streams[-1]))
+        return replay
+
+    first, second, third = map(captured_by, (capture, capture, another))
+    assert first() is second()
+    assert first() is not third()
+    assert seen[0] is seen[1] is not seen[2]
+    del first
+    memory = second()
+    assert captured_by(capture)() is memory
+    del second  # the memory of graphs of which none is left is no longer there
+    assert captured_by(capture)() is not memory
+    assert captured_by(another)() is third()

@@ -33,30 +33,40 @@ def enabled(device: torch.device) -> bool:
     return device.type != "cpu" and os.environ.get(CUDA_GRAPHS, "1") != "0"
 
 
-def capture_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
-    """A `Capture` by CUDA.
+class CudaCapture:
+    """A `Capture` by CUDA, of graphs of which one is replayed at a time.
 
-    Raises:
-        RuntimeError: with what cannot be captured; the stream is then the one it was.
+    They share their memory: a replay's is the next one's, as inputs lie elsewhere and results are
+    copied at once. PyTorch has the graphs that were captured on one stream share the workspace of
+    cuBLAS, and gives it back with the first graph that is dropped
+    (https://github.com/pytorch/pytorch/issues/193402); so the stream is theirs alone, and what is
+    given back is memory that the others still hold.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    device = torch.cuda.current_device()
-    # One replay's memory is the next one's: inputs lie elsewhere, and results are copied at once.
-    pool = next((other.pool() for other, of in _captured.items() if of == device), None)
-    try:
-        # What other threads ask of a device meanwhile is no business of the capture.
-        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-            outputs = run()
-    except RuntimeError as error:
-        torch.cuda.set_stream(stream)  # PyTorch leaves it at the capture's when that cannot end
-        reason = error.__context__  # of `run`, where ending the capture has failed for it
-        raise reason if isinstance(reason, RuntimeError) else error from None
-    _captured[graph] = device
-    return graph.replay, outputs
 
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._stream: torch.cuda.Stream | None = None
 
-_captured: weakref.WeakKeyDictionary[torch.cuda.CUDAGraph, int] = weakref.WeakKeyDictionary()
-"""The graphs that can be replayed, and the number of the device they are on."""
+    def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
+        """Capture a graph.
+
+        Raises:
+            RuntimeError: with what cannot be captured; the stream is then the one it was.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        pool = next((other.pool() for other in self._graphs), None)
+        try:
+            # What other threads ask of a device meanwhile is no business of the capture.
+            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
+                outputs = run()
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # PyTorch leaves it at the capture's when that cannot end
+            reason = error.__context__  # of `run`, where ending the capture has failed for it
+            raise reason if isinstance(reason, RuntimeError) else error from None
+        self._graphs.add(graph)
+        return graph.replay, outputs
 
 
 class Graphed(torch.nn.Module):

@@ -60,6 +60,7 @@ class Engine:
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
         native = library() if composite_kernels and device.type == "cpu" else None
         alone = not isinstance(self.collectives, AcrossProcesses)
+        graphs = cuda.enabled(device)
         around = Surroundings(
             self.mesh,
             device,
@@ -70,7 +71,7 @@ class Engine:
             lambda: self.pager.fits and self.streamer is None,
             self.collectives,
             # Collectives between processes wait on the host, which no CUDA graph can hold.
-            graphs=cuda.enabled(device) and alone and self.streamer is None,
+            capture=cuda.CudaCapture() if graphs and alone and self.streamer is None else None,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module

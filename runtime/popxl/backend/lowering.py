@@ -49,7 +49,7 @@ class Surroundings:
     composites: Composites
     settled: Callable[[], bool]
     collectives: Collectives | AcrossProcesses
-    graphs: bool = False  # whether CUDA graphs are made of lowered ones
+    capture: cuda.Capture | None = None  # makes CUDA graphs of lowered ones
     scratch: Scratch = field(default_factory=Scratch)  # of recordings
 
 
@@ -338,8 +338,8 @@ class _GraphLowering:
         native = self.around.composites.native
         if not is_steady(graph):
             return module
-        if self.around.graphs:
-            return cuda.Graphed(module, self.device, cuda.capture_graph, constants)
+        if self.around.capture is not None:
+            return cuda.Graphed(module, self.device, self.around.capture, constants)
         if native is None:
             return module
         return Recorded(module, native, self.around.scratch, self.around.settled, constants)
