@@ -90,6 +90,14 @@ def test_inputs_of_several_blocks_and_outputs_of_whole_ones(group, rows):
     check_linear(*quantised(64, 4096, group), rows, torch.float16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_four_bits_are_summed_up_finer_than_results_are_rounded(dtype):
+    weight, values = quantised(8, 4096, 64)
+    x = 1000 * random(1, 1, 4096, dtype=dtype)  # 256 times as much is beyond float16
+    done, expected = kernels.linear(x, weight, torch.float32), x.double() @ values.double()
+    assert (done - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_groups_wider_than_a_tile_are_taken_apart_before_the_product(monkeypatch):
     monkeypatch.setattr(matrix_kernels, "rows_times_quantized", None)
     check_linear(*quantised(9, 1024, 512), 3, torch.float16)

@@ -145,6 +145,7 @@ def _row(
         *(ordered, sums, _words(weight).view(torch.int32), weight.scale, weight.offset, *after),
         *(_step(bias), pieces, outputs, size // group),
         GROUP=group,
+        COARSE=x.dtype in HALF,
         BLOCK_G=block,
         **(options | {"EVEN": even and pieces % block == 0, "BLOCK_P": block, "num_warps": 2}),
     )
@@ -154,11 +155,15 @@ def _row(
 def _arranged(
     x: torch.Tensor, replicas: int, pieces: int, numbers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    ordered = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    ordered = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     sums = torch.empty((replicas, 1 + 2 * pieces), dtype=torch.float32, device=x.device)
     block = 16
     row_kernels.arranged[(triton.cdiv(pieces, block), replicas)](
-        *(x, ordered, sums, _step(x), pieces), NUMBERS=numbers, BLOCK_P=block, **FUSED
+        *(x, ordered, sums, _step(x), pieces),
+        NUMBERS=numbers,
+        COARSE=x.dtype in HALF,
+        BLOCK_P=block,
+        **FUSED,
     )
     return ordered, sums
 
