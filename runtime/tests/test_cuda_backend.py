@@ -173,6 +173,20 @@ def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):
     assert not caplog.messages
 
 
+def test_products_are_summed_up_in_float32():
+    products = torch.backends.cuda.matmul
+    flags = [f"allow_{kind}_reduced_precision_reduction" for kind in ("bf16", "fp16")]
+    before = [getattr(products, flag) for flag in flags]
+    try:
+        for flag in flags:
+            setattr(products, flag, True)
+        cuda.sum_in_float32()
+        assert [getattr(products, flag) for flag in flags] == [False, False]
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            setattr(products, flag, value)
+
+
 # --- captures by PyTorch's own context manager, with the device put out of action ---
 
 

@@ -33,6 +33,13 @@ def enabled(device: torch.device) -> bool:
     return device.type != "cpu" and os.environ.get(CUDA_GRAPHS, "1") != "0"
 
 
+def sum_in_float32() -> None:
+    """Let products of 16 bits be summed up in float32 also where cuBLAS sums in several parts."""
+    products = torch.backends.cuda.matmul
+    products.allow_bf16_reduced_precision_reduction = False
+    products.allow_fp16_reduced_precision_reduction = False
+
+
 class CudaCapture:
     """A `Capture` by CUDA, of graphs of which one is replayed at a time.
 

@@ -51,6 +51,8 @@ class Engine:
 
     def __init__(self, ir: Ir, device: torch.device, composite_kernels: bool = True):
         self.ir, self.device = ir, device
+        if device.type == "cuda":
+            cuda.sum_in_float32()
         self.mesh, self.collectives = _layout(ir, device)
         self.pager = Pager(_mapped_memory())
         self.streamer, self._streamed = _streams(ir, device)
