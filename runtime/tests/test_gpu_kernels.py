@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.backend import gpu
+from popxl.backend.gpu import check
 from popxl.backend.native.linear import Weight
 from triton_here import DEVICE, TOLERANCE, dtypes, held_once, kernels, matrix_kernels, random
 
@@ -178,6 +179,27 @@ def test_kernels_that_do_not_compile_are_not_used(monkeypatch, caplog):
     assert caplog.messages[0].endswith(
         "(slower): a product of 1 rows with floats: no such instruction"
     )
+
+
+def test_a_gpu_that_triton_does_not_know_is_left_to_torch(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    gpu.checked.cache_clear()
+    assert gpu.checked(torch.device("cuda", 0)) is None
+    gpu.checked.cache_clear()
+    assert caplog.messages[0].endswith("(slower): compute capability 7.5 is less than 8.0")
+
+
+def test_a_device_that_a_kernel_has_broken_is_said_to_be(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\ntrace")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    monkeypatch.setattr(check, "fault", lambda kernels, device: "attention: an illegal access")
+    gpu.checked.cache_clear()
+    with pytest.raises(RuntimeError, match="cuda:0 cannot be used after attention: an illegal"):
+        gpu.checked(torch.device("cuda", 0))
+    gpu.checked.cache_clear()
 
 
 # --- without a GPU ---
