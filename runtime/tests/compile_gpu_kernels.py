@@ -1,9 +1,10 @@
-"""Compiles the kernels that BLOOM's passes launch for an H100 or H200; no GPU is needed.
+"""Compiles for an H100 or H200 what BLOOM's passes and the check of the kernels launch.
 
     python compile_gpu_kernels.py
 
-The launches are those of the functions in `gpu/kernels.py` on tensors without memory. Prints one
-JSON object a kernel: its name, target, registers, bytes of stack, and shared memory.
+No GPU is needed: the launches are those of the functions in `gpu/kernels.py` on tensors without
+memory. Prints one JSON object a kernel: its name, target, registers, bytes of stack, and shared
+memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import triton
-from popxl.backend.gpu import attention_kernels, kernels, matrix_kernels, row_kernels
+from popxl.backend.gpu import attention_kernels, check, kernels, matrix_kernels, row_kernels
 from popxl.backend.native.linear import Weight
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -138,6 +139,8 @@ def main() -> int:
             setattr(module, name, Compiled(getattr(module, name)))
     for hidden, heads, bits in ((4096, 32, 16), (4096, 32, 8), (14336, 112, 4)):
         launch(hidden, heads, bits)
+    for _, run in check._cases(kernels, META):
+        run()
     return 0
 
 
