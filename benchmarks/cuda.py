@@ -32,7 +32,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "runtime")]
 
 from cuda_cases import CASES, GB, Case, Outcome, Outcomes, Row  # noqa: E402 - found by the path
 from cuda_limits import copy_bandwidth, give_back, link_bandwidth  # noqa: E402
-from cuda_logits import LOGITS, logits_row  # noqa: E402
+from cuda_logits import LOGITS, last_line, logits_row  # noqa: E402
 
 NO_GPU = 2
 ALL_SECONDS, CASE_SECONDS, LEAST_SECONDS = 580, 150, 20
@@ -48,8 +48,10 @@ def main() -> int:
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU, to try the script"
     print(f"{name}, PyTorch {torch.__version__}")
     print(Row("case", "measured", "limit", "aim"), flush=True)
+    told: set[str] = set()
     for weight_precision in LOGITS:
-        print(logits_row(arguments.device, weight_precision), flush=True)
+        row, messages = logits_row(arguments.device, weight_precision, CASE_SECONDS)
+        print(row, *warnings_in(messages, told), sep="\n", flush=True)
     outcomes: Outcomes = {}
     for case in chosen(arguments):
         done = run_case(case, arguments, begin + ALL_SECONDS - time.perf_counter())
@@ -58,8 +60,18 @@ def main() -> int:
             continue
         for row in case.rows(case.name, done, outcomes):
             print(row, flush=True)
+        for line in warnings_in(done.messages, told):
+            print(line, flush=True)
         outcomes[case.name] = done
     return 0
+
+
+def warnings_in(messages: str, told: set[str]) -> list[str]:
+    """The lines to be printed of warnings that have not been told: why something is slow."""
+    warnings = [line for line in messages.splitlines() if line.startswith("WARNING: ")]
+    new = [line for line in dict.fromkeys(warnings) if line not in told]
+    told.update(new)
+    return [f"  {line}" for line in new]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -106,7 +118,7 @@ def run_case(case: Case, arguments: argparse.Namespace, left: float) -> Outcome 
     except subprocess.TimeoutExpired:
         return f"it took longer than {seconds:.0f} s"
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return last_line(done.stderr)
     copying = statistics.mean((copying, copy_bandwidth(arguments.device)))
     give_back(arguments.device)
     return Outcome(json.loads(done.stdout)["results"][0], done.stderr, copying, link)
@@ -116,11 +128,12 @@ def command_of(case: Case, arguments: argparse.Namespace) -> list[str]:
     preset = case.preset if arguments.device == "cuda" else "bloom_tiny"
     length = arguments.prompt_tokens + arguments.new_tokens
     return [
-        *(sys.executable, str(ROOT / "inference.py"), "--config", preset, *case.settings),
+        *(sys.executable, str(ROOT / "inference.py"), "--config", preset),
         *("--tensor_parallel_1", "1", "--tensor_parallel_2", "1", "--precision", "bfloat16"),
         *("--device", arguments.device, "--sequence_length", str(length), "--json"),
         *("--prompt_tokens", str(arguments.prompt_tokens)),
         *("--new_tokens", str(arguments.new_tokens), "--repeats", str(arguments.repeats)),
+        *case.settings,  # of what is given twice the last one counts
     ]
 
 

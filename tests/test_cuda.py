@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from popxl.backend.cuda import CUDA_GRAPHS
+from popxl.backend.cuda import CUDA_GRAPHS, Graphed
 from popxl.backend.gpu import GPU_KERNELS, lanes
 from popxl.backend.gpu.room import DEVICE_MEMORY
 
@@ -18,18 +20,35 @@ pytestmark = pytest.mark.skipif(
 )
 
 LENGTH, ROWS, STEPS = 24, 2, 6
+REPLAYED = 3
+"""Runs of which the last one is a replay."""
 TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
 
 
 def logits_of_steps(model, shards, precision, device, **settings) -> np.ndarray:
-    """A prompt in every row, then tokens in all of them: `(steps, rows, vocabulary)`."""
-    config = config_of(model, *shards, LENGTH, ROWS, precision, device=device, **settings)
+    """Prompts in every row, tokens in all of them, and verified ones: `(steps, rows, vocabulary)`.
+
+    All passes are run so often that CUDA graphs are made of them and replayed.
+    """
+    config = with_look_up(
+        config_of(model, *shards, LENGTH, ROWS, precision, device=device, **settings)
+    )
     tokens = np.random.default_rng(1).integers(131, size=(STEPS, ROWS))
+    starts, steps = np.array([3, 17], np.int32), []
     with passes_of(model, config) as passes:
-        starts = np.array([3, 17], np.int32)
-        first = np.stack([passes.prompt(row, [row + 1] * n) for row, n in enumerate(starts)])
-        steps = [passes.token(tokens[i], starts + i) for i in range(STEPS)]
-    return np.stack([first, *steps])
+        for turn in range(REPLAYED):
+            prompts = [passes.prompt(row, [row + turn] * n) for row, n in enumerate(starts)]
+            steps.append(np.stack(prompts))
+        steps += [passes.token(tokens[i], starts + i) for i in range(STEPS)]
+        for turn in range(REPLAYED):
+            for row in range(ROWS):  # of four tokens, as many as two rows
+                verified = passes.verify(row, [5, 6 + turn, 7, 8], starts[row] + turn)
+                steps += [verified[:ROWS], verified[ROWS:]]
+    return np.stack(steps)
+
+
+def with_look_up(config):
+    return replace(config, execution=replace(config.execution, lookup_tokens=3))
 
 
 @pytest.mark.parametrize("graphs", ["0", "1"])
@@ -41,6 +60,18 @@ def test_logits_are_those_of_a_cpu(monkeypatch, caplog, shards, precision, graph
     on_cpu, on_gpu = (logits_of_steps(model, shards, precision, d) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(on_gpu, on_cpu, atol=TOLERANCE[precision])
     assert "without a CUDA graph" not in caplog.text
+
+
+def test_every_pass_is_held_by_cuda_graphs(monkeypatch):
+    monkeypatch.setenv(CUDA_GRAPHS, "1")
+    model = random_bloom(4, 131)
+    config = with_look_up(config_of(model, 1, 1, LENGTH, ROWS, "bfloat16", device="cuda"))
+    with passes_of(model, config) as passes:
+        passes.warm_up(REPLAYED)
+        graphed = [m for m in passes.session._engine.main.modules() if isinstance(m, Graphed)]
+        assert all(m._possible for m in graphed)
+        # The token pass, two prompt passes' layers and heads, and the verify pass's layers.
+        assert sum(m._captured is not None for m in graphed) == 1 + 2 * 2 + 1
 
 
 @pytest.mark.parametrize("weight_precision", ["int8", "int4"])

@@ -103,6 +103,28 @@ def test_a_case_that_fails_is_told_and_the_others_go_on(rows_of):
     assert rows[1].startswith("7B1, 8 bits 20.00 ms, 50.0% ")
 
 
+def test_warnings_of_cases_are_told_once(rows_of):
+    warned = "INFO: begun\nWARNING: no GPU kernels, PyTorch computes what they would\n"
+    rows = rows_of(
+        {0: ran(warned, rows=1, tokens_per_second=90), 3: ran(warned, rows=1, tokens_per_second=50)}
+    )
+    assert rows.count("WARNING: no GPU kernels, PyTorch computes what they would") == 1
+    assert "INFO" not in " ".join(rows)
+
+
+def test_logits_that_cannot_be_had_are_told_with_the_last_line(cuda, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "trace\nRuntimeError: illegal access\n")
+    monkeypatch.setattr(cuda.subprocess, "run", lambda *args, **kwargs: failed)
+    row, messages = cuda.logits_row("cuda", "full", 9)
+    assert row.value == "not run: RuntimeError: illegal access"
+    assert messages == failed.stderr
+
+
+def test_logits_of_a_cpu_are_its_own(cuda):
+    row, _ = cuda.logits_row("cpu", "int4", 60)
+    assert (row.value, row.reached) == ("off by 0.00% of the largest", True)
+
+
 def test_what_has_no_time_or_no_memory_is_not_run(cuda, monkeypatch):
     arguments = cuda.parse(["--device", "cpu"])
     assert cuda.run_case(cuda.CASES[0], arguments, 5) == "580 s are over; --cases runs it alone"

@@ -6,12 +6,14 @@ None of it says that a GPU gives the right numbers: `test_cuda.py` does, where t
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, random_bloom
-from popxl.backend import cuda
+from popxl.backend import cuda, gpu
+from popxl.backend.products import _by_group
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from inference import hf_mapping, inference
@@ -31,7 +33,8 @@ class Session:
         self.logits: torch.Tensor
 
     def collect(self, stream) -> np.ndarray:
-        (self.logits,) = self.engine._outputs[stream]
+        if self.engine._outputs[stream]:
+            (self.logits,) = self.engine._outputs[stream]
         return np.zeros((1, self.engine.mesh.replicas, *stream.shape), np.float32)
 
 
@@ -46,9 +49,11 @@ def precision(request):
 
 
 @contextmanager
-def session_of(monkeypatch, shards, precision="float32", graphs=False, **options):
+def session_of(monkeypatch, shards, precision="float32", graphs=False, lookup_tokens=0, **options):
     model = random_bloom(4, 131)
     config = config_of(model, *shards, LENGTH, ROWS, precision)
+    execution = replace(config.execution, lookup_tokens=lookup_tokens)
+    config = replace(config, execution=execution)
     monkeypatch.setenv(cuda.CUDA_GRAPHS, str(int(graphs)))
     with on_stand_in(monkeypatch):
         session = inference(config, **options)
@@ -86,7 +91,7 @@ def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards
         held.append(watch)
         return lambda: replays.append(watch), outputs
 
-    monkeypatch.setattr(cuda, "capture_graph", capture)
+    monkeypatch.setattr(cuda, "CudaCapture", lambda: capture)
     with session_of(monkeypatch, shards, graphs=True) as on_device:
         for at in range(5):
             on_device.passes.token(np.array([5, 0, 130]), np.array([at, at, at]))
@@ -96,6 +101,58 @@ def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards
     assert held[0].on_device.count("scatter_") == 2 * 2
     assert held[0].copied == []
     assert not caplog.messages
+
+
+class Launched:
+    """A kernel that does nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: None
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Those of a GPU, for the stand-in: tensors without numbers need nothing done to them."""
+    pytest.importorskip("triton", reason="triton is not installed: it is in requirements-dev.txt")
+    from popxl.backend.gpu import attention_kernels, kernels, matrix_kernels, row_kernels
+
+    for module, names in (
+        (row_kernels, ("arranged", "row_times_floats")),
+        (matrix_kernels, ("finish",)),
+        (attention_kernels, ("token_attention", "joined", "keep_chunk", "chunk_attention")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Launched())
+    monkeypatch.setattr(gpu, "kernels_for", lambda device: kernels)
+
+
+def test_the_layers_of_prompts_and_of_verified_tokens_can_be_held_by_cuda_graphs(
+    monkeypatch, shards, kernels, caplog
+):
+    held, replays = [], []
+
+    def capture(run):
+        with DeviceWatch() as watch:
+            outputs = run()
+        held.append(watch)
+        return lambda: replays.append(watch), outputs
+
+    monkeypatch.setattr(cuda, "CudaCapture", lambda: capture)
+    options = {"precision": "bfloat16", "graphs": True, "lookup_tokens": 3}
+    with session_of(monkeypatch, shards, **options) as on_device:
+        for row, start in ((0, 0), (1, 4), (2, 8), (0, 2)):
+            on_device.passes.prompt(row, [1] * (start + 3), start)
+        prompts, held[:], replayed = list(held), [], list(replays)
+        assert len(prompts) == 2  # of the layers, and of the head
+        assert replayed == prompts * 2
+        for row, at in ((0, 0), (1, 4), (2, 8), (0, 2)):
+            on_device.passes.verify(row, [1] * 4, at)
+        assert replays[4:] == held * 2
+        assert len(held) == 1
+    for watch in (*prompts, *held):
+        assert watch.copied == []
+        assert watch.on_device
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("tokens", [3, 20])
@@ -111,6 +168,17 @@ def test_graphs_without_kernels_ask_the_device_for_nothing(monkeypatch, shards):
         on_device.passes.prompt(1, [1] * 20)
         on_device.passes.token(np.array([5, 0, 130]), np.array([0, 7, 20]))
         assert on_device.logits.device == DEVICE
+
+
+def test_a_product_that_no_kernel_does_makes_nothing_on_the_host(monkeypatch):
+    """Which would be copied to the device, where a CUDA graph cannot hold it."""
+    monkeypatch.setattr(torch, "tensor", lambda *args, **options: pytest.fail("made on the host"))
+    words = torch.zeros(8, 3, 4, dtype=torch.uint16, device=DEVICE)
+    scale, offset = torch.zeros(2, 8, 3, 1, dtype=torch.float16, device=DEVICE)
+    x = torch.zeros(5, 48, dtype=torch.bfloat16, device=DEVICE)
+    with DeviceWatch() as watch:
+        assert _by_group(x, words, scale, offset, 0, x.dtype).shape == (5, 8)
+    assert watch.copied == []
 
 
 def test_everything_that_lasts_is_on_the_device(monkeypatch, shards):

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from jobs import REPOSITORY, leading, scripts
 from memmap_checkpoints import Small, contents
 from popdist.member import environment as process_environment
-from popdist.member import parent
+from popdist.member import parent, state
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
 from utils import traffic
@@ -87,8 +89,9 @@ def test_text_and_logits_are_those_of_one_process(small, count, tp, senders, row
     assert counted == predicted
     collectives, inputs, received = counted["token"]
     assert collectives[0] and collectives[1] and inputs[0] == 1
-    of_a_row = 4 * config.execution.batch_size * config.padded_vocab_size // tp
-    assert received == (senders, rows * of_a_row)
+    of_a_row = 4 * config.padded_vocab_size // tp
+    assert received == (senders, rows * of_a_row * config.execution.batch_size)
+    assert counted["prompt_16"][2] == (senders, rows * of_a_row)  # of the one row that counts
 
 
 def idle_then_answer(loaded: Loaded) -> int:
@@ -278,7 +281,12 @@ def output_of(command: list[str]) -> str:
     return done.stdout
 
 
-def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
+@contextmanager
+def launcher_with_rank_1_stopped() -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A launcher of two ranks, of which the first waits for the second; and their numbers.
+
+    None of them is left at the end.
+    """
     words = torchrun("--nproc-per-node", "2", str(REPOSITORY / "run_inference.py"), *LONG)
     launcher = subprocess.Popen(
         words,
@@ -288,18 +296,51 @@ def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
         text=True,
         env=environment() | {"POPDIST_WAIT": "8"},
     )
+    numbers: list[int] = []
     try:
-        number = process_of(launcher, rank=1)
-        os.kill(number, signal.SIGSTOP)
+        numbers += [process_of(launcher, rank) for rank in range(2)]
+        os.kill(numbers[1], signal.SIGSTOP)
         wait_for_line(launcher, "rank 0 waits for rank 1 of 2")
-        os.kill(number, signal.SIGKILL)
-        (status,), said = ended([launcher], 30)
+        yield launcher, numbers
     finally:
-        launcher.kill()  # the ranks end when it does
+        launcher.kill()
+        for number in filter(runs, numbers):
+            os.kill(number, signal.SIGKILL)
         launcher.communicate()
+
+
+def runs(number: int) -> bool:
+    """Whether there is such a process, be it stopped."""
+    return state(number) not in ("", "X", "Z")
+
+
+def none_left(numbers: list[int], seconds: float) -> bool:
+    """Whether such processes have all ended within this time."""
+    until = time.monotonic() + seconds
+    while (left := any(map(runs, numbers))) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not left
+
+
+def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
+    with launcher_with_rank_1_stopped() as (launcher, numbers):
+        os.kill(numbers[1], signal.SIGKILL)
+        (status,), said = ended([launcher], 30)
     assert status == 1
     (line,) = errors(said)
-    assert line == f"error: rank 1 (process {number}) has ended before all had met"
+    assert line == f"error: rank 1 (process {numbers[1]}) has ended before all had met"
+
+
+def test_a_rank_that_is_stopped_ends_where_its_launcher_dies_before_all_have_met():
+    with launcher_with_rank_1_stopped() as (launcher, numbers):
+        assert all(map(runs, numbers))
+        launcher.kill()
+        # They have its standard error, too: it comes to an end when the last of them does.
+        (status,), said = ended([launcher], 30)
+        assert none_left(numbers, 30)
+    assert status == -signal.SIGKILL
+    (line,) = errors(said)
+    assert "the launcher of rank 0 has ended, and with it the store where the ranks meet" in line
 
 
 def process_of(launcher: subprocess.Popen, rank: int) -> int:

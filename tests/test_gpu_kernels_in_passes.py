@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bloom_checkpoints import config_of, passes_of, random_bloom
@@ -32,7 +34,7 @@ def called(monkeypatch) -> list[str]:
 
         monkeypatch.setattr(kernels, name, call)
 
-    for name in ("linear", "token_attention", "chunk_attention"):
+    for name in ("linear", "token_attention", "chunk_attention", "verify_attention"):
         watched(name)
     monkeypatch.setattr(gpu, "kernels_for", lambda device: kernels)
     monkeypatch.setattr(engine, "library", lambda: None)
@@ -75,3 +77,21 @@ def test_several_replicas_in_one_process(called, weight_precision, precision):
     assert called.count("linear") == (3 + STEPS) * 2 * 4 + 2 + STEPS
     assert called.count("token_attention") == STEPS * 2
     assert called.count("chunk_attention") == 3 * 2
+
+
+@pytest.mark.parametrize("shards", [(1, 1), (2, 2)])
+def test_verified_tokens_are_those_of_the_ops(called, shards):
+    model = random_bloom(4, 131)
+    config = config_of(model, *shards, LENGTH, ROWS, "bfloat16")
+    config = replace(config, execution=replace(config.execution, lookup_tokens=3))
+
+    def logits(**options) -> np.ndarray:
+        with passes_of(model, config, **options) as passes:
+            for row in range(ROWS):
+                passes.prompt(row, [row + 1] * 7)
+            return np.stack([passes.verify(row, [3, 4, 5, 6], 7 - row) for row in range(ROWS)])
+
+    expected = logits(composite_kernels=False)
+    np.testing.assert_allclose(logits(), expected, atol=TOLERANCE["bfloat16"])
+    assert called.count("verify_attention") == ROWS * 2
+    assert "token_attention" not in called

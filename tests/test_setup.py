@@ -27,7 +27,7 @@ def run_main(body: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["UserError", "ConfigError"])
+@pytest.mark.parametrize("kind", ["UserError", "ConfigError", "MemoryError"])
 def test_a_users_error_is_one_line_and_status_2(kind):
     run = run_main(f"raise {kind}('layers must be 1 or more, not 0')")
     assert (run.returncode, run.stdout) == (2, "")

@@ -28,8 +28,9 @@ GRACE = 8.0
 """Seconds that the leader has to end the job when a launcher ends all processes."""
 NOTHING_WANTED, RELEASED = -1, -2
 """What a message of the leader begins with, where that is no number of an output."""
-HEADER_BYTES = np.dtype(np.int32).itemsize
-"""Of this number, which stands before the inputs."""
+HEADER = 2
+"""Numbers that stand before the inputs: this one, and how many rows of the output are wanted."""
+HEADER_BYTES = HEADER * np.dtype(np.int32).itemsize
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
@@ -219,30 +220,33 @@ class Replicas:
         self._own = own_replicas(config.execution.replicas)
         self._inputs = list(session.inputs.values())
         self._outputs = list(session.outputs.values())
-        self._message = np.zeros(1 + sum(math.prod(s.shape) for s in self._inputs), np.int32)
+        self._message = np.zeros(HEADER + sum(math.prod(s.shape) for s in self._inputs), np.int32)
 
     def run(
         self,
         inputs: Mapping[popxl.HostToDeviceStream, np.ndarray],
         output: popxl.DeviceToHostStream | None,
+        count: int = 0,
     ) -> np.ndarray | None:
         """A run with the same int32 inputs for every replica.
 
         Args:
             output: the stream that is wanted.
+            count: of its first rows, those that are wanted.
 
         Returns:
-            What is stored to it, `(tensor_parallel_1, *shape)`: that of the first replica of each
-            row of replicas, as all outputs are the same over tp2. None where no stream is wanted.
+            What is stored to it, `(tensor_parallel_1, count, ...)`: that of the first replica of
+            each row of replicas, as all outputs are the same over tp2. None where no stream is
+            wanted.
         """
         wanted = NOTHING_WANTED if output is None else self._outputs.index(output)
         job = _job()
         if job is not None:
             parts = [inputs[stream].reshape(-1) for stream in self._inputs]
-            self._message[:] = np.concatenate([[wanted], *parts])
+            self._message[:] = np.concatenate([[wanted, count], *parts])
             job.broadcast(self._message)
         outputs = self._run(inputs)
-        return None if output is None else self._collect(output, outputs)
+        return None if output is None else self._collect(outputs[output], count)
 
     def release(self) -> None:
         """Let the followers of this session go on to what comes next."""
@@ -257,13 +261,13 @@ class Replicas:
         assert job is not None
         while True:
             job.broadcast(self._message)
-            wanted, *values = np.split(self._message, self._places())
-            if wanted[0] == RELEASED:
+            (wanted, count), *values = np.split(self._message, self._places())
+            if wanted == RELEASED:
                 return
             inputs = zip(self._inputs, values, strict=True)
             outputs = self._run({stream: v.reshape(stream.shape) for stream, v in inputs})
-            if wanted[0] >= 0:
-                rows = self._rows(outputs[self._outputs[wanted[0]]])
+            if wanted >= 0:
+                rows = self._rows(outputs[self._outputs[wanted]], count)
                 if len(rows):
                     job.send(rows, LEADER)
 
@@ -276,9 +280,9 @@ class Replicas:
             }
         )
 
-    def _collect(self, output: popxl.DeviceToHostStream, outputs: dict) -> np.ndarray:
+    def _collect(self, output: np.ndarray, count: int) -> np.ndarray:
         """The output of every row of replicas, those of other processes received."""
-        own, job = self._rows(outputs[output]), _job()
+        own, job = self._rows(output, count), _job()
         if job is None:
             return own
         collected = np.empty((self._config.execution.tensor_parallel_1, *own.shape[1:]), own.dtype)
@@ -288,15 +292,15 @@ class Replicas:
         job.receive(parts, list(elsewhere))
         return collected
 
-    def _rows(self, output: np.ndarray) -> np.ndarray:
-        """What the first replicas of the rows that begin here have of an output."""
+    def _rows(self, output: np.ndarray, count: int) -> np.ndarray:
+        """What the first replicas of the rows that begin here have of an output's first rows."""
         of_each = output[None] if len(self._own) == 1 else output
         tp2 = self._config.execution.tensor_parallel_2
-        return of_each[-self._own.start % tp2 :: tp2]
+        return of_each[-self._own.start % tp2 :: tp2, :count]
 
     def _places(self) -> np.ndarray:
         """Where in a message the inputs begin."""
-        sizes = [1, *(math.prod(stream.shape) for stream in self._inputs[:-1])]
+        sizes = [HEADER, *(math.prod(stream.shape) for stream in self._inputs[:-1])]
         return np.cumsum(sizes)
 
 

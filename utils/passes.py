@@ -12,6 +12,9 @@ from config import BloomConfig
 from inference import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes, verify_sizes
 from utils.distributed import Replicas
 
+PROMPT_LOGITS = 1
+"""Rows of logits that a prompt pass gives; others only fill the output up."""
+
 
 class Passes:
     """One session's passes, in numpy; use it inside `with session:`.
@@ -84,7 +87,7 @@ class Passes:
             end = min(first + size, len(tokens))
             complete = end == len(tokens)
             last = end - first - 1 if complete else NO_LOGITS
-            logits = self._run(tokens[first:end], [first], row, last, number)
+            logits = self._run(tokens[first:end], [first], row, last, number, PROMPT_LOGITS)
             yield end - done, logits[0] if complete else None
             done = end
 
@@ -98,7 +101,7 @@ class Passes:
         Returns:
             float32 logits, `(batch_size, vocab_size)`.
         """
-        return self._run(tokens, positions, 0, 0, TOKEN_PASS)
+        return self._run(tokens, positions, 0, 0, TOKEN_PASS, self.batch_size)
 
     def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
         """Run a token and those proposed to follow it, the first of them at `position` of a row.
@@ -121,7 +124,7 @@ class Passes:
             )
         number = 1 + len(self.chunks) + self.verify_sizes.index(sizes[0])
         output = self.session.outputs[f"verified_{sizes[0]}"]
-        return self._run(tokens, [position], row, 0, number, output)[: len(tokens)]
+        return self._run(tokens, [position], row, 0, number, len(tokens), output)
 
     def warm_up(self, times: int = 1) -> None:
         """Run every pass: what is made at first use is there then. Rows keep no tokens.
@@ -165,11 +168,16 @@ class Passes:
         row: int,
         last: int,
         chosen_pass: int,
+        count: int,
         output: DeviceToHostStream | None = None,
     ) -> np.ndarray:
         """The logits of a pass: what it stores to `output`, which is the `logits` by default.
 
-        No rows where it has none.
+        Args:
+            count: of the output's first rows, those that are logits.
+
+        Returns:
+            `(count, vocab_size)`; no rows where it has no logits.
         """
         inputs = self.session.inputs
         arrays = {
@@ -181,7 +189,7 @@ class Passes:
         }
         if output is None and last != NO_LOGITS:
             output = self.session.outputs.logits
-        parts = self.replicas.run(arrays, output)
+        parts = self.replicas.run(arrays, output, count)
         return self._joined(parts) if parts is not None else np.empty((0, self.vocab_size))
 
     def _joined(self, parts: np.ndarray) -> np.ndarray:

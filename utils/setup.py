@@ -24,18 +24,18 @@ class UserError(ValueError):
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and leave the process with its exit status.
 
-    The status is what `main` returns (None is 0). A `UserError` or `ConfigError` is printed as
-    ``error: ...`` on stderr, status 2; an interrupt is status 130, as shells have it. Any other
-    exception is a fault of the program and keeps its traceback. Of several processes the others
-    end with this one.
+    The status is what `main` returns (None is 0). A `UserError`, a `ConfigError` or too little
+    memory is printed as ``error: ...`` on stderr, status 2; an interrupt is status 130, as shells
+    have it. Any other exception is a fault of the program and keeps its traceback. Of several
+    processes the others end with this one.
     """
     status, message = 1, ""
     try:
         distributed.prepare()
         status = main() or 0
         sys.stdout.flush()
-    except (UserError, ConfigError) as error:
-        status, message = 2, str(error)
+    except (UserError, ConfigError, MemoryError) as error:
+        status, message = 2, str(error) or "out of memory"
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from popxl.streams import Stream
 from config import BloomConfig
 from inference import InferenceSession
 from utils import distributed
-from utils.passes import Passes
+from utils.passes import PROMPT_LOGITS, Passes
 
 HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits received")
 
@@ -57,10 +57,13 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     for name, graph in session.pass_graphs.items():
         cost = graph.cost()
         logits = session.outputs.get(name.replace("verify", "verified"), session.outputs.logits)
+        of_each = _bytes(logits)
+        if name.startswith("prompt_"):
+            of_each = of_each // logits.shape[0] * PROMPT_LOGITS
         passes[name] = PassTraffic(
             Traffic(cost.process_calls, cost.process_bytes),
             inputs,
-            Traffic(len(rows), sum(rows) * _bytes(logits)),
+            Traffic(len(rows), sum(rows) * of_each),
         )
     return passes
 

@@ -15,7 +15,8 @@ class Traffic:
     Attributes:
         calls: their number.
         bytes: of the tensors that this process put into them, or of the messages.
-        seconds: until the others' tensors were there, waiting for these included.
+        seconds: until the others' tensors were there, waiting for these included; of collectives
+            between CUDA devices until they were asked for, as no process waits for them.
     """
 
     calls: int = 0

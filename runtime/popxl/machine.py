@@ -78,8 +78,11 @@ def fastest_matmul_type(
 ) -> dtypes.dtype:
     """`dtype`, or float32 where that multiplies faster.
 
-    Most CPUs are slow at float16.
+    Most CPUs are slow at float16. A GPU is not: it is not asked, as its memory may hold no matrices
+    of both.
     """
+    if _device(device_desc).type != "cpu":
+        return dtype
     candidates = (dtype, dtypes.float32)
     rates = [
         max(matmul_rate(products, kind, device_desc) for _ in range(RATE_TRIES))
@@ -118,8 +121,9 @@ def free_memory(device_desc: str = "cpu") -> int:
 
 
 def held_bytes() -> int:
-    """Memory that is kept here for samples."""
-    return sum(tensor.nbytes for tensors in _kept.values() for tensor in tensors)
+    """The host's memory that is kept here for samples."""
+    held = (tensor for tensors in _kept.values() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in held if tensor.device.type == "cpu")
 
 
 def release() -> None:

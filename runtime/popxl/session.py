@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Session:
     Raises:
         ValueError: for another device.
         RuntimeError: where the device is not there.
+        MemoryError: from every method that needs memory of the device, where there is too little.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class Session:
 
         self._ir = ir
         self._attached = 0
-        self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
+        with _memory_told():
+            self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
         self._inputs = ir.get_all_h2d_streams()
         self._outputs = ir.get_all_d2h_streams()
 
@@ -165,8 +168,9 @@ class Session:
     def write_variables_data(self, tensors: Mapping[Variable, Any]) -> None:
         """`write_variable_data` of several; nothing is written unless all can be."""
         arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
-        for tensor, array in arrays.items():
-            self._engine.write(tensor, array)
+        with _memory_told():
+            for tensor, array in arrays.items():
+                self._engine.write(tensor, array)
 
     def fill_variable_data(
         self, tensor: Variable, values: np.ndarray, swapped: bool = False
@@ -193,7 +197,8 @@ class Session:
             )
         if values.ndim != 1 or not values.size:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
-        self._engine.fill(tensor, values, swapped)
+        with _memory_told():
+            self._engine.fill(tensor, values, swapped)
 
     def _data_of(self, tensor: Tensor) -> np.ndarray:
         if isinstance(tensor, Constant):
@@ -297,13 +302,26 @@ def _torch_device(device_desc: str) -> Any:
 
 def _without_torch_traces(run: Any) -> Any:
     """Let what goes wrong inside torch be one line of ours."""
-    import torch
-
     try:
-        return run()
-    except torch.cuda.OutOfMemoryError as error:
-        raise MemoryError(f"the device is out of memory: {str(error).splitlines()[0]}") from None
+        with _memory_told():
+            return run()
     except RuntimeError as error:
         if type(error) is RuntimeError and "\n" not in str(error):
             raise
         raise RuntimeError(f"the program failed: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Let it be one line that a device's memory does not suffice."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # PyTorch goes on with what may help a program that it is the only runtime of.
+        wanted, there, *_ = [*str(error).split(". ")[1:3], "", ""]
+        raise MemoryError(
+            f"the device is out of memory: {wanted}; {there}. Weights and caches beyond the bytes "
+            "that POPXL_DEVICE_MEMORY is set to stay on the host"
+        ) from None

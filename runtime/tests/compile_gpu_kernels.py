@@ -1,9 +1,10 @@
-"""Compiles the kernels that BLOOM's passes launch for an H100 or H200; no GPU is needed.
+"""Compiles for an H100 or H200 what BLOOM's passes and the check of the kernels launch.
 
     python compile_gpu_kernels.py
 
-The launches are those of the functions in `gpu/kernels.py` on tensors without memory. Prints one
-JSON object a kernel: its name, target, registers, bytes of stack, and shared memory.
+No GPU is needed: the launches are those of the functions in `gpu/kernels.py` on tensors without
+memory. Prints one JSON object a kernel: its name, target, registers, bytes of stack, and shared
+memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import triton
-from popxl.backend.gpu import attention_kernels, kernels, matrix_kernels, row_kernels
+from popxl.backend.gpu import attention_kernels, check, kernels, matrix_kernels, row_kernels
 from popxl.backend.native.linear import Weight
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -28,7 +29,7 @@ H100 = GPUTarget("cuda", 90, 32)
 LAUNCHED = {
     row_kernels: ("arranged", "row_times_floats", "row_times_bytes", "row_times_groups"),
     matrix_kernels: ("rows_times_quantized", "decompressed", "finish"),
-    attention_kernels: ("token_attention", "joined", "chunk_attention"),
+    attention_kernels: ("token_attention", "joined", "keep_chunk", "chunk_attention"),
 }
 TYPES = {
     torch.bfloat16: "bf16",
@@ -120,13 +121,16 @@ def launch(hidden: int, heads: int, bits: int) -> None:
         x = floats(1, rows, hidden)
         kernels.linear(x, weight(wide, hidden, bits), x.dtype, floats(1, wide), "gelu")
     head_dim, length = hidden // heads, 2048
-    q, k, v = floats(1, heads, 3, head_dim).unbind(2)
-    caches = floats(1, heads, length, head_dim), floats(1, heads, length, head_dim)
+    cache = floats(1, 1, heads, length, head_dim)
     slopes = floats(1, heads, dtype=torch.float32)
-    positions = torch.empty(1, dtype=torch.int32, device=META)
-    kernels.token_attention((q, k, v), caches, slopes, positions)
-    chunk = floats(1, 512, heads, 3, head_dim)[:, :, :, 0]
-    kernels.chunk_attention(chunk, caches, slopes, 1024)
+    position, row = (torch.empty(1, dtype=torch.int32, device=META) for _ in range(2))
+    for tokens, attention in (
+        (1, lambda *a: kernels.token_attention(*a[:-1])),
+        (8, kernels.verify_attention),
+        (512, kernels.chunk_attention),
+    ):
+        qkv = floats(1, tokens, heads, 3, head_dim).unbind(3)
+        attention(qkv, (cache, cache), slopes, position, row)
 
 
 def main() -> int:
@@ -135,6 +139,8 @@ def main() -> int:
             setattr(module, name, Compiled(getattr(module, name)))
     for hidden, heads, bits in ((4096, 32, 16), (4096, 32, 8), (14336, 112, 4)):
         launch(hidden, heads, bits)
+    for _, run in check._cases(kernels, META):
+        run()
     return 0
 
 

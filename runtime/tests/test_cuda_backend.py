@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
+from popxl.backend import cuda
 from popxl.backend.attention import _attend
 from popxl.backend.cells import Cell
-from popxl.backend.cuda import Graphed
+from popxl.backend.cuda import CudaCapture, Graphed
 from popxl.backend.decisions import numbers
+from popxl.backend.indexing import dynamic_slice, picked_range
 from popxl.backend.rows_attention import rows_attention
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 3, 2, 9, 4
@@ -51,6 +55,15 @@ def test_attention_over_whole_rows(rng, replicas):
     np.testing.assert_allclose(done, value(np.stack(expected)), atol=1e-5)
     for new, cell in ((k, cells[0]), (v, cells[1])):
         np.testing.assert_array_equal(cell.tensor[..., 1, :, 5, :], value(new)[..., 1, :, :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint16])
+@pytest.mark.parametrize("start", [[0, 0], [2, 4], [3, 1], [-1, 9]])  # the last two stick out
+def test_a_range_is_picked_by_numbers_that_python_does_not_know(start, dtype):
+    x = torch.arange(2 * 5 * 6).reshape(2, 5, 6).to(dtype)
+    axes, sizes, index = (-2, -1), (3, 2), torch.tensor(start, dtype=torch.int32)
+    found = picked_range(x, index, axes, sizes)
+    assert torch.equal(found, dynamic_slice(x, index, 0, axes, sizes))
 
 
 class Scaled(torch.nn.Module):
@@ -106,6 +119,25 @@ def test_what_is_written_between_replays_is_seen_and_moved_memory_is_captured_an
     assert capture.count == 2
 
 
+class Stepped(torch.nn.Module):
+    """`x` plus a number that Python decides by."""
+
+    def forward(self, x: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor]:
+        return (x + numbers(number)[0],)
+
+
+@pytest.mark.parametrize("constants, captured", [(frozenset({1}), 1), (frozenset(), 0)])
+def test_a_constant_input_is_left_where_it_is(monkeypatch, constants, captured):
+    capture, meta = Captures(), torch.device("meta")
+    moved = []
+    monkeypatch.setattr(cuda, "move", lambda x, device: moved.append(x) or x)
+    graphed = Graphed(Stepped(), CPU if not constants else meta, capture, constants)
+    results = [graphed(torch.full((2,), float(i)), torch.tensor([5]))[0] for i in range(4)]
+    assert [r.tolist() for r in results] == [[5.0 + i] * 2 for i in range(4)]
+    assert capture.count == captured
+    assert len(moved) == 2 - len(constants)
+
+
 def test_another_shape_is_not_replayed():
     capture, cell = Captures(), lasting(3.0)
     graphed = Graphed(Scaled(), CPU, capture)
@@ -139,3 +171,97 @@ def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):
     assert [graphed(x, torch.tensor([i]))[0].item() for i in range(4)] == [0, 1, 2, 3]
     assert capture.count == 0
     assert not caplog.messages
+
+
+def test_products_are_summed_up_in_float32():
+    products = torch.backends.cuda.matmul
+    flags = [f"allow_{kind}_reduced_precision_reduction" for kind in ("bf16", "fp16")]
+    before = [getattr(products, flag) for flag in flags]
+    try:
+        for flag in flags:
+            setattr(products, flag, True)
+        cuda.sum_in_float32()
+        assert [getattr(products, flag) for flag in flags] == [False, False]
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            setattr(products, flag, value)
+
+
+# --- captures by PyTorch's own context manager, with the device put out of action ---
+
+
+@pytest.fixture
+def streams(monkeypatch) -> list:
+    """The streams that one after the other became the current one, the current one last."""
+    current = ["computing"]
+
+    @contextmanager
+    def stream(other):
+        current.append(other)
+        yield
+        current.pop()
+
+    for module, name, value in (
+        (torch.cuda, "CUDAGraph", Graph),
+        (torch.cuda, "stream", stream),
+        (torch.cuda, "current_stream", lambda: current[-1]),
+        (torch.cuda, "set_stream", current.append),
+        (torch.cuda, "Stream", object),
+        (torch.cuda, "synchronize", lambda: None),
+        (torch.cuda, "empty_cache", lambda: None),
+        (torch._C, "_host_emptyCache", lambda: None),
+    ):
+        monkeypatch.setattr(module, name, value, raising=False)
+    return current
+
+
+class Graph:
+    """A CUDA graph: in which memory it was captured, and whether that can end."""
+
+    fails = False
+
+    def capture_begin(self, memory=None, **options):
+        self.memory = object() if memory is None else memory
+
+    def capture_end(self):
+        if self.fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def pool(self):
+        return self.memory
+
+    def replay(self):
+        return self.memory
+
+
+def test_after_a_capture_that_fails_the_stream_is_the_one_before(monkeypatch, streams):
+    monkeypatch.setattr(Graph, "fails", True)
+    seen = []
+
+    def run():
+        seen.append(streams[-1])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        CudaCapture()(run)
+    assert streams[-1] == "computing"
+    assert seen != ["computing"]
+
+
+def test_graphs_of_a_session_share_their_memory_and_no_others_have_it_or_their_stream(streams):
+    capture, another, seen = CudaCapture(), CudaCapture(), []
+
+    def captured_by(capture):
+        replay, _ = capture(lambda: seen.append(streams[-1]))
+        return replay
+
+    first, second, third = map(captured_by, (capture, capture, another))
+    assert first() is second()
+    assert first() is not third()
+    assert seen[0] is seen[1] is not seen[2]
+    del first
+    memory = second()
+    assert captured_by(capture)() is memory
+    del second  # the memory of graphs of which none is left is no longer there
+    assert captured_by(capture)() is not memory
+    assert captured_by(another)() is third()

@@ -13,20 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.backend import gpu
+from popxl.backend.gpu import check
 from popxl.backend.native.linear import Weight
-from triton_here import DEVICE, kernels
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+from triton_here import DEVICE, TOLERANCE, dtypes, held_once, kernels, matrix_kernels, random
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape).to(dtype).to(DEVICE)
 
 
 def quantised(
@@ -97,6 +91,19 @@ def test_inputs_of_several_blocks_and_outputs_of_whole_ones(group, rows):
     check_linear(*quantised(64, 4096, group), rows, torch.float16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_four_bits_are_summed_up_finer_than_results_are_rounded(dtype):
+    weight, values = quantised(8, 4096, 64)
+    x = 1000 * random(1, 1, 4096, dtype=dtype)  # 256 times as much is beyond float16
+    done, expected = kernels.linear(x, weight, torch.float32), x.double() @ values.double()
+    assert (done - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_groups_wider_than_a_tile_are_taken_apart_before_the_product(monkeypatch):
+    monkeypatch.setattr(matrix_kernels, "rows_times_quantized", None)
+    check_linear(*quantised(9, 1024, 512), 3, torch.float16)
+
+
 @pytest.mark.parametrize("activation", [None, "gelu", "geluerf"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_what_follows_a_product(activation, rows):
@@ -126,10 +133,6 @@ def test_weights_that_lie_otherwise_are_left_to_torch():
 # --- several replicas ---
 
 
-def held_once(tensor: torch.Tensor, once: bool, replicas: int) -> torch.Tensor:
-    return tensor[:1].expand(replicas, *tensor.shape[1:]) if once else tensor
-
-
 @pytest.mark.parametrize("once", [False, True], ids=["of each", "of all"])
 @pytest.mark.parametrize("rows", [1, 3, 65])
 @pytest.mark.parametrize("group", [None, 0, 64], ids=["floats", "int8", "int4"])
@@ -144,89 +147,6 @@ def test_products_of_replicas(group, rows, once):
     else:
         weight, values = quantised(outputs, size, group, replicas)
     check_linear(weight, values, rows, dtype, x, bias=bias, residual=residual)
-
-
-# --- attention ---
-
-
-def expected_attention(q, keys, values, slopes, at: int) -> torch.Tensor:
-    """Of tokens from `at` on, `(tokens, heads, head_dim)`; keys `(heads, length, head_dim)`."""
-    tokens, _, head_dim = q.shape
-    distance = torch.arange(keys.shape[1], device=DEVICE) - torch.arange(
-        at, at + tokens, device=DEVICE
-    ).unsqueeze(-1)
-    scores = q.float().transpose(0, 1) @ keys.float().transpose(1, 2) / head_dim**0.5
-    scores = scores + slopes[:, None, None] * distance
-    weights = scores.masked_fill(distance > 0, -torch.inf).softmax(-1)
-    return (weights @ values.float()).transpose(0, 1)
-
-
-@dtypes
-@pytest.mark.parametrize("heads, length, head_dim", [(2, 40, 24), (3, 600, 16)])
-def test_tokens_attend_over_what_is_filled(dtype, heads, length, head_dim):
-    positions = torch.tensor([0, length // 2, length - 1, length + 3], dtype=torch.int32)
-    fused = random(4, heads, 3, head_dim, dtype=dtype)
-    q, k, v = fused.unbind(2)
-    caches = random(2, 4, heads, length, head_dim, dtype=dtype)
-    expected = caches.clone()
-    caches[:, :, :, length // 2 + 1 :] = torch.nan  # behind the second row's token
-    caches[:, 2:] = expected[:, 2:]
-    slopes = torch.rand(heads, device=DEVICE)
-    done = kernels.token_attention(
-        (q, k, v), (caches[0], caches[1]), slopes[None], positions.to(DEVICE)
-    )
-    for row, at in enumerate(positions.clamp(max=length - 1).tolist()):
-        expected[0, row, :, at], expected[1, row, :, at] = k[row], v[row]
-        wanted = expected_attention(q[row][None], *expected[:, row], slopes, at)[0]
-        torch.testing.assert_close(done[row].float(), wanted, atol=2 * TOLERANCE[dtype], rtol=0)
-        torch.testing.assert_close(caches[:, row, :, at], expected[:, row, :, at])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tokens, at, head_dim", [(5, 0, 24), (70, 30, 16), (130, 3, 32)])
-def test_a_chunk_attends_over_what_is_filled(dtype, tokens, at, head_dim):
-    heads, length = 2, 150
-    fused = random(tokens, heads, 3, head_dim, dtype=dtype)
-    keys, values = random(2, heads, length, head_dim, dtype=dtype)
-    slopes = torch.rand(heads, device=DEVICE)
-    expected = expected_attention(fused[:, :, 0], keys, values, slopes, at)
-    keys[:, at + tokens :] = values[:, at + tokens :] = torch.nan
-    q = fused[None, :, :, 0]
-    (done,) = kernels.chunk_attention(q, (keys[None], values[None]), slopes[None], at)
-    torch.testing.assert_close(done.float(), expected, atol=2 * TOLERANCE[dtype], rtol=0)
-
-
-@pytest.mark.parametrize("once", [False, True], ids=["of each", "of all"])
-def test_tokens_of_replicas(once):
-    replicas, batch, heads, length, head_dim = 4, 2, 2, 70, 16
-    positions = torch.tensor([9, 66], dtype=torch.int32, device=DEVICE)
-    q = random(replicas, batch, heads, head_dim)
-    k, v = (held_once(random(replicas, batch, heads, head_dim), once, replicas) for _ in range(2))
-    keys, values = random(2, replicas, batch, heads, length, head_dim)
-    slopes = held_once(torch.rand(replicas, heads, device=DEVICE), once, replicas)
-    qkv = tuple(t.flatten(0, 1) for t in (q, k, v))
-    done = kernels.token_attention(
-        qkv, (keys.flatten(0, 1), values.flatten(0, 1)), slopes, positions
-    ).reshape(q.shape)
-    for replica in range(replicas):
-        for row, at in enumerate(positions.tolist()):
-            torch.testing.assert_close(keys[replica, row, :, at], k[replica, row])
-            of = q[replica, row][None], keys[replica, row], values[replica, row], slopes[replica]
-            wanted = expected_attention(*of, at)[0]
-            torch.testing.assert_close(done[replica, row], wanted, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("once", [False, True], ids=["of each", "of all"])
-def test_chunks_of_replicas(once):
-    replicas, tokens, heads, length, head_dim, at = 4, 19, 2, 40, 16, 8
-    q = held_once(random(replicas, tokens, heads, head_dim, dtype=torch.float16), once, replicas)
-    cache = random(2, replicas, 3, heads, length, head_dim, dtype=torch.float16)
-    keys, values = cache[:, :, 1]  # a row of three
-    slopes = held_once(torch.rand(replicas, heads, device=DEVICE), once, replicas)
-    done = kernels.chunk_attention(q, (keys, values), slopes, at)
-    for replica in range(replicas):
-        wanted = expected_attention(q[replica], keys[replica], values[replica], slopes[replica], at)
-        torch.testing.assert_close(done[replica].float(), wanted, atol=4e-3, rtol=0)
 
 
 # --- whether they are used ---
@@ -261,6 +181,27 @@ def test_kernels_that_do_not_compile_are_not_used(monkeypatch, caplog):
     )
 
 
+def test_a_gpu_that_triton_does_not_know_is_left_to_torch(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    gpu.checked.cache_clear()
+    assert gpu.checked(torch.device("cuda", 0)) is None
+    gpu.checked.cache_clear()
+    assert caplog.messages[0].endswith("(slower): compute capability 7.5 is less than 8.0")
+
+
+def test_a_device_that_a_kernel_has_broken_is_said_to_be(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\ntrace")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    monkeypatch.setattr(check, "fault", lambda kernels, device: "attention: an illegal access")
+    gpu.checked.cache_clear()
+    with pytest.raises(RuntimeError, match="cuda:0 cannot be used after attention: an illegal"):
+        gpu.checked(torch.device("cuda", 0))
+    gpu.checked.cache_clear()
+
+
 # --- without a GPU ---
 
 
@@ -279,7 +220,7 @@ def test_what_is_launched_compiles_for_an_h100(tmp_path):
     assert {row["kernel"] for row in compiled} == {
         *("arranged", "row_times_floats", "row_times_bytes", "row_times_groups"),
         *("rows_times_quantized", "decompressed", "finish"),
-        *("token_attention", "joined", "chunk_attention"),
+        *("token_attention", "joined", "keep_chunk", "chunk_attention"),
     }
     assert {row["target"] for row in compiled} == {"sm_90a"}
     assert not any(row["stack"] for row in compiled)  # registers suffice

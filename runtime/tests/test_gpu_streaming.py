@@ -242,3 +242,18 @@ def test_the_host_s_memory_is_pinned_while_there_is_room(monkeypatch, cuda_lanes
     assert torch.equal(copy, source)
     monkeypatch.setattr(lanes, "available_memory", lambda: 4400)
     assert cuda_lanes.pinned(source) is source
+
+
+def test_memory_that_the_system_does_not_pin_is_not_pinned(monkeypatch, cuda_lanes):
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: False)
+    empty = torch.empty
+
+    def refuse(*args, pin_memory=False, **options):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    source = torch.arange(1000, dtype=torch.int32)
+    assert cuda_lanes.pinned(source) is source
+    assert cuda_lanes.host_memory(1000).nbytes == 1000

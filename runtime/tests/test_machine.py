@@ -62,6 +62,15 @@ def test_the_type_that_multiplies_faster_is_found(monkeypatch):
     assert machine.fastest_matmul_type(PRODUCTS, popxl.float32) == popxl.float32
 
 
+def test_a_gpu_is_not_asked_for_another_type_and_its_memory_is_not_the_host_s(monkeypatch):
+    monkeypatch.setattr(machine, "_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(machine, "matmul_rate", lambda *args: pytest.fail("measured"))
+    assert machine.fastest_matmul_type(PRODUCTS, popxl.float16, "cuda") == popxl.float16
+    machine._keep(("there",), lambda: [torch.ones(8, device="meta")])
+    machine._keep(("here",), lambda: [torch.ones(4)])
+    assert machine.held_bytes() == 16
+
+
 def test_another_device_is_refused():
     with pytest.raises(ValueError, match="device 'tpu'"):
         machine.read_bandwidth("tpu")

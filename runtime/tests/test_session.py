@@ -137,6 +137,31 @@ def test_devices():
             popxl.Session(ir, "cuda")
 
 
+@pytest.mark.parametrize("what", ["run", "write"])
+def test_too_little_memory_of_a_device_is_one_line(monkeypatch, what):
+    ir = popxl.Ir()
+    with ir.main_graph:
+        variable = popxl.variable(1.0)
+
+    def fail(*args):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 7.20 GiB. GPU 0 has a total capacity of 79.15 "
+            "GiB of which 1.50 GiB is free. Including other memory, more is in use.\nTrace"
+        )
+
+    with popxl.Session(ir) as session:
+        monkeypatch.setattr(session._engine, what, fail)
+        with pytest.raises(MemoryError) as raised:
+            session.run()
+            session.write_variable_data(variable, 2.0)
+    assert str(raised.value).startswith(
+        "the device is out of memory: Tried to allocate 7.20 GiB; GPU 0 has a total capacity of "
+        "79.15 GiB of which 1.50 GiB is free. "
+    )
+    assert "\n" not in str(raised.value)
+    assert "POPXL_DEVICE_MEMORY" in str(raised.value)
+
+
 def test_outputs_can_be_given():
     program = Program(replicas=2)
     x, out = np.stack([X, -X]), np.full((2, 3), np.nan, np.float32)

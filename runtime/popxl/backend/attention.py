@@ -20,7 +20,7 @@ from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
 from popxl.backend.composites import Composites, composite
 from popxl.backend.decisions import numbers
-from popxl.backend.gpu.attention import prompt_on_gpu, tokens_on_gpu
+from popxl.backend.gpu.attention import attention_on_gpu
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.attention import chunk_attention, token_attention
 from popxl.backend.rows_attention import rows_attention
@@ -94,12 +94,13 @@ class PromptAttention(torch.nn.Module):
             done = chunk_attention(self.native, self.lead, (q, k, v), caches, slopes, position, row)
             if done is not None:
                 return (done,)
-        at, number, tokens = _scalar(position), _scalar(row), q.shape[self.lead]
-        keys, values = (_write(cell, new, number, at, self.lead) for cell, new in cells)
         if self.gpu is not None:
-            done = prompt_on_gpu(self.gpu, self.lead, q, (keys, values), slopes, at)
+            given = (q, k, v), (key_cell, value_cell), slopes, position, row
+            done = attention_on_gpu(self.gpu.chunk_attention, self.lead, *given)
             if done is not None:
                 return (done,)
+        at, number, tokens = _scalar(position), _scalar(row), q.shape[self.lead]
+        keys, values = (_write(cell, new, number, at, self.lead) for cell, new in cells)
         queries = _by_head(q, self.lead)
         filled = at + tokens
         bias = _bias(slopes, at, tokens, filled, q.dtype, self.lead)
@@ -127,7 +128,8 @@ class TokenAttention(torch.nn.Module):
         lead = self.lead
         cells = key_cell, value_cell
         if self.gpu is not None:
-            done = tokens_on_gpu(self.gpu, lead, (q, k, v), cells, slopes, positions)
+            kernel = self.gpu.token_attention
+            done = attention_on_gpu(kernel, lead, (q, k, v), cells, slopes, positions)
             if done is not None:
                 return (done,)
         if q.device.type != "cpu":
@@ -156,7 +158,8 @@ class VerifyAttention(torch.nn.Module):
 
     def __init__(self, lead: int, known: Composites):
         super().__init__()
-        self.lead, self.native, self.token = lead, known.native, TokenAttention(lead, known)
+        self.lead, self.native, self.gpu = lead, known.native, known.gpu
+        self.token = TokenAttention(lead, known)
 
     def forward(
         self,
@@ -170,6 +173,11 @@ class VerifyAttention(torch.nn.Module):
         row: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         lead = self.lead
+        if self.gpu is not None:
+            given = (q, k, v), (key_cell, value_cell), slopes, positions, row
+            done = attention_on_gpu(self.gpu.verify_attention, lead, *given)
+            if done is not None:
+                return (done,)
         whole = [key_cell.writable(k.shape[:lead]), value_cell.writable(v.shape[:lead])]
         if self.native is not None:
             done = token_attention(self.native, lead, (q, k, v), whole, slopes, positions, row)

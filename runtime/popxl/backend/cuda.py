@@ -1,15 +1,16 @@
 """Graphs that do the same work every time, replayed as CUDA graphs.
 
-A token pass launches the same kernels on the same memory again and again. Here they are captured
-once and then launched together. Inputs are copied to memory of their own before each replay; a
-capture is dropped when lasting memory has moved. A graph that decides by numbers on the device
-cannot be captured and is run as it is.
+A pass launches the same kernels on the same memory again and again. Here they are captured once and
+then launched together. Inputs are copied to memory of their own before each replay, and results
+after it; a capture is dropped when lasting memory has moved. A graph that decides by numbers on the
+device cannot be captured and is run as it is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,47 @@ def enabled(device: torch.device) -> bool:
     return device.type != "cpu" and os.environ.get(CUDA_GRAPHS, "1") != "0"
 
 
-def capture_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
-    """A `Capture` by CUDA."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-    return graph.replay, outputs
+def sum_in_float32() -> None:
+    """Let products of 16 bits be summed up in float32 also where cuBLAS sums in several parts."""
+    products = torch.backends.cuda.matmul
+    products.allow_bf16_reduced_precision_reduction = False
+    products.allow_fp16_reduced_precision_reduction = False
+
+
+class CudaCapture:
+    """A `Capture` by CUDA, of graphs of which one is replayed at a time.
+
+    They share their memory: a replay's is the next one's, as inputs lie elsewhere and results are
+    copied at once. PyTorch has the graphs that were captured on one stream share the workspace of
+    cuBLAS, and gives it back with the first graph that is dropped
+    (https://github.com/pytorch/pytorch/issues/193402); so the stream is theirs alone, and what is
+    given back is memory that the others still hold.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._stream: torch.cuda.Stream | None = None
+
+    def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
+        """Capture a graph.
+
+        Raises:
+            RuntimeError: with what cannot be captured; the stream is then the one it was.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        pool = next((other.pool() for other in self._graphs), None)
+        try:
+            # What other threads ask of a device meanwhile is no business of the capture.
+            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
+                outputs = run()
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # PyTorch leaves it at the capture's when that cannot end
+            reason = error.__context__  # of `run`, where ending the capture has failed for it
+            raise reason if isinstance(reason, RuntimeError) else error from None
+        self._graphs.add(graph)
+        return graph.replay, outputs
 
 
 class Graphed(torch.nn.Module):
@@ -45,11 +81,19 @@ class Graphed(torch.nn.Module):
 
     Args:
         device: where inputs are for a replay.
+        constants: the inputs that are the same in every run, and stay where they are.
     """
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, capture: Capture):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        capture: Capture,
+        constants: frozenset[int] = frozenset(),
+    ):
         super().__init__()
         self.module, self.device, self.capture = module, device, capture
+        self.constants = constants
         self._captured: _Captured | None = None
         self._tried, self._possible = False, True
 
@@ -66,13 +110,17 @@ class Graphed(torch.nn.Module):
         return self._run_and_capture(inputs)
 
     def _run_and_capture(self, inputs: tuple[Any, ...]) -> Outputs:
-        fixed = tuple(x if isinstance(x, Cell) else move(x, self.device).clone() for x in inputs)
+        fixed = tuple(
+            x if i in self.constants or isinstance(x, Cell) else move(x, self.device).clone()
+            for i, x in enumerate(inputs)
+        )
         moves = Cell.moves
         outputs = self._observed(fixed)
         if self._possible and moves == Cell.moves:
             try:
                 replay, results = self.capture(lambda: self.module(*fixed))
-                self._captured = _Captured(fixed, replay, results)
+                varying = tuple(None if i in self.constants else x for i, x in enumerate(fixed))
+                self._captured = _Captured(varying, replay, results)
             except RuntimeError as error:
                 self._possible = False
                 reason = str(error).splitlines()[0]
@@ -93,7 +141,11 @@ class Graphed(torch.nn.Module):
 
 
 class _Captured:
-    """A capture, the inputs that it reads and the outputs that it writes."""
+    """A capture, the inputs that it reads and the outputs that it writes.
+
+    Args:
+        inputs: None for those that are the same in every run.
+    """
 
     def __init__(self, inputs: tuple[Any, ...], replay: Callable[[], Any], outputs: Outputs):
         self._inputs, self._replay, self._outputs = inputs, replay, outputs
@@ -101,12 +153,14 @@ class _Captured:
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether memory is where it was, and `inputs` are of the same kind."""
-        return self._moves == Cell.moves and all(
-            given is fixed
-            if isinstance(fixed, Cell)
-            else (given.shape, given.dtype) == (fixed.shape, fixed.dtype)
-            for fixed, given in zip(self._inputs, inputs, strict=True)
-        )
+        pairs = zip(self._inputs, inputs, strict=True)
+        return self._moves == Cell.moves and all(self._fits(*pair) for pair in pairs)
+
+    @staticmethod
+    def _fits(fixed: Any, given: Any) -> bool:
+        if isinstance(fixed, torch.Tensor):
+            return (given.shape, given.dtype) == (fixed.shape, fixed.dtype)
+        return fixed is None or given is fixed
 
     def run(self, inputs: tuple[Any, ...]) -> Outputs:
         for fixed, given in zip(self._inputs, inputs, strict=True):

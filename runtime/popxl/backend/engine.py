@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,8 @@ class Engine:
 
     def __init__(self, ir: Ir, device: torch.device, composite_kernels: bool = True):
         self.ir, self.device = ir, device
+        if device.type == "cuda":
+            cuda.sum_in_float32()
         self.mesh, self.collectives = _layout(ir, device)
         self.pager = Pager(_mapped_memory())
         self.streamer, self._streamed = _streams(ir, device)
@@ -59,6 +62,7 @@ class Engine:
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
         native = library() if composite_kernels and device.type == "cpu" else None
         alone = not isinstance(self.collectives, AcrossProcesses)
+        graphs = cuda.enabled(device)
         around = Surroundings(
             self.mesh,
             device,
@@ -69,10 +73,12 @@ class Engine:
             lambda: self.pager.fits and self.streamer is None,
             self.collectives,
             # Collectives between processes wait on the host, which no CUDA graph can hold.
-            graphs=cuda.enabled(device) and alone and self.streamer is None,
+            capture=cuda.CudaCapture() if graphs and alone and self.streamer is None else None,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
+        # Kernels go by the device that a thread is at, and any thread may run the program.
+        self._current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         self._arguments = [self._cells[v] for v in variables]
 
     def run(
@@ -82,7 +88,7 @@ class Engine:
         self._inputs = {stream: self._queue(array) for stream, array in inputs.items()}
         self._outputs = {stream: [] for stream in outputs}
         self.pager.begins()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._current:
             self.main(*self._arguments)
             return {stream: self._collect(stream) for stream in outputs}
 

@@ -77,7 +77,12 @@ def dynamic_slice(
     axes: tuple[int, ...],
     sizes: tuple[int, ...],
 ) -> torch.Tensor:
-    """The part of `x` of the given sizes from `index` on; a view where replicas agree on it."""
+    """The part of `x` of the given sizes from `index` on; a view where replicas agree on it.
+
+    One on a device is used there, without a view.
+    """
+    if index.device.type != "cpu" and index.numel() == len(axes):
+        return picked_range(x, index.flatten(), axes, sizes)
     starts = numbers(index.reshape(-1, len(axes)))
     if len(starts) == 1:
         return _narrow(x, starts[0], axes, sizes)
@@ -85,6 +90,18 @@ def dynamic_slice(
     each = zip(wide.flatten(0, lead - 1), numbers(index.reshape(-1, len(axes))), strict=True)
     parts = torch.stack([_narrow(part, start, axes, sizes) for part, start in each])
     return parts.reshape(*wide.shape[:lead], *parts.shape[1:])
+
+
+def picked_range(
+    x: torch.Tensor, starts: torch.Tensor, axes: tuple[int, ...], sizes: tuple[int, ...]
+) -> torch.Tensor:
+    """The elements of `dynamic_slice`; Python need not know the starts, `(len(axes),)`."""
+    if x.dtype in SIGNED:
+        return picked_range(x.view(SIGNED[x.dtype]), starts, axes, sizes).view(x.dtype)
+    for start, axis, size in zip(starts.long().split(1), axes, sizes, strict=True):
+        first = start.clamp(0, x.shape[axis] - size)
+        x = x.index_select(axis, first + torch.arange(size, device=x.device))
+    return x
 
 
 def dynamic_update(

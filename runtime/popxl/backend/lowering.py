@@ -49,7 +49,7 @@ class Surroundings:
     composites: Composites
     settled: Callable[[], bool]
     collectives: Collectives | AcrossProcesses
-    graphs: bool = False  # whether CUDA graphs are made of lowered ones
+    capture: cuda.Capture | None = None  # makes CUDA graphs of lowered ones
     scratch: Scratch = field(default_factory=Scratch)  # of recordings
 
 
@@ -302,7 +302,7 @@ class _GraphLowering:
         body = self.program.lower(op.graphs[0], frozenset(op.modifies))
         loop, copied = repeated(body, frozenset(op.modifies))
         module: torch.nn.Module = Repeat(body.module, op.count, copied)
-        if not is_steady(self.graph) and not self.around.graphs:  # else a larger part is recorded
+        if not is_steady(self.graph):  # else a larger part is recorded
             constants = (i for i, t in enumerate(op.inputs) if isinstance(t, Constant))
             module = self._recorded(op.graphs[0], module, frozenset(constants))
         self._run_graphs(op, module, [Callee(loop, 0)])
@@ -338,8 +338,8 @@ class _GraphLowering:
         native = self.around.composites.native
         if not is_steady(graph):
             return module
-        if self.around.graphs:
-            return cuda.Graphed(module, self.device, cuda.capture_graph)
+        if self.around.capture is not None:
+            return cuda.Graphed(module, self.device, self.around.capture, constants)
         if native is None:
             return module
         return Recorded(module, native, self.around.scratch, self.around.settled, constants)

@@ -323,7 +323,7 @@ def _by_group(
     lead: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    shifts = torch.tensor([12, 8, 4, 0], dtype=torch.int32, device=x.device)
+    shifts = torch.arange(12, -4, -4, dtype=torch.int32, device=x.device)  # no copy from the host
     numbers = (words.to(torch.int32).unsqueeze(-1) >> shifts) & 15  # [..., group_size / 4, 4]
     values = numbers.flatten(-2).float() * scale.float() + offset.float()
     weight = values.flatten(-2).transpose(-1, -2).to(x.dtype)

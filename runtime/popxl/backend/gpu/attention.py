@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
 
@@ -12,68 +12,45 @@ from popxl.backend.gpu.replicas import by_replica, without_mesh
 from popxl.backend.placement import move
 
 
-def tokens_on_gpu(
-    kernels: ModuleType,
+def attention_on_gpu(
+    kernel: Callable[..., torch.Tensor | None],
     lead: int,
     qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     cells: tuple[Cell, Cell],
     slopes: torch.Tensor,
-    positions: torch.Tensor,
+    *places: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Write k and v at the rows' positions, and attend up to these, as `rows_attention` does.
+    """Write k and v to the caches, and attend up to where these tokens stand.
+
+    Args:
+        kernel: one of the attentions of `kernels.py`.
+        qkv: each `(*mesh, tokens, heads, head_dim)`.
+        cells: caches `(*mesh, batch, heads, sequence_length, head_dim)`.
+        slopes: `(*mesh, heads)`.
+        places: positions and, where the kernel asks for it, the row of the caches; used where they
+            are, so that a CUDA graph can hold it.
 
     Returns:
-        `(*mesh, batch, heads, head_dim)`; None where the kernel does not do it.
+        Like q; None where the kernel does not do it.
     """
     mesh = _mesh(lead, *qkv[1:], *(cell.tensor for cell in cells))
-    one = all(size == 1 for size in positions.shape[:lead])
+    one = all(size == 1 for place in places for size in place.shape[:lead])
     if not one or _mesh(lead, qkv[1], qkv[0], slopes, *(cell.tensor for cell in cells)) != mesh:
         return None  # caches hold no more than k and v ask for
     own = _caches(mesh, [cell.writable(mesh) for cell in cells])
     if own is None:
         return None
-    rows = [by_replica(mesh, t).flatten(0, 1) for t in qkv]
-    keys, values = (t.flatten(0, 1) for t in own)
-    at = move(positions.flatten(), qkv[0].device)
-    slopes = by_replica(mesh, slopes)
-    done = kernels.token_attention((rows[0], rows[1], rows[2]), (keys, values), slopes, at)
+    q, k, v = (by_replica(mesh, t) for t in qkv)
+    at = [move(place.flatten(), q.device) for place in places]
+    done = kernel((q, k, v), (own[0], own[1]), by_replica(mesh, slopes), *at)
     return None if done is None else done.reshape(*mesh, *qkv[0].shape[lead:])
-
-
-def prompt_on_gpu(
-    kernels: ModuleType,
-    lead: int,
-    q: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor],
-    slopes: torch.Tensor,
-    at: int,
-) -> torch.Tensor | None:
-    """A chunk of tokens of a row, whose keys and values are in the cache.
-
-    Args:
-        q: `(*mesh, tokens, heads, head_dim)`.
-        caches: of the row, `(*mesh, heads, sequence_length, head_dim)`.
-        at: where the first token stands.
-
-    Returns:
-        Like q; None where the kernel does not do it.
-    """
-    mesh = _mesh(lead, q, slopes, *caches)
-    own = _caches(mesh, caches)
-    if own is None:
-        return None
-    slopes = by_replica(mesh, slopes)
-    done = kernels.chunk_attention(by_replica(mesh, q), (own[0], own[1]), slopes, at)
-    return None if done is None else done.reshape(*mesh, *q.shape[lead:])
 
 
 def _mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:
     return tuple(broadcast_shapes(*(t.shape[:lead] for t in tensors)))
 
 
-def _caches(
-    mesh: tuple[int, ...], caches: list[torch.Tensor] | tuple[torch.Tensor, torch.Tensor]
-) -> list[torch.Tensor] | None:
+def _caches(mesh: tuple[int, ...], caches: list[torch.Tensor]) -> list[torch.Tensor] | None:
     """`(replicas, ...)` each, where they lie; None where that is no tensor."""
     lead = len(mesh)
     own = [without_mesh(lead, t) for t in caches if t.shape[:lead] == mesh]

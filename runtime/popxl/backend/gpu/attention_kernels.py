@@ -13,6 +13,21 @@ BESIDE = tl.constexpr(4)
 
 
 @triton.jit
+def first_position(positions, tokens, length):
+    """Where the first of so many tokens of a row stands: all of them are in the cache."""
+    return tl.minimum(tl.maximum(tl.load(positions), 0), length - tokens)
+
+
+@triton.jit
+def token_position(row, positions, cache_row, batch, length):
+    """Where the token of a row stands; see `token_attention`."""
+    if cache_row is not None:
+        return first_position(positions, batch, length) + row % batch
+    else:  # noqa: RET505 - decided when it is compiled
+        return tl.minimum(tl.maximum(tl.load(positions + row % batch), 0), length - 1)
+
+
+@triton.jit
 def token_attention(
     q,
     k,
@@ -21,11 +36,13 @@ def token_attention(
     values,
     slopes,
     positions,
+    cache_row,
     sums,
     out,
     batch,
     heads,
     length,
+    cache_rows,
     parts,
     part,
     row_stride,
@@ -41,18 +58,26 @@ def token_attention(
     The rows are those of all replicas, `batch` of each. The position is read where it is: programs
     of keys behind it end at once.
 
+    With a `cache_row` the `batch` tokens of a replica are the next ones of this row of its cache,
+    where their keys and values are already.
+
     Args:
         q, k, v: `(rows, heads, head_dim)`, of one `row_stride` and `head_stride`.
-        keys, values: `(rows, heads, length, head_dim)`.
+        keys, values: `(replicas * cache_rows, heads, length, head_dim)`.
         slopes: float32 `(heads,)` of each replica, `slopes_step` apart.
-        positions: int32 `(batch,)`, the same for all replicas.
+        positions: int32 `(batch,)`, the same for all replicas; with a `cache_row` that of the first
+            token.
+        cache_row: int32 `(1,)`, or None.
         sums: float32 `(rows, heads, parts, head_dim + BESIDE)`: sums of values, of weights, and
             the largest score; where there are several parts.
         out: `(rows, heads, head_dim)`; written where there is one part.
         factor: of scores.
     """
     row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    at = tl.minimum(tl.maximum(tl.load(positions + row % batch), 0), length - 1)
+    at = token_position(row, positions, cache_row, batch, length)
+    held_in = row.to(tl.int64)
+    if cache_row is not None:
+        held_in = (row // batch).to(tl.int64) * cache_rows + tl.load(cache_row)
     first = tl.program_id(1) * part
     if first <= at:
         d = tl.arange(0, PADDED)
@@ -62,10 +87,11 @@ def token_attention(
         new_key = tl.load(k + own, mask=real, other=0)
         new_value = tl.load(v + own, mask=real, other=0)
         slope = tl.load(slopes + row // batch * slopes_step + head)
-        cache = tl.program_id(0).to(tl.int64) * length * HEAD_DIM
-        if at < first + part:
-            tl.store(keys + cache + at * HEAD_DIM + d, new_key, mask=real)
-            tl.store(values + cache + at * HEAD_DIM + d, new_value, mask=real)
+        cache = (held_in * heads + head) * length * HEAD_DIM
+        if cache_row is None:  # noqa: SIM102 - decided when it is compiled
+            if at < first + part:
+                tl.store(keys + cache + at * HEAD_DIM + d, new_key, mask=real)
+                tl.store(values + cache + at * HEAD_DIM + d, new_value, mask=real)
         largest = tl.full([BLOCK], -1e30, tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
         context = tl.zeros([BLOCK, PADDED], tl.float32)
@@ -104,6 +130,7 @@ def token_attention(
 def joined(
     sums,
     positions,
+    cache_row,
     out,
     batch,
     heads,
@@ -118,8 +145,7 @@ def joined(
 
     PARTS is `parts` or more, a power of two: all are read at once.
     """
-    at = tl.load(positions + tl.program_id(0) // heads % batch)
-    at = tl.minimum(tl.maximum(at, 0), length - 1)
+    at = token_position(tl.program_id(0) // heads, positions, cache_row, batch, length)
     i, d = tl.arange(0, PARTS), tl.arange(0, PADDED)
     held = i <= at // part
     here = sums + (tl.program_id(0).to(tl.int64) * parts + i) * (HEAD_DIM + BESIDE)
@@ -133,15 +159,55 @@ def joined(
     tl.store(out + place, context.to(out.dtype.element_ty), mask=d < HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["at"])
+@triton.jit
+def keep_chunk(
+    k,
+    v,
+    keys,
+    values,
+    position,
+    row,
+    tokens,
+    token_stride,
+    head_stride,
+    length,
+    kv_step,
+    cache_step,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Writes the keys and values of a chunk of tokens to a row of the cache.
+
+    Axes of programs, position and row are those of `chunk_attention`.
+
+    Args:
+        k, v: `(tokens, heads, head_dim)`, of one `token_stride` and `head_stride`.
+        keys, values: `(cache rows, heads, length, head_dim)`.
+    """
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    replica = tl.program_id(2).to(tl.int64)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, PADDED)
+    given = (m < tokens)[:, None] & (d < HEAD_DIM)[None, :]
+    own = replica * kv_step + m[:, None] * token_stride + head * head_stride + d[None, :]
+    at = first_position(position, tokens, length) + m
+    cache = replica * cache_step + (tl.load(row).to(tl.int64) * heads + head) * length * HEAD_DIM
+    place = cache + at[:, None] * HEAD_DIM + d[None, :]
+    tl.store(keys + place, tl.load(k + own, mask=given, other=0), mask=given)
+    tl.store(values + place, tl.load(v + own, mask=given, other=0), mask=given)
+
+
+@triton.jit
 def chunk_attention(
     q,
     keys,
     values,
     slopes,
     out,
+    position,
+    row,
     tokens,
-    at,
     token_stride,
     head_stride,
     length,
@@ -154,7 +220,7 @@ def chunk_attention(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A chunk of tokens of one row, the first of them at `at`; keys and values are in the cache.
+    """A chunk of tokens of one row of the cache, where their keys and values are already.
 
     Slope times distance is made in registers, in float32: a mask that is read from memory would be
     as large as the scores, and in 16 bits would round distances. Replicas are the third axis of
@@ -162,8 +228,9 @@ def chunk_attention(
 
     Args:
         q: `(tokens, heads, head_dim)`, of `token_stride` and `head_stride`.
-        keys, values: `(heads, length, head_dim)`.
+        keys, values: `(cache rows, heads, length, head_dim)`.
         out: `(tokens, heads, head_dim)`.
+        position, row: int32 `(1,)`: where the first token stands, and the row.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     replica = tl.program_id(2).to(tl.int64)
@@ -179,7 +246,8 @@ def chunk_attention(
         q + m[:, None] * token_stride + head * head_stride + d[None, :], mask=given & real, other=0
     )
     slope = tl.load(slopes + head)
-    cache = head.to(tl.int64) * length * HEAD_DIM
+    at = first_position(position, tokens, length)
+    cache = (tl.load(row).to(tl.int64) * heads + head) * length * HEAD_DIM
     largest = tl.full([BLOCK_M], -1e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     context = tl.zeros([BLOCK_M, PADDED], tl.float32)

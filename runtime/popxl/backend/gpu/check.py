@@ -17,7 +17,7 @@ TOLERANCE = 0.02
 """Of the largest value, in 16 bits."""
 
 SIZE, OUTPUTS, HEADS, LENGTH, HEAD_DIM = 256, 72, 2, 300, 128
-REPLICAS = 2
+REPLICAS, ROWS = 2, 2
 
 
 def fault(kernels: ModuleType, device: torch.device) -> str | None:
@@ -52,13 +52,13 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
                 return found, x.float() @ values + bias.float()[:, None]
 
             yield f"a product of {rows} rows with {kind}", product
-    caches = random(2, REPLICAS, HEADS, LENGTH, HEAD_DIM)
+    caches = random(2, REPLICAS, ROWS, HEADS, LENGTH, HEAD_DIM)
     slopes = torch.tensor([[0.5, 0.01], [0.1, 0.02]], device=device)
     for at, tokens in ((0, 1), (LENGTH - 2, 1), (0, 17), (LENGTH - 17, 17)):
         q = random(REPLICAS, tokens, HEADS, HEAD_DIM)
 
         def attention(q=q, at=at, tokens=tokens):
-            return _attention(kernels, q, caches, slopes, at, tokens)
+            return _attention(kernels, q, caches, slopes, at)
 
         yield f"attention of {tokens} tokens at {at}", attention
 
@@ -90,26 +90,26 @@ def _weights(
 
 
 def _attention(
-    kernels: ModuleType,
-    q: torch.Tensor,
-    caches: torch.Tensor,
-    slopes: torch.Tensor,
-    at: int,
-    tokens: int,
+    kernels: ModuleType, q: torch.Tensor, caches: torch.Tensor, slopes: torch.Tensor, at: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the last row of caches, by all kernels that do it one after the other."""
     keys, values = (cache.clone() for cache in caches)
+    tokens, row = q.shape[1], ROWS - 1
+    places = [torch.full((1,), number, dtype=torch.int32, device=q.device) for number in (at, row)]
+    given = (q, q, q), (keys, values), slopes
+    found = [
+        kernel(*given, *places) for kernel in (kernels.chunk_attention, kernels.verify_attention)
+    ]
     if tokens == 1:
-        positions = torch.full((1,), at, dtype=torch.int32, device=q.device)
-        row = q[:, 0]
-        found = kernels.token_attention((row, row, row), (keys, values), slopes, positions)
-        found = found[:, None]
-    else:
-        keys[:, :, at : at + tokens] = values[:, :, at : at + tokens] = q.transpose(1, 2)
-        found = kernels.chunk_attention(q, (keys, values), slopes, at)
-    filled = slice(at + tokens)
+        row_alone = keys[:, row:].contiguous(), values[:, row:].contiguous()
+        found.append(kernels.token_attention(given[0], row_alone, slopes, places[0]))
+    kept = caches.clone()
+    kept[:, :, row, :, at : at + tokens] = q.transpose(1, 2)
     distance = torch.arange(at + tokens) - torch.arange(at, at + tokens).unsqueeze(-1)
     distance = distance.to(q.device)
-    scores = q.float().transpose(1, 2) @ keys[:, :, filled].float().mT
+    own_keys, own_values = kept[:, :, row, :, : at + tokens].float()
+    scores = q.float().transpose(1, 2) @ own_keys.mT
     scores = scores * HEAD_DIM**-0.5 + slopes[..., None, None] * distance
     weights = scores.masked_fill(distance > 0, -torch.inf).softmax(-1)
-    return found, (weights @ values[:, :, filled].float()).transpose(1, 2)
+    expected = (weights @ own_values).transpose(1, 2)
+    return torch.stack(found), expected

@@ -4,7 +4,11 @@ Every function but `finish` returns None where its kernel does not do it; PyTorc
 tensors of several replicas lie along the first axis, with a stride of 0 where they are one.
 """
 
-from popxl.backend.gpu.attention_launches import chunk_attention, token_attention
+from popxl.backend.gpu.attention_launches import (
+    chunk_attention,
+    token_attention,
+    verify_attention,
+)
 from popxl.backend.gpu.product_launches import FEW_ROWS, finish, linear
 
-__all__ = ["FEW_ROWS", "chunk_attention", "finish", "linear", "token_attention"]
+__all__ = ["FEW_ROWS", "chunk_attention", "finish", "linear", "token_attention", "verify_attention"]

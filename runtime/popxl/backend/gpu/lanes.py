@@ -73,18 +73,22 @@ class CudaLanes:
         self._bounces: list[tuple[torch.Tensor, torch.cuda.Event]] = []
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self.device)[0]
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()  # what another session has left counts as used
+            return torch.cuda.mem_get_info()[0]
 
     def allocate(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def pinned(self, source: torch.Tensor) -> torch.Tensor:
-        if source.is_pinned() or not _can_be_pinned(source.nbytes):
+        if source.is_pinned():
             return source
-        return torch.empty(source.shape, dtype=source.dtype, pin_memory=True).copy_(source)
+        memory = _pinned(source.nbytes)
+        return source if memory is None else memory.view(source.dtype).copy_(source)
 
     def host_memory(self, size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=_can_be_pinned(size))
+        memory = _pinned(size)
+        return torch.empty(size, dtype=torch.uint8) if memory is None else memory
 
     def mark(self) -> torch.cuda.Event:
         return torch.cuda.current_stream(self.device).record_event()
@@ -186,9 +190,15 @@ def _event(ticket: Ticket) -> torch.cuda.Event:
     return ticket.result() if isinstance(ticket, Future) else ticket
 
 
-def _can_be_pinned(size: int) -> bool:
+def _pinned(size: int) -> torch.Tensor | None:
+    """Pinned bytes of the host, where there is room for them and the system gives them."""
     taken = 1 << max(size - 1, 0).bit_length()  # PyTorch pins powers of two
-    return taken <= (1 - LEFT_TO_OTHERS) * available_memory()
+    if taken > (1 - LEFT_TO_OTHERS) * available_memory():
+        return None
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # a system may allow less than there is
+        return None
 
 
 def lanes_of(device: torch.device) -> Lanes | None:

@@ -14,6 +14,9 @@ from popxl.backend.native.linear import Weight
 FEW_ROWS = 64
 """Rows up to which quantised weights are taken apart in the product; for more, once before it."""
 
+LARGEST_GROUP = 256
+"""Elements that a tile of the product is as wide as; wider ones are more than registers hold."""
+
 PROGRAMS = 4 * 132
 """Programs that keep the multiprocessors of an H100 or H200 busy."""
 
@@ -52,7 +55,7 @@ def linear(
         return _row(x, weight, dtype, *added)
     if weight.scale is None:
         return finish(torch.matmul(x, weight.tensor)[:, None], dtype, None, *added)
-    if rows > FEW_ROWS or x.dtype not in HALF:
+    if rows > FEW_ROWS or x.dtype not in HALF or weight.sizes()[2] > LARGEST_GROUP:
         return finish(torch.matmul(x, floats(weight, x.dtype))[:, None], dtype, None, *added)
     scale = None if weight.grouped else weight.scale
     return finish(_few_rows(x, weight), dtype, scale, *added)
@@ -142,6 +145,7 @@ def _row(
         *(ordered, sums, _words(weight).view(torch.int32), weight.scale, weight.offset, *after),
         *(_step(bias), pieces, outputs, size // group),
         GROUP=group,
+        COARSE=x.dtype in HALF,
         BLOCK_G=block,
         **(options | {"EVEN": even and pieces % block == 0, "BLOCK_P": block, "num_warps": 2}),
     )
@@ -151,11 +155,15 @@ def _row(
 def _arranged(
     x: torch.Tensor, replicas: int, pieces: int, numbers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    ordered = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    ordered = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     sums = torch.empty((replicas, 1 + 2 * pieces), dtype=torch.float32, device=x.device)
     block = 16
     row_kernels.arranged[(triton.cdiv(pieces, block), replicas)](
-        *(x, ordered, sums, _step(x), pieces), NUMBERS=numbers, BLOCK_P=block, **FUSED
+        *(x, ordered, sums, _step(x), pieces),
+        NUMBERS=numbers,
+        COARSE=x.dtype in HALF,
+        BLOCK_P=block,
+        **FUSED,
     )
     return ordered, sums
 

@@ -10,7 +10,9 @@ split between programs.
 
 Numbers of 8 and 4 bits become floats without a conversion, which is slow: their bits are put into
 the mantissa of 1.0, which makes `1 + number / 2**p`; what the ones add up to is taken off the sum.
-The bits of 1.0 are read from memory: an instruction takes one constant, and that is the mask.
+The bits of 1.0 are read from memory: an instruction takes one constant, and that is the mask. With
+4 bits a multiprocessor's instructions are what is short, next to memory; so inputs are made floats,
+and multiplied by `2**p`, once for all programs, and a shift serves up to three numbers.
 Replicas are the second axis of programs; a `..._step` is from one replica's tensor to the next's, 0
 where they hold one.
 """
@@ -19,9 +21,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-SIGNS = tl.constexpr(-0x7F7F7F80)
-"""The sign bits of four bytes, as int32."""
 
 
 @triton.jit
@@ -88,35 +87,61 @@ def row_times_floats(
 
 @triton.jit
 def one_and(words, SHIFT: tl.constexpr, MASK: tl.constexpr, one):
-    """Floats whose bits are those of 1.0 and, under the mask, those of the words, shifted left."""
+    """Floats whose bits are those of `one` and, under the mask, those of the words, shifted left.
+
+    Where a bit is in both, it is in none.
+    """
     if SHIFT >= 0:  # noqa: SIM108 - decided when it is compiled
         moved = words << SHIFT
     else:
         moved = words >> -SHIFT
-    return ((moved & MASK) | one).to(tl.float32, bitcast=True)
+    return ((moved & MASK) ^ one).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def arranged(x, out, sums, x_step, pieces, NUMBERS: tl.constexpr, BLOCK_P: tl.constexpr):
+def factors(number, COARSE: tl.constexpr):
+    """Of the inputs of a word's eight numbers, so that each comes into its float as 16th parts."""
+    if COARSE:
+        small = tl.where((number == 2) | (number == 5), 16.0, 1.0)
+        large = tl.where((number == 3) | (number == 6), 256.0, small)
+        return tl.where(number == 0, 128.0, tl.where(number == 7, 8.0, large))
+    else:  # noqa: RET505 - decided when it is compiled
+        return tl.where((number == 0) | (number == 2) | (number == 6), 16.0, 1.0)
+
+
+@triton.jit
+def arranged(
+    x,
+    out,
+    sums,
+    x_step,
+    pieces,
+    NUMBERS: tl.constexpr,
+    COARSE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """x `(pieces, 32)` in the order in which words of `NUMBERS` numbers are taken apart.
 
-    out `(NUMBERS, pieces * 32 / NUMBERS)`: the inputs of the words' first numbers, then those of
-    their second ones. sums `(1 + 2 * pieces,)`: 1.0, what the ones of `row_times_groups` add up to
-    in a piece, and the sum of a piece's inputs.
+    out float32 `(NUMBERS, pieces * 32 / NUMBERS)`: the inputs of the words' first numbers, then
+    those of their second ones, of eight with their factors. sums `(1 + 2 * pieces,)`: 1.0, or 1.5
+    for four numbers, what the ones of `row_times_groups` add up to in a piece, and the sum of a
+    piece's inputs.
     """
     x, out, sums = own(x, x_step), own(out, pieces * 32), own(sums, 1 + 2 * pieces)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     i = tl.arange(0, 32)[None, :]
     inside = (p < pieces) & (i >= 0)
-    given = tl.load(x + p * 32 + i, mask=inside, other=0)
+    given = tl.load(x + p * 32 + i, mask=inside, other=0).to(tl.float32)
     number = i % NUMBERS
-    tl.store(out + number * (pieces * 32 // NUMBERS) + (p * 32 + i) // NUMBERS, given, mask=inside)
-    wide = given.to(tl.float32)
-    factor = tl.where((number == 0) | (number == 2) | (number == 6), 16.0, 1.0)
+    multiplied = given
+    if NUMBERS == 8:
+        multiplied = given * factors(number, COARSE)
+    place = number * (pieces * 32 // NUMBERS) + (p * 32 + i) // NUMBERS
+    tl.store(out + place, multiplied, mask=inside)
     q = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    tl.store(sums + 1 + q, tl.sum(wide * factor, 1), mask=q < pieces)
-    tl.store(sums + 1 + pieces + q, tl.sum(wide, 1), mask=q < pieces)
-    tl.store(sums, 1.0)
+    tl.store(sums + 1 + q, tl.sum(multiplied, 1), mask=q < pieces)
+    tl.store(sums + 1 + pieces + q, tl.sum(given, 1), mask=q < pieces)
+    tl.store(sums, 1.0 if NUMBERS == 8 else 1.5)
 
 
 @triton.jit
@@ -141,8 +166,8 @@ def row_times_bytes(
 ):
     """x `(4, words)` as `arranged`, weight int32 `(outputs, words)` of four int8 each.
 
-    With the sign bit turned a byte is its number + 128, and in the upper 8 bits of the mantissa
-    1 + (number + 128) / 256.
+    With the sign bit turned, which 1.5 in the place of 1.0 does, a byte is its number + 128, and in
+    the upper 8 bits of the mantissa 1 + (number + 128) / 256.
     """
     x, added = own(x, 4 * words), own(added, 1 + words // 4)
     weight, scale, bias = own(weight, weight_step), own(scale, scale_step), own(bias, bias_step)
@@ -157,11 +182,11 @@ def row_times_bytes(
         w = begin + tl.arange(0, BLOCK_W)[None, :]
         more = (w < words) | EVEN
         both = inside[:, None] & more
-        four = tl.load(rows + w, mask=both, other=0, eviction_policy="evict_first") ^ SIGNS
-        x0 = tl.load(x + w, mask=more, other=0).to(tl.float32)
-        x1 = tl.load(x + words + w, mask=more, other=0).to(tl.float32)
-        x2 = tl.load(x + 2 * words + w, mask=more, other=0).to(tl.float32)
-        x3 = tl.load(x + 3 * words + w, mask=more, other=0).to(tl.float32)
+        four = tl.load(rows + w, mask=both, other=0, eviction_policy="evict_first")
+        x0 = tl.load(x + w, mask=more, other=0)
+        x1 = tl.load(x + words + w, mask=more, other=0)
+        x2 = tl.load(x + 2 * words + w, mask=more, other=0)
+        x3 = tl.load(x + 3 * words + w, mask=more, other=0)
         given += (x0 + x1) + (x2 + x3)
         sums += one_and(four, 15, 0x7F8000, one) * x0
         sums += one_and(four, 7, 0x7F8000, one) * x1
@@ -189,6 +214,7 @@ def row_times_groups(
     ACTIVATION: tl.constexpr,
     EVEN: tl.constexpr,
     GROUP: tl.constexpr,
+    COARSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -197,7 +223,9 @@ def row_times_groups(
 
     weight int32 `(outputs, pieces, 4)`, scale and offset `(outputs, groups)`. A word of 32 bits is
     two of 16, whose first number is in their highest bits. Its eight numbers come into the upper 8
-    bits of the mantissa: five as 1 + number / 16, three as 1 + number / 256.
+    bits of the mantissa: five as 1 + number / 16, three as 1 + number / 256. `COARSE`, which is for
+    inputs of 16 bits, has them in the upper 12 and needs two shifts, not five; what sums are
+    rounded by is some 2**-15 of such an input, which has itself been rounded by 2**-9 or 2**-12.
     """
     x, added = own(x, 32 * pieces), own(added, 1 + 2 * pieces)
     weight, bias = own(weight, outputs * pieces * 4), own(bias, bias_step)
@@ -220,22 +248,32 @@ def row_times_groups(
         eight = tl.load(rows + w, mask=both, other=0, eviction_policy="evict_first")
         s = tl.load(scales + p * 32 // GROUP, mask=inside[:, None] & more, other=0).to(tl.float32)
         ones = tl.load(added + 1 + p, mask=more, other=0)
-        x0 = tl.load(x + w, mask=every, other=0).to(tl.float32) * 16
-        x1 = tl.load(x + words + w, mask=every, other=0).to(tl.float32)
-        x2 = tl.load(x + 2 * words + w, mask=every, other=0).to(tl.float32) * 16
-        x3 = tl.load(x + 3 * words + w, mask=every, other=0).to(tl.float32)
-        x4 = tl.load(x + 4 * words + w, mask=every, other=0).to(tl.float32)
-        x5 = tl.load(x + 5 * words + w, mask=every, other=0).to(tl.float32)
-        x6 = tl.load(x + 6 * words + w, mask=every, other=0).to(tl.float32) * 16
-        x7 = tl.load(x + 7 * words + w, mask=every, other=0).to(tl.float32)
-        part = one_and(eight, 3, 0x780000, one) * x7
-        part += one_and(eight, 3, 0x78000, one) * x0
-        part += one_and(eight, 11, 0x780000, one) * x1
-        part += one_and(eight, 11, 0x78000, one) * x2
-        part += one_and(eight, -5, 0x780000, one) * x5
-        part += one_and(eight, -5, 0x78000, one) * x6
-        part += one_and(eight, 19, 0x780000, one) * x3
-        part += one_and(eight, -9, 0x780000, one) * x4
+        x0 = tl.load(x + w, mask=every, other=0)
+        x1 = tl.load(x + words + w, mask=every, other=0)
+        x2 = tl.load(x + 2 * words + w, mask=every, other=0)
+        x3 = tl.load(x + 3 * words + w, mask=every, other=0)
+        x4 = tl.load(x + 4 * words + w, mask=every, other=0)
+        x5 = tl.load(x + 5 * words + w, mask=every, other=0)
+        x6 = tl.load(x + 6 * words + w, mask=every, other=0)
+        x7 = tl.load(x + 7 * words + w, mask=every, other=0)
+        if COARSE:
+            part = one_and(eight, 0, 0xF0000, one) * x7
+            part += one_and(eight, 0, 0xF000, one) * x0
+            part += one_and(eight, 11, 0x780000, one) * x1
+            part += one_and(eight, 11, 0x78000, one) * x2
+            part += one_and(eight, 11, 0x7800, one) * x3
+            part += one_and(eight, -9, 0x780000, one) * x4
+            part += one_and(eight, -9, 0x78000, one) * x5
+            part += one_and(eight, -9, 0x7800, one) * x6
+        else:
+            part = one_and(eight, 3, 0x780000, one) * x7
+            part += one_and(eight, 3, 0x78000, one) * x0
+            part += one_and(eight, 11, 0x780000, one) * x1
+            part += one_and(eight, 11, 0x78000, one) * x2
+            part += one_and(eight, -5, 0x780000, one) * x5
+            part += one_and(eight, -5, 0x78000, one) * x6
+            part += one_and(eight, 19, 0x780000, one) * x3
+            part += one_and(eight, -9, 0x780000, one) * x4
         sums += s * (tl.sum(part, 2) - ones)
     y = 16 * tl.sum(sums, 1)
     sums = tl.zeros([BLOCK_N, BLOCK_G], tl.float32)
