@@ -148,9 +148,15 @@ void run_few(const Linear& op, const Share& share) {
         const char* scale_of_first =
             op.w_type == INT8 ? at(op.scale, op.scale_type, of_scale + first * op.scale_output)
                               : nullptr;
+        LaterScales later;
+        if (op.w_type == NIBBLES) {
+            int64_t behind = of_scale + (first + part) * op.scale_output;
+            later = {at(op.scale, op.scale_type, behind), at(op.offset, op.scale_type, behind),
+                     op.scale_output * size_of(op.scale_type)};
+        }
         Fetcher fetcher;
         products(Task{op, prepared, at(op.w, op.w_type, of_w), x, result, part, outputs, scales,
-                      scale_of_first, fetcher});
+                      scale_of_first, fetcher, later});
         finish(op, result, part, outputs, place, first, 0, op.rows, fetcher);
     }
 }

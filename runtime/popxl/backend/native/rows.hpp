@@ -15,6 +15,20 @@ constexpr int LINES = 4;            // of weights asked for in between, for a ro
 constexpr int64_t WIDE = 256;       // blocks times rows whose activations stay in the first cache
 constexpr int64_t NEAR = 32 << 10;  // bytes of them, as whole numbers
 
+// Where the scales of groups lie that the next part needs: those of its first output, `step` bytes an
+// output. They are asked for while this part's weights are used.
+struct LaterScales {
+    const char *scale = nullptr, *offset = nullptr;
+    int64_t step = 0;
+
+    void ask(int64_t output) const {
+        for (int64_t i = output * step; i < (output + 1) * step; i += 64) {
+            ask_ahead(scale + i);
+            ask_ahead(offset + i);
+        }
+    }
+};
+
 // What one thread works with: `result` is float [rows][part].
 struct Task {
     const Linear& op;
@@ -26,6 +40,7 @@ struct Task {
     const Scales& scales;
     const char* scale;  // int8: of the part's first output
     Fetcher& fetcher;   // of the weights behind the part's
+    LaterScales later;
 };
 
 #ifdef POPXL_BYTES
@@ -113,6 +128,7 @@ template <int64_t TYPE, Arithmetic HOW, int R> struct QuantizedRows {
         for (int64_t segment = 0; segment < t.op.segments; segment++) {
             for (int64_t b = 0; b < bytes; b += WIDTH)
                 for (int64_t o = 0; o < count; o++) {
+                    if (TYPE == NIBBLES && !b) t.later.ask(output + o);
                     Floats these[R] = {};
                     if (b) std::copy(sums[o], sums[o] + R, these);
                     T::range(these, t.prepared, w + o * step, x, b, std::min(b + WIDTH, bytes),
