@@ -26,13 +26,17 @@ TYPES = list(TOLERANCE)
 SIZES = [(1024, 100), (100, 37), (33, 5), (7, 3), (1, 1)]
 
 
-@pytest.fixture(scope="module", params=build.MAKERS)
-def native(request) -> Library:
-    """The library as it is compiled for a processor of each maker, run on this one."""
+@pytest.fixture(scope="module")
+def compiler() -> str:
     try:
-        build.compiler()
+        return build.compiler()
     except build.CannotBuildError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=build.MAKERS)
+def native(request, compiler) -> Library:
+    """The library as it is compiled for a processor of each maker, run on this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "maker", lambda: request.param)
         return Library(build.built_library())
@@ -376,7 +380,7 @@ def test_without_a_compiler_torch_computes_and_one_line_says_so(tmp_path, compil
     assert "no native kernels" in line
 
 
-def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, native, caplog):
+def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, compiler, caplog):
     monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-O0"])  # quicker to compile
     monkeypatch.setenv(cache.CACHE_DIR, "/proc/nowhere")
     with caplog.at_level(logging.WARNING):
@@ -385,11 +389,11 @@ def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, native, caplog):
     assert len(caplog.records) == 1
 
 
-def test_the_portable_code_computes_the_same(native, generator, tmp_path):
+def test_the_portable_code_computes_the_same(compiler, generator, tmp_path):
     """Compiled without the instructions that this machine may have."""
     target = tmp_path / "portable.so"
     flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-O3")]
-    build._compile(build.compiler(), flags, target)
+    build._compile(compiler, flags, target)
     portable = Library(target)
     for dtype in TYPES:
         for kind in ("floats", "channels", "groups"):
