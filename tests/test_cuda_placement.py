@@ -82,7 +82,9 @@ def test_the_token_pass_asks_the_device_for_nothing(monkeypatch, shards, precisi
         assert watch.on_device.count("scatter_") == 2 * 2  # keys and values of two layers
 
 
-def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards, caplog):
+@pytest.fixture
+def captures(monkeypatch):
+    """What CUDA graphs would hold, one after the other, and those that were replayed."""
     held, replays = [], []
 
     def capture(run):
@@ -92,6 +94,11 @@ def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards
         return lambda: replays.append(watch), outputs
 
     monkeypatch.setattr(cuda, "CudaCapture", lambda: capture)
+    return held, replays
+
+
+def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards, captures, caplog):
+    held, replays = captures
     with session_of(monkeypatch, shards, graphs=True) as on_device:
         for at in range(5):
             on_device.passes.token(np.array([5, 0, 130]), np.array([at, at, at]))
@@ -127,17 +134,9 @@ def kernels(monkeypatch):
 
 
 def test_the_layers_of_prompts_and_of_verified_tokens_can_be_held_by_cuda_graphs(
-    monkeypatch, shards, kernels, caplog
+    monkeypatch, shards, kernels, captures, caplog
 ):
-    held, replays = [], []
-
-    def capture(run):
-        with DeviceWatch() as watch:
-            outputs = run()
-        held.append(watch)
-        return lambda: replays.append(watch), outputs
-
-    monkeypatch.setattr(cuda, "CudaCapture", lambda: capture)
+    held, replays = captures
     options = {"precision": "bfloat16", "graphs": True, "lookup_tokens": 3}
     with session_of(monkeypatch, shards, **options) as on_device:
         for row, start in ((0, 0), (1, 4), (2, 8), (0, 2)):
