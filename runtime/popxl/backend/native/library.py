@@ -18,7 +18,7 @@ LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP = range(7)
 FIELDS = {
     kind: struct.Struct(form)
     for kind, form in {
-        LINEAR: "48q",
+        LINEAR: "49q",
         NORM: "9qd17q",
         ATTENTION: "53q",
         FINISH: "29q",
