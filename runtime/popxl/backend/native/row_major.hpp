@@ -157,17 +157,20 @@ void row_major(const RowMajorTask& t, int64_t rows) {
     }
 }
 
-// How the outputs of a row-major weight are shared out: wide enough to be read in streams.
+// How the outputs of a row-major weight are shared out: memory is read the faster the wider the parts.
 struct Columns {
-    static constexpr int64_t LEAST = 64, MOST = 1024, PARTS_OF_THREAD = 4;
+    static constexpr int64_t WIDE = 512, WIDEST = 1024, SUMS = 4096, PARTS_OF_THREAD = 4;
     int64_t outputs, count, items;
 
     Columns(const Linear& op, int threads) {
-        int64_t fair = op.outputs * count_of(op.mesh) / (PARTS_OF_THREAD * threads);
-        int64_t most = std::max(LEAST, MOST / std::min<int64_t>(op.rows, MOST_ROWS));
-        outputs = std::min(std::clamp(up(fair, LEAST), LEAST, most), up(op.outputs, LANES));
-        count = (op.outputs + outputs - 1) / outputs;
-        items = count_of(op.mesh) * count;
+        int64_t meshes = count_of(op.mesh), rows = std::min<int64_t>(op.rows, MOST_ROWS);
+        int64_t most = std::clamp(SUMS / rows, WIDE, WIDEST);  // sums that stay in the first cache
+        int64_t fair = op.outputs * meshes / (PARTS_OF_THREAD * threads);
+        count = (op.outputs - 1) / std::clamp(fair, WIDE, most) + 1;
+        while (count * meshes % threads && count * LANES < op.outputs) count++;
+        outputs = up((op.outputs - 1) / count + 1, OUTPUT_VECTORS * LANES);
+        count = (op.outputs - 1) / outputs + 1;
+        items = meshes * count;
     }
 };
 
