@@ -137,7 +137,9 @@ class Attention(addons.Module):
         query = self._rotated(query, place).transpose((0, 2, 1, 3))
         key = self._rotated(key, place).transpose((0, 2, 3, 1))
         keys = ops.dynamic_update_(keys, position, key, [3], [1], True)
-        values = ops.dynamic_update_(values, position, value.transpose((0, 2, 1, 3)), [2], [1], True)
+        values = ops.dynamic_update_(
+            values, position, value.transpose((0, 2, 1, 3)), [2], [1], True
+        )
         context = self._attended(query, keys, values, self._mask(place))
         context = context.transpose((0, 2, 1, 3)).reshape((1, -1))
         group = self.grouping.transpose()

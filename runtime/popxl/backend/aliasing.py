@@ -98,11 +98,12 @@ def _ends_in_its_slot(
         and store.inputs[1:] == load.inputs
         and loaded in written
         and not written.intersection(map(views.root, load.inputs))
-        and not any(_touches(op, load.buffer, called) for op in between)
+        and not any(touches(op, load.buffer, called) for op in between)
     )
 
 
-def _touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+def touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+    """Whether an op loads from or stores to a buffer, or calls a graph that does."""
     if op.kind.startswith("remote_"):
         return op.buffer is buffer
     return any(buffer in called[graph] for graph in op.graphs)

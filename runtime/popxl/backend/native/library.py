@@ -14,7 +14,7 @@ import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl.backend.native.build import CannotBuildError, built_library, missing_instructions
 
-LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP = range(7)
+LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT = range(8)
 FIELDS = {
     kind: struct.Struct(form)
     for kind, form in {
@@ -25,6 +25,7 @@ FIELDS = {
         DECOMPRESS: "8q",
         CHUNK: "53q",
         KEEP: "53q",
+        PUT: "55q",
     }.items()
 }
 """Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
