@@ -24,6 +24,7 @@ from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
+from popxl.backend.elementwise import Chain, chains
 from popxl.backend.fusion import Fusion
 from popxl.backend.gpu.product import RunOnGpu
 from popxl.backend.loans import loans
@@ -94,18 +95,18 @@ class _GraphLowering:
         self.loans = loans(graph, self.values.views)
         self.in_place_slots |= {loan.load for loan in self.loans}
         self.lent_by_store = {loan.store: loan.load.outputs[0] for loan in self.loans}
-        self.products = self._products_of_kernels()
+        self.groups = self._groups_of_kernels()
         for index, tensor in enumerate(inputs):
             self._bind_input(tensor, index, index in by_ref)
 
     def run(self) -> Lowered:
         for position, op in enumerate(self.graph._ops):
             self.values.position = position
-            product = self.products.get(op)
-            if product is None:
+            group = self.groups.get(op)
+            if group is None:
                 self._lower_op(op)
-            elif op is product.ops[-1]:
-                self._lower_product(product)
+            elif op is group.ops[-1]:
+                self._lower_group(group)
         outputs = self.graph._outputs
         self.fx.output(tuple(self.values.node(t) for t in outputs))
         module = GraphModule(self.root, self.fx, class_name=_identifier(self.graph.name or "main"))
@@ -278,19 +279,29 @@ class _GraphLowering:
 
     # --- products ---
 
-    def _products_of_kernels(self) -> dict[Op, Product]:
-        """The products that kernels do, by each of their ops."""
+    def _groups_of_kernels(self) -> dict[Op, Product | Chain]:
+        """What kernels do at once, by each of its ops."""
         known = self.around.composites
         if known.native is None and known.gpu is None:
             return {}
         mesh = self.around.mesh if isinstance(self.collectives, Collectives) else None
-        return {
-            op: p
-            for p in products(
-                self.graph, Fusion(self.graph, {loan.call for loan in self.loans}), mesh
-            )
-            for op in p.ops
-        }
+        fusion = Fusion(self.graph, {loan.call for loan in self.loans})
+        found: list[Product | Chain] = [*products(self.graph, fusion, mesh)]
+        if known.native is not None:
+            found += chains(self.graph, fusion, self.lead)
+        return {op: group for group in found for op in group.ops}
+
+    def _lower_group(self, group: Product | Chain) -> None:
+        if isinstance(group, Chain):
+            self._lower_chain(group)
+        else:
+            self._lower_product(group)
+
+    def _lower_chain(self, chain: Chain) -> None:
+        native = self.around.composites.native
+        assert native is not None
+        nodes = [self.values.node(t) for t in chain.inputs]
+        self.values.bind(chain.output, self.call(chain.program(native, self.lead), *nodes))
 
     def _lower_layer_norm(self, op: Op) -> None:
         nodes = [self.values.node(t) for t in op.inputs]

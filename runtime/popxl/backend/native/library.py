@@ -14,7 +14,7 @@ import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl.backend.native.build import CannotBuildError, built_library, missing_instructions
 
-LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT = range(8)
+LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, ELEMENTWISE = range(9)
 FIELDS = {
     kind: struct.Struct(form)
     for kind, form in {
@@ -26,6 +26,7 @@ FIELDS = {
         CHUNK: "53q",
         KEEP: "53q",
         PUT: "55q",
+        ELEMENTWISE: "9q" + 9 * "10q" + 24 * "8Bd",
     }.items()
 }
 """Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
