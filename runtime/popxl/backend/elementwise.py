@@ -1,7 +1,7 @@
 """Chains of elementwise ops, with reductions of rows among them, that one kernel does.
 
-Found by the structure of a graph alone: ops whose results have the rows of the last one's, each used
-nowhere else. An RMS norm written out is such a chain, and so are a gate, a mask, a rotation.
+Found by the structure of a graph alone: ops whose results have the rows of the last one's, each
+used nowhere else. An RMS norm written out is such a chain, and so are a gate, a mask, a rotation.
 """
 
 from __future__ import annotations

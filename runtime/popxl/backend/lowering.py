@@ -29,6 +29,8 @@ from popxl.backend.fusion import Fusion
 from popxl.backend.gpu.product import RunOnGpu
 from popxl.backend.loans import loans
 from popxl.backend.mesh import Mesh
+from popxl.backend.native.elementwise import OUTER_AXES, Concat
+from popxl.backend.native.library import FLOATS
 from popxl.backend.norms import RunNorm
 from popxl.backend.products import Product, RunProduct, products
 from popxl.backend.recording import Recorded, is_steady, only_loads
@@ -311,6 +313,16 @@ class _GraphLowering:
         else:
             made = self.call(RunNorm(native, self.lead, op.eps), *nodes)
         self.values.bind(op.outputs[0], made)
+
+    def _lower_concat(self, op: Op) -> None:
+        native, dtype = self.around.composites.native, op.outputs[0].dtype.as_torch()
+        nodes = [self.values.node(t) for t in op.inputs]
+        if native is None or dtype not in FLOATS or op.outputs[0].rank + self.lead > OUTER_AXES:
+            made = RULES["concat"](self, op, nodes)
+        else:
+            join = Concat(native, self.lead, op.axis - op.outputs[0].rank, dtype)
+            made = self.call(join, *nodes)
+        self._define(op, [made], NOWHERE)
 
     def _lower_matmul(self, op: Op) -> None:
         native = self.around.composites.native

@@ -47,7 +47,7 @@ inline Floats exp_everywhere(Floats x) {
     Floats y = exp(x);
     const Floats zero = {}, inf = splat(std::numeric_limits<float>::infinity());
     y = x < -87.0f ? zero : y;
-    y = x > 88.72284f ? inf : x > 87.0f ? exp(x - 1.0f) * 2.71828183f : y;
+    y = x > 88.72284f ? inf : x > 87.0f ? exp(x - 2.0f) * 7.38905610f : y;
     return x == x ? y : x;
 }
 

@@ -119,6 +119,30 @@ class RowProgram:
         return [0 if size == 1 else stride for size, stride in aligned]
 
 
+class Concat:
+    """Tensors joined along an axis, each copied to its part of the result.
+
+    Args:
+        lead: the number of mesh axes.
+        axis: counted from the end.
+    """
+
+    def __init__(self, native: Library, lead: int, axis: int, dtype: torch.dtype):
+        self.lead, self.axis, self.dtype = lead, axis, dtype
+        self._copy = RowProgram(native, [Step("load", 0, (0,))], (), dtype, lead)
+        self.__name__ = "concat"
+
+    def __call__(self, *parts: torch.Tensor) -> torch.Tensor:
+        mesh = broadcast_shapes(*(t.shape[: self.lead] for t in parts))
+        shape = [*mesh, *parts[0].shape[self.lead :]]
+        sizes = [t.shape[self.axis] for t in parts]
+        shape[self.axis] = sum(sizes)
+        result = torch.empty(shape, dtype=self.dtype)
+        for place, part in zip(result.split(sizes, self.axis), parts, strict=True):
+            self._copy.into(place, (part,))
+        return result
+
+
 def _packed(step: Step) -> list:
     a, b, c = (*step.of, 0, 0, 0)[:3]
     number = TYPES.get(step.dtype, TYPES[torch.float32])
