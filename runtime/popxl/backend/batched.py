@@ -1,17 +1,15 @@
-"""Products with a matrix for each batch and head: natively where rows are few, or in torch.
+"""Products with a matrix for each batch and head: natively, or in torch.
 
 A batch axis is to a kernel what an axis of the mesh is, so it reads each matrix as it lies.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from popxl.backend.matmul import matmul
 from popxl.backend.native.library import Library
-from popxl.backend.native.linear import FEW_ROWS, Weight, linear
+from popxl.backend.native.linear import Weight, linear
 
 MOST_AXES = 3
 """Of mesh and batch together, those that kernels know; axes of size 1 do not count."""
@@ -30,9 +28,7 @@ class RunBatched:
         self.__name__ = "matmul"
 
     def __call__(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        done = None
-        if x.shape[-2] <= FEW_ROWS and math.prod(w.shape[:-2]) > 1:
-            done = self._natively(x, w)
+        done = self._natively(x, w)
         return matmul(x, w, self.lead, self.dtype) if done is None else done
 
     def _natively(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor | None:
