@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl import ops
+from programs import run_program
 
 RUNS = 5
 """Enough for a graph to be run as it is, recorded, and run from the recording."""
@@ -84,3 +85,19 @@ def test_a_loop_feeds_a_network_its_own_result(rng):
     with popxl.Session(ir, "cpu") as session:
         for _ in range(RUNS):
             np.testing.assert_allclose(session.run()[stream], y.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_batch_of_nothing_has_the_shapes_of_any(replicas):
+    lead = (replicas,) if replicas > 1 else ()
+    images = np.zeros((*lead, 0, 4, 8, 8), np.float32)
+    weights = np.arange(replicas * 4 * 4 * 9, dtype=np.float32).reshape(*lead, 4, 4, 3, 3)
+    scales = np.arange(replicas * 4, dtype=np.float32).reshape(*lead, 4)
+
+    def build(x, w, s):
+        y = ops.group_norm(ops.conv_transpose(x, w), s, s, 2)
+        return ops.average_pool(ops.conv(y, w), (2, 2)), ops.layer_norm(y, s, s)
+
+    pooled, normed = run_program(build, images, weights, scales, replicas=replicas)
+    assert pooled.shape == (*lead, 0, 4, 7, 7)
+    assert normed.shape == (*lead, 0, 4, 10, 10)

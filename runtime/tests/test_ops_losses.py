@@ -140,10 +140,11 @@ def test_the_gradient_of_what_follows_is_a_factor(layout, rng):
         probs = ops.softmax(logits, -1)
         return (
             ops.nll_loss_with_softmax_grad(probs, labels, scalar)[1],
+            ops.nll_loss_with_softmax_grad(probs, labels, scalar.reshape((1,)))[1],
             ops.nll_loss_with_softmax_grad(probs, labels, each, reduction="none")[1],
         )
 
-    one, many = run_on_layout(layout, build, logits, labels, scalar, each)
+    one, same, many = run_on_layout(layout, build, logits, labels, scalar, each)
 
     def reference(reduction):
         def gradient(logits, labels, scalar, each):
@@ -153,6 +154,7 @@ def test_the_gradient_of_what_follows_is_a_factor(layout, rng):
         return by_replica(layout, gradient, [logits, labels, scalar, each])
 
     np.testing.assert_allclose(one, reference("mean"), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(one, same)
     np.testing.assert_allclose(many, reference("none"), rtol=1e-5, atol=1e-6)
 
 

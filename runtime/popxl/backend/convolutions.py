@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl.backend.kernels import HALF, same_mesh, take_range
-from popxl.ops._windows import Window
+from popxl.ops.windows import Window
 
 
 def pad(x: torch.Tensor, ends: Sequence[tuple[int, int]], value: float = 0) -> torch.Tensor:
@@ -110,7 +110,8 @@ def _on_mesh(
     replicas = math.prod(mesh)
     side_by_side = x.reshape(replicas, batch, channels, *spatial).transpose(0, 1)
     y = run(side_by_side.flatten(1, 2), w.flatten(0, lead), replicas * groups)
-    return y.unflatten(1, (replicas, -1)).transpose(0, 1).reshape(*mesh, batch, -1, *y.shape[2:])
+    apart = y.unflatten(1, (replicas, y.shape[1] // replicas)).transpose(0, 1)
+    return apart.reshape(*mesh, *apart.shape[1:])
 
 
 # --- pools ---

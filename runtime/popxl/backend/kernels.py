@@ -202,7 +202,8 @@ def group_norm(
 ) -> torch.Tensor:
     """Of `(*mesh, batch, channels, ...)`, over groups of channels."""
     wide = x.float() if x.dtype in HALF else x
-    grouped = wide.reshape(*x.shape[: lead + 1], num_groups, -1)
+    size = x.shape[lead + 1 :].numel() // num_groups
+    grouped = wide.reshape(*x.shape[: lead + 1], num_groups, size)
     normed = F.layer_norm(grouped, grouped.shape[-1:], None, None, eps).reshape(x.shape)
     weight, bias = (_along_channels(t, x, lead).to(wide.dtype) for t in (weight, bias))
     return (normed * weight + bias).to(x.dtype)

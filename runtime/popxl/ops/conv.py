@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from popxl.ops._build import emit_one, need_float, same_dtype, tensor_operand
-from popxl.ops._windows import PadType, integers, pad_type_of, spatial_rank, windows
+from popxl.ops.windows import PadType, integers, pad_type_of, spatial_rank, windows
 from popxl.tensor import Tensor, TensorSpec
 
 __all__ = ["MultiConvOptions", "PadType", "conv", "conv_transpose", "multi_conv_options"]

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from popxl import dtypes
 from popxl.ops._build import emit, emit_one, need_float, need_int, tensor_operand
+from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec, constant
 
 REDUCTION_TYPE = Literal["mean", "sum", "none"]
@@ -56,8 +57,8 @@ def nll_loss_with_softmax_grad(
 
     Args:
         probs, labels, ignore_index, reduction: as for `nll_loss`; 1e-7 is added to probabilities.
-        loss_grad: a number, or a tensor of float32 or the dtype of `probs`: a scalar, or for
-            "none" of the shape of `labels`.
+        loss_grad: a number, or a tensor of float32 or the dtype of `probs`: one element, or
+            for "none" the shape of `labels`.
 
     Returns:
         The loss, as `nll_loss` returns it, and the gradient, like `probs`: `probs` less 1 at the
@@ -72,6 +73,8 @@ def nll_loss_with_softmax_grad(
     grad = loss_grad if isinstance(loss_grad, Tensor) else constant(loss_grad, dtypes.float32)
     if grad.dtype not in (dtypes.float32, probs.dtype):
         raise TypeError(f"{kind}: loss_grad {grad.name} must be float32 or {probs.dtype}")
+    if grad.shape != shape and grad.nelms == 1:
+        grad = reshape(grad, ())
     if grad.shape not in ((), shape):
         raise ValueError(f"{kind}: loss_grad must be of shape {shape}, got {grad.shape}")
     loss, gradient = emit(

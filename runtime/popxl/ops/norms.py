@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from popxl.ops._build import emit_one, need_float, same_dtype, tensor_operand
-from popxl.ops._windows import spatial_rank
+from popxl.ops.windows import spatial_rank
 from popxl.tensor import Tensor
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from popxl.ops._build import emit_one, need_float, tensor_operand
-from popxl.ops._windows import PadType, Window, integers, pad_type_of, spatial_rank, windows
+from popxl.ops.windows import PadType, Window, integers, pad_type_of, spatial_rank, windows
 from popxl.tensor import Tensor, TensorSpec
 
 

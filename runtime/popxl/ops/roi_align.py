@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from popxl.ops._build import emit_one, need_float, need_int, same_dtype, tensor_operand
-from popxl.ops._windows import integers
+from popxl.ops.windows import integers
 from popxl.tensor import Tensor, TensorSpec
 
 
