@@ -30,6 +30,7 @@ CASES = [
     ((1, 2, 8, 9), (3, 3), {"stride": (2, 4), "ceil_mode": True}),
     ((1, 2, 8, 9), (3, 3), {"stride": (2, 3), "padding": (1, 1, 1, 1), "ceil_mode": True}),
     ((2, 3, 9), (3,), {"padding": (1, 1), "ceil_mode": True}),
+    ((2, 3, 4), (3,), {"stride": (3,), "dilation": (2,), "ceil_mode": True}),  # one, too long
     ((1, 2, 4, 5, 6), (2, 3, 2), {"stride": (2, 1, 2), "padding": (1, 1, 0, 1, 1, 0)}),
     ((1, 1, 3, 2, 3, 2), (2, 1, 2, 2), {"stride": (1, 2, 1, 1)}),
 ]

@@ -148,7 +148,7 @@ def _window(
         count, lower, upper = (size - reach) // s + 1, 0, 0
     else:
         room = size + lower + upper - reach
-        count = (-(-room // s) if ceil_mode else room // s) + 1 if room >= 0 else 0
+        count = (-(-room // s) if ceil_mode else room // s) + 1
         if ceil_mode:
             upper = (count - 1) * s + reach - size - lower
     return Window(size, k, s, d, lower, upper, count)
