@@ -10,6 +10,7 @@ from .graph_cache import GraphCache
 from .module import Module
 from .named_replica_grouping import NamedReplicaGrouping
 from .named_tensors import NamedTensorData, NamedTensors
+from .ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from .ops.streams import host_load, host_store
 from .patterns import apply_pre_alias_patterns
 from .remote import (
@@ -56,6 +57,8 @@ __all__ = [
     "apply_pre_alias_patterns",
     "array_munging",
     "create_remote_buffer",
+    "cross_entropy",
+    "cross_entropy_with_grad",
     "host_load",
     "host_store",
     "layers",

@@ -142,6 +142,17 @@ def reduce_logsumexp(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> to
     return wide.logsumexp(dim, keepdim).to(x.dtype)
 
 
+def reduce_l1(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    return reduce_sum(x.abs(), dim, keepdim) if dim else x.abs()
+
+
+def reduce_l2(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    if not dim:
+        return x.abs()
+    wide = x.float() if x.dtype in HALF else x
+    return wide.square().sum(dim, keepdim).sqrt().to(x.dtype)
+
+
 def argmax(x: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
     return x.argmax(dim, keepdim).to(torch.int32)
 
@@ -179,6 +190,43 @@ def layer_norm(
     normed = F.layer_norm(x.float() if x.dtype in HALF else x, x.shape[-1:], None, None, eps)
     weight, bias = align(weight, lead, missing), align(bias, lead, missing)
     return (normed * weight.to(normed.dtype) + bias.to(normed.dtype)).to(x.dtype)
+
+
+def group_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    lead: int,
+    num_groups: int,
+    eps: float,
+) -> torch.Tensor:
+    """Of `(*mesh, batch, channels, ...)`, over groups of channels."""
+    wide = x.float() if x.dtype in HALF else x
+    size = x.shape[lead + 1 :].numel() // num_groups
+    grouped = wide.reshape(*x.shape[: lead + 1], num_groups, size)
+    normed = F.layer_norm(grouped, grouped.shape[-1:], None, None, eps).reshape(x.shape)
+    weight, bias = (_along_channels(t, x, lead).to(wide.dtype) for t in (weight, bias))
+    return (normed * weight + bias).to(x.dtype)
+
+
+def batch_norm(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    lead: int,
+    eps: float,
+) -> torch.Tensor:
+    """Of `(*mesh, batch, channels, ...)`, with the statistics given."""
+    channels = (_along_channels(t, x, lead).float() for t in (scale, bias, mean, var))
+    scale, bias, mean, var = channels
+    return ((x.float() - mean) * (torch.rsqrt(var + eps) * scale) + bias).to(x.dtype)
+
+
+def _along_channels(t: torch.Tensor, x: torch.Tensor, lead: int) -> torch.Tensor:
+    """`(*mesh, channels)`, for broadcasting against `(*mesh, batch, channels, ...)`."""
+    return t.reshape(*t.shape[:lead], 1, -1, *(1,) * (x.ndim - lead - 2))
 
 
 # --- host ---

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from popxl.backend import cells, cuda, indexing, kernels, placement
+from popxl.backend import cells, cuda, indexing, kernels, placement, rules_nn  # noqa: F401
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch

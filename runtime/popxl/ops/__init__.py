@@ -13,6 +13,7 @@ from popxl.ops.calls import (
     repeat,
     repeat_with_info,
 )
+from popxl.ops.conv import conv, conv_transpose, multi_conv_options
 from popxl.ops.creation import init
 from popxl.ops.elementwise import (
     abs,
@@ -62,13 +63,19 @@ from popxl.ops.indexing import (
     onehot,
     scatter,
     slice,
+    subsample,
 )
+from popxl.ops.interpolate import interpolate
 from popxl.ops.matmul import matmul
+from popxl.ops.negative_log_likelihood import nll_loss, nll_loss_with_softmax_grad
+from popxl.ops.norms import batch_norm_inference, group_norm, layer_norm
+from popxl.ops.pool import average_pool, max_pool
 from popxl.ops.reductions import (
     argmax,
     argmin,
     cumsum,
-    layer_norm,
+    l1,
+    l2,
     logsumexp,
     max,
     mean,
@@ -80,6 +87,7 @@ from popxl.ops.reductions import (
     topk,
 )
 from popxl.ops.remote import remote_load, remote_load_, remote_store
+from popxl.ops.roi_align import roi_align
 from popxl.ops.shape import (
     concat,
     detach,

@@ -52,6 +52,25 @@ def slice(
     return _pick(t, {a: _slice(*bounds) for a, *bounds in picks})
 
 
+def subsample(t: Tensor, strides: int | Iterable[int]) -> Tensor:
+    """Every n-th element along each axis, from the first on.
+
+    Args:
+        strides: one for each axis, from the first on; the others have 1.
+
+    Raises:
+        ValueError: where there are more strides than axes, or one is below 1.
+    """
+    tensor_operand("subsample", t)
+    steps = (strides,) if isinstance(strides, int | np.integer) else tuple(strides)
+    if len(steps) > t.rank or any(step < 1 for step in steps):
+        raise ValueError(
+            f"subsample: strides must be at most {t.rank} integers from 1 on for {t.name} "
+            f"{t.shape}, got {steps}"
+        )
+    return _pick(t, {axis: _slice(None, None, step) for axis, step in enumerate(steps)})
+
+
 def _pick(t: Tensor, picks: dict[int, _slice]) -> Tensor:
     ranges = []
     for axis, size in enumerate(t.shape):

@@ -1,4 +1,4 @@
-"""Ops along axes: sums and the like, choices, softmax, layer norm. Half types add up in float32."""
+"""Ops along axes: sums and the like, norms, choices, softmax. Half types add up in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from popxl.ops._build import (
     emit_one,
     need_float,
     need_number,
-    same_dtype,
     tensor_operand,
 )
 from popxl.tensor import Tensor, TensorSpec
@@ -63,6 +62,17 @@ def prod(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = Fa
 def sumsquare(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
     """Sum of the squares over the axes."""
     return _reduce("sumsquare", t, axis, keepdims)
+
+
+def l1(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Sum of the magnitudes over the axes."""
+    return _reduce("l1", t, axis, keepdims)
+
+
+def l2(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Square root of the sum of the squares over the axes."""
+    need_float("l2", tensor_operand("l2", t))
+    return _reduce("l2", t, axis, keepdims)
 
 
 def logsumexp(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
@@ -126,22 +136,3 @@ def softmax(t: Tensor, axis: int) -> Tensor:
     need_float("softmax", tensor_operand("softmax", t))
     axis = axis_of("softmax", t, axis)
     return emit_one("softmax", [t], t.spec, axis=axis)
-
-
-def layer_norm(t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-05) -> Tensor:
-    """Layer norm (arXiv 1607.06450) over the last axis of `(..., hidden)`.
-
-    Raises:
-        TypeError: where they do not hold floats of one dtype.
-        ValueError: where weight or bias is not of shape `(hidden,)`.
-    """
-    same_dtype("layer_norm", *(tensor_operand("layer_norm", v) for v in (t, weight, bias)))
-    need_float("layer_norm", t)
-    if not t.rank:
-        raise ValueError(f"layer_norm: {t.name} is a scalar, there is no axis to normalise over")
-    for what, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != t.shape[-1:]:
-            raise ValueError(
-                f"layer_norm: {what} must be of shape {t.shape[-1:]}, got {parameter.shape}"
-            )
-    return emit_one("layer_norm", [t, weight, bias], t.spec, eps=float(eps))
