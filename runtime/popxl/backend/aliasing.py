@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
@@ -11,25 +12,77 @@ from popxl.tensor import Tensor
 Key = tuple[str, int]
 """Memory that lasts: ("in", index of a graph's input), ("remote", id of a buffer) or HOST."""
 
+Ranges = tuple[range, ...]
+"""A part of a tensor: the indices along each axis."""
+
 HOST: Key = ("host", 0)
 """Arrays of the host, such as constants and what streams bring: never written to."""
 
 
 class Views:
-    """The tensors that share the elements of another one: what `reshape_` and `transpose_` make."""
+    """The tensors that share elements of others: what `reshape_` and its like make."""
 
     def __init__(self, graph: Graph):
         self._ops = {op.outputs[0]: op for op in graph._ops if op.attributes.get("alias")}
+        self._roots: dict[Tensor, tuple[Tensor, ...]] = {}
 
     def op(self, tensor: Tensor) -> Op | None:
-        """The op that makes `tensor` a view of its input; None where it is no view."""
+        """The op that makes `tensor` a view of its inputs; None where it is no view."""
         return self._ops.get(tensor)
 
-    def root(self, tensor: Tensor) -> Tensor:
-        """The tensor whose elements `tensor` shares; itself where it is no view."""
-        while tensor in self._ops:
-            tensor = self._ops[tensor].inputs[0]
-        return tensor
+    def roots(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensors whose elements `tensor` shares; itself alone where it is no view."""
+        if tensor not in self._ops:
+            return (tensor,)
+        if tensor not in self._roots:
+            each = (self.roots(t) for t in self._ops[tensor].inputs)
+            self._roots[tensor] = tuple(dict.fromkeys(root for roots in each for root in roots))
+        return self._roots[tensor]
+
+    def overlap(self, a: Tensor, b: Tensor) -> bool:
+        """Whether `a` and `b` may share an element: it is certain only where this is False."""
+        return any(
+            _meet(one, other)
+            for root in self.roots(a)
+            for one in self._parts(a, root)
+            for other in self._parts(b, root)
+        )
+
+    def _parts(self, tensor: Tensor, root: Tensor) -> list[Ranges]:
+        """The parts of `root` that `tensor` shares, as far as slices and transposes tell."""
+        if root not in self.roots(tensor):
+            return []
+        whole = [tuple(map(range, root.shape))]
+        path = []
+        while tensor is not root:
+            op = self._ops[tensor]
+            if op.kind == "concat":
+                parts = [part for t in op.inputs for part in self._parts(t, root)]
+                return parts if not path else whole
+            path.append(op)
+            tensor = op.inputs[0]
+        axes, ranges = list(range(root.rank)), list(whole[0])
+        for op in reversed(path):
+            if op.kind == "reshape":
+                break  # what is sliced of it later is less than this
+            if op.kind == "transpose":
+                axes = [axes[p] for p in op.permutation]
+            else:
+                for axis, (start, step, length) in zip(axes, op.bounds, strict=True):
+                    ranges[axis] = _picked(ranges[axis], start, step, length)
+        return [tuple(ranges)]
+
+
+def _picked(of: range, start: int, step: int, length: int) -> range:
+    """The elements of `of` at `start`, `start + step`, ..."""
+    return range(
+        of.start + start * of.step, of.start + (start + step * length) * of.step, step * of.step
+    )
+
+
+def _meet(a: Ranges, b: Ranges) -> bool:
+    """Whether two parts of one tensor have an element in common."""
+    return all(not set(one).isdisjoint(other) for one, other in zip(a, b, strict=True))
 
 
 class Uses:
@@ -39,9 +92,9 @@ class Uses:
         self._last: dict[Tensor, float] = {}
         for position, op in enumerate(graph._ops):
             for tensor in op.inputs:
-                self._last[views.root(tensor)] = position
+                self._last.update(dict.fromkeys(views.roots(tensor), position))
         for tensor in graph._outputs:
-            self._last[views.root(tensor)] = math.inf
+            self._last.update(dict.fromkeys(views.roots(tensor), math.inf))
 
     def last(self, root: Tensor) -> float:
         """The position of the last op that uses `root`; infinite for an output, -1 for none."""
@@ -85,11 +138,11 @@ def _ends_in_its_slot(
 ) -> bool:
     load = graph._ops[start]
     (loaded,) = load.outputs
-    uses = [i for i, op in enumerate(graph._ops) if loaded in map(views.root, op.inputs)]
-    if not uses or loaded in map(views.root, graph._outputs):
+    uses = [i for i, op in enumerate(graph._ops) if loaded in _roots(views, op.inputs)]
+    if not uses or loaded in _roots(views, graph._outputs):
         return False
     store, between = graph._ops[uses[-1]], graph._ops[start + 1 : uses[-1]]
-    written = {views.root(op.inputs[i]) for op in between for i in op.modifies}
+    written = _roots(views, [op.inputs[i] for op in between for i in op.modifies])
     return (
         store.kind == "remote_store"
         and store.inputs[0] is loaded
@@ -97,9 +150,13 @@ def _ends_in_its_slot(
         and store.offset == load.offset
         and store.inputs[1:] == load.inputs
         and loaded in written
-        and not written.intersection(map(views.root, load.inputs))
+        and not written & _roots(views, load.inputs)
         and not any(_touches(op, load.buffer, called) for op in between)
     )
+
+
+def _roots(views: Views, tensors: Iterable[Tensor]) -> set[Tensor]:
+    return {root for tensor in tensors for root in views.roots(tensor)}
 
 
 def _touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:

@@ -75,6 +75,7 @@ _ELEMENTWISE: dict[str, Callable] = {
     "sin": torch.sin,
     "exp": torch.exp,
     "log": torch.log,
+    "log2": torch.log2,
     "sqrt": torch.sqrt,
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -146,6 +147,8 @@ _REDUCTIONS: dict[str, Callable] = {
     "prod": kernels.reduce_prod,
     "sumsquare": kernels.reduce_sumsquare,
     "logsumexp": kernels.reduce_logsumexp,
+    "logsum": kernels.reduce_logsum,
+    "median": kernels.reduce_median,
     "max": torch.amax,
     "min": torch.amin,
 }
@@ -203,11 +206,7 @@ def _transpose(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("slice")
 def _slice(b: Emitter, op: Op, args: list[Node]) -> Node:
-    shape, node = op.inputs[0].shape, args[0]
-    for axis, (start, step, length) in enumerate(op.bounds):
-        if (start, step, length) != (0, 1, shape[axis]):
-            node = b.call(kernels.take_range, node, axis - len(shape), start, step, length)
-    return node
+    return b.call(kernels.take_part, args[0], op.bounds)
 
 
 @rule("split")
@@ -245,7 +244,9 @@ def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("gather")
 def _gather(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(indexing.gather, *args, b.lead, op.axis, op.zero_out_of_range)
+    groups = int(op.attributes.get("grouped", False))  # their axis is as another one of the mesh
+    lead, axis = b.lead + groups, op.axis - groups
+    return b.call(indexing.gather, *args, lead, axis, op.zero_out_of_range)
 
 
 @rule("scatter")

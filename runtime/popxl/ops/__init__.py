@@ -13,6 +13,7 @@ from popxl.ops.calls import (
     repeat,
     repeat_with_info,
 )
+from popxl.ops.code import remote_code_load
 from popxl.ops.creation import init
 from popxl.ops.elementwise import (
     abs,
@@ -36,6 +37,7 @@ from popxl.ops.elementwise import (
     isinf,
     isnan,
     log,
+    log2,
     logical_and,
     logical_not,
     logical_or,
@@ -54,24 +56,38 @@ from popxl.ops.elementwise import (
     where,
 )
 from popxl.ops.host import host_load, host_store, print_tensor
+from popxl.ops.in_place import exp_, gelu_, geluerf_, relu_, scaled_add_, swish_
 from popxl.ops.indexing import (
     dynamic_slice,
     dynamic_update,
     dynamic_update_,
     gather,
+    groupedgather,
     onehot,
     scatter,
     slice,
+    slice_,
+    tied_gather,
 )
 from popxl.ops.matmul import matmul
+from popxl.ops.random import (
+    dropout,
+    random_normal,
+    random_uniform,
+    shaped_dropout,
+    split_random_seed,
+)
 from popxl.ops.reductions import (
     argmax,
     argmin,
     cumsum,
+    histogram,
     layer_norm,
+    logsum,
     logsumexp,
     max,
     mean,
+    median,
     min,
     prod,
     softmax,
@@ -80,8 +96,10 @@ from popxl.ops.reductions import (
     topk,
 )
 from popxl.ops.remote import remote_load, remote_load_, remote_store
+from popxl.ops.scatter_reduce import grouped_scatter_reduce, scatter_reduce
 from popxl.ops.shape import (
     concat,
+    concat_,
     detach,
     detach_,
     flatten,
