@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
@@ -11,9 +12,6 @@ from popxl.tensor import Tensor
 
 Key = tuple[str, int]
 """Memory that lasts: ("in", index of a graph's input), ("remote", id of a buffer) or HOST."""
-
-Ranges = tuple[range, ...]
-"""A part of a tensor: the indices along each axis."""
 
 HOST: Key = ("host", 0)
 """Arrays of the host, such as constants and what streams bring: never written to."""
@@ -40,49 +38,53 @@ class Views:
         return self._roots[tensor]
 
     def overlap(self, a: Tensor, b: Tensor) -> bool:
-        """Whether `a` and `b` may share an element: it is certain only where this is False."""
+        """Whether `a` and `b` may share an element; they do not where this is False."""
         return any(
-            _meet(one, other)
+            one.meets(other)
             for root in self.roots(a)
             for one in self._parts(a, root)
             for other in self._parts(b, root)
         )
 
-    def _parts(self, tensor: Tensor, root: Tensor) -> list[Ranges]:
-        """The parts of `root` that `tensor` shares, as far as slices and transposes tell."""
-        if root not in self.roots(tensor):
+    def _parts(self, tensor: Tensor, root: Tensor) -> list[_Part]:
+        """The parts of `root` that `tensor` is made of."""
+        if tensor is root:
+            return [_Part(tuple(map(range, root.shape)), tuple(range(root.rank)))]
+        op = self._ops.get(tensor)
+        if op is None:
             return []
-        whole = [tuple(map(range, root.shape))]
-        path = []
-        while tensor is not root:
-            op = self._ops[tensor]
-            if op.kind == "concat":
-                parts = [part for t in op.inputs for part in self._parts(t, root)]
-                return parts if not path else whole
-            path.append(op)
-            tensor = op.inputs[0]
-        axes, ranges = list(range(root.rank)), list(whole[0])
-        for op in reversed(path):
-            if op.kind == "reshape":
-                break  # what is sliced of it later is less than this
-            if op.kind == "transpose":
-                axes = [axes[p] for p in op.permutation]
-            else:
-                for axis, (start, step, length) in zip(axes, op.bounds, strict=True):
-                    ranges[axis] = _picked(ranges[axis], start, step, length)
-        return [tuple(ranges)]
+        return [part.seen_by(op) for t in op.inputs for part in self._parts(t, root)]
 
 
-def _picked(of: range, start: int, step: int, length: int) -> range:
-    """The elements of `of` at `start`, `start + step`, ..."""
-    return range(
-        of.start + start * of.step, of.start + (start + step * length) * of.step, step * of.step
-    )
+@dataclass(frozen=True)
+class _Part:
+    """Elements of a tensor, or at least all those that a view of it shares.
 
+    Attributes:
+        ranges: their indices along each axis of the tensor.
+        axes: which of these axes each axis of the view is; None where it is none of them.
+    """
 
-def _meet(a: Ranges, b: Ranges) -> bool:
-    """Whether two parts of one tensor have an element in common."""
-    return all(not set(one).isdisjoint(other) for one, other in zip(a, b, strict=True))
+    ranges: tuple[range, ...]
+    axes: tuple[int, ...] | None
+
+    def meets(self, other: _Part) -> bool:
+        """Whether two parts of one tensor have an element in common."""
+        pairs = zip(self.ranges, other.ranges, strict=True)
+        return all(not set(a).isdisjoint(b) for a, b in pairs)
+
+    def seen_by(self, op: Op) -> _Part:
+        """The part that the view of this one that `op` makes shares."""
+        if self.axes is None or op.kind in ("reshape", "concat"):
+            return _Part(self.ranges, None)
+        if op.kind == "transpose":
+            return _Part(self.ranges, tuple(self.axes[p] for p in op.permutation))
+        ranges = list(self.ranges)
+        for axis, (start, step, length) in zip(self.axes, op.bounds, strict=True):
+            of = ranges[axis]
+            first, end = (of.start + at * of.step for at in (start, start + step * length))
+            ranges[axis] = range(first, end, step * of.step)
+        return _Part(tuple(ranges), self.axes)
 
 
 class Uses:

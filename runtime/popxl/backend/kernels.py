@@ -56,7 +56,7 @@ def take_range(x: torch.Tensor, axis: int, start: int, step: int, length: int) -
         first = start + step * (length - 1)
         return take_range(x, axis, first, -step, length).flip(axis)
     if step == 1 or length <= 1:
-        return x.narrow(axis, min(start, x.shape[axis]), length)
+        return x.narrow(axis, min(max(start, 0), x.shape[axis]), length)  # of none, anywhere
     index = [slice(None)] * x.ndim
     index[axis] = slice(start, start + step * (length - 1) + 1, step)
     return x[tuple(index)]
@@ -78,9 +78,7 @@ def put_part(target: torch.Tensor, value: torch.Tensor, bounds: Bounds) -> None:
     """Write `value` to the elements of `target` within `bounds`."""
     turned = [axis for axis, bound in enumerate(bounds, -len(bounds)) if bound[1] < 0]
     forward = tuple(
-        (start + step * (length - 1), -step, length)
-        if step < 0 and length
-        else (start, step, length)
+        (start + step * (length - 1), -step, length) if step < 0 else (start, step, length)
         for start, step, length in bounds
     )
     take_part(target, forward).copy_(value.flip(turned) if turned else value)
@@ -195,7 +193,7 @@ def histogram(
     bounds = torch.tensor(levels, device=x.device).to(x.dtype).float()
     values = x.flatten(lead) if x.ndim > lead else x.unsqueeze(-1)
     values = (values.abs() if absolute else values).float()
-    place = torch.bucketize(values, bounds, right=True)
+    place = torch.bucketize(values.contiguous(), bounds, right=True)
     counts = torch.zeros(*x.shape[:lead], len(levels) + 1, dtype=torch.int64, device=x.device)
     return counts.scatter_add(-1, place, torch.ones_like(place))
 

@@ -154,11 +154,15 @@ _REDUCTIONS: dict[str, Callable] = {
 }
 
 
+_OF_ONE: dict[str, Callable] = {"sumsquare": torch.square, "logsum": torch.log}
+"""What a reduction of single elements is, where it is not the element."""
+
+
 @rule(*_REDUCTIONS)
 def _reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
     dims = tuple(a - op.inputs[0].rank for a in op.axes)
     if not dims:
-        return b.call(torch.square if op.kind == "sumsquare" else kernels.clone, args[0])
+        return b.call(_OF_ONE.get(op.kind, kernels.clone), args[0])
     return b.call(_REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
 
 

@@ -1,4 +1,4 @@
-"""Ops that work element by element and write their result to their first operand, which they return.
+"""Ops that work element by element, write the result to their first operand and return that.
 
 A view made by `reshape_`, `transpose_`, `slice_` or `concat_` may be given: what it shares is
 written to.
