@@ -45,10 +45,7 @@ KNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_generator_is_philox(name):
     counter, key, words = KNOWN[name]
-    first, second = (torch.tensor([c]) for c in counter[:2])
-    made = philox.philox(
-        (first, second, counter[2], counter[3]), tuple(torch.tensor([k]) for k in key)
-    )
+    made = philox.philox(*(tuple(torch.tensor([w]) for w in given) for given in (counter, key)))
     assert " ".join(f"{int(word):08x}" for word in made) == words
 
 

@@ -28,11 +28,10 @@ NUMBERS, SEEDS = 0, 1
 
 
 def philox(
-    counter: tuple[torch.Tensor, torch.Tensor, int, int], key: tuple[torch.Tensor, torch.Tensor]
+    counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
-    """Four words for each counter and key, which are broadcast; all int64 from 0 to 2**32 - 1."""
+    """Four words for each four of a counter and two of a key; all int64 from 0 to 2**32 - 1."""
     a, b, c, d = counter
-    c, d = torch.full_like(b, c), torch.full_like(b, d)
     first, second = key
     for number in range(ROUNDS):
         if number:
@@ -61,7 +60,8 @@ def _blocks(seed: torch.Tensor, start: int, end: int, domain: int) -> torch.Tens
     """int64 `(*mesh, end - start, 4)`."""
     index = torch.arange(start, end, device=seed.device)
     key = seed[..., :1], seed[..., 1:]  # [*mesh, 1]
-    made = philox((index & WORD, index >> 32, 0, domain), key)
+    zeros = torch.zeros_like(index)
+    made = philox((index & WORD, index >> 32, zeros, zeros + domain), key)
     return torch.stack(torch.broadcast_tensors(*made), dim=-1)
 
 

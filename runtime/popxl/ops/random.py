@@ -144,4 +144,4 @@ def _check_seed(kind: str, seed: Any) -> None:
 def _number(kind: str, what: str, value: Any) -> float:
     if not isinstance(value, int | float | np.number) or math.isnan(value):
         raise TypeError(f"{kind}: {what} must be a number, got {value!r}")
-    return value
+    return float(value)
