@@ -13,10 +13,12 @@ from popxl.graph import Op
 
 @rule("scatter_reduce")
 def _scatter_reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
-    shape = op.outputs[0].shape
+    shape, (data, indices, *initial) = op.outputs[0].shape, args
     return b.call(
         updates.scatter_reduce,
-        *args,
+        data,
+        b.call(kernels.reshape, indices, b.lead, op.at),
+        *initial,
         lead=b.lead,
         axis=op.axis - len(shape),
         shape=shape,

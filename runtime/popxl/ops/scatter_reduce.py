@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from popxl.ops._build import axis_of, emit_one, need_int, need_number, same_dtype, tensor_operand
-from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec
 
 REDUCTIONS = ("sum", "min", "max", "none")
@@ -88,10 +87,11 @@ def _emit(
     if reduction not in REDUCTIONS:
         raise ValueError(f"{kind}: reduction {reduction!r}: allowed are {', '.join(REDUCTIONS)}")
     _check_groups(kind, groups, axis, data, indices, initial)
+    at = indices.shape
     if broadcast:
-        indices = _one_for_each(kind, data, indices, axis, groups > 1)
+        at = _one_for_each(kind, data, indices, axis, groups > 1)
     else:
-        _check_within(kind, indices, data, range(data.rank))
+        _check_within(kind, indices, data)
     out = _result(kind, data if broadcast else indices, initial, axis, axis_size)
     spec = TensorSpec(out, data.dtype)
     inputs = [data, indices]
@@ -100,7 +100,7 @@ def _emit(
         inputs.append(initial)
     if initial is not None or broadcast:
         _check_kept(kind, data if broadcast else indices, out, axis, broadcast)
-    given = {"axis": axis, "reduction": reduction, "broadcast": bool(broadcast)}
+    given = {"axis": axis, "reduction": reduction, "at": at, "broadcast": bool(broadcast)}
     return emit_one("scatter_reduce", inputs, spec, **given)
 
 
@@ -120,10 +120,12 @@ def _check_groups(
         raise ValueError(f"{kind}: axis 0 of {data.name} {data.shape} is that of the groups")
 
 
-def _one_for_each(kind: str, data: Tensor, indices: Tensor, axis: int, grouped: bool) -> Tensor:
-    """The indices in a shape that broadcasts to that of `data`."""
+def _one_for_each(
+    kind: str, data: Tensor, indices: Tensor, axis: int, grouped: bool
+) -> tuple[int, ...]:
+    """The shape in which the indices broadcast to that of `data`."""
     if indices.shape == data.shape:
-        return indices
+        return indices.shape
     wanted = [1] * data.rank
     wanted[axis] = data.shape[axis]
     if grouped:
@@ -134,11 +136,12 @@ def _one_for_each(kind: str, data: Tensor, indices: Tensor, axis: int, grouped: 
             f"{kind}: indices {indices.shape} must be of the shape of {data.name} {data.shape}, or "
             f"one for each element along axis {axis}"
         )
-    return reshape(indices, wanted)
+    return tuple(wanted)
 
 
-def _check_within(kind: str, indices: Tensor, other: Tensor, axes: range) -> None:
-    if indices.rank != other.rank or any(indices.shape[a] > other.shape[a] for a in axes):
+def _check_within(kind: str, indices: Tensor, other: Tensor) -> None:
+    longer = any(n > room for n, room in zip(indices.shape, other.shape, strict=False))
+    if indices.rank != other.rank or longer:
         raise ValueError(
             f"{kind}: indices {indices.shape} must be of the rank of {other.name} {other.shape}, "
             "and no longer along any axis"
