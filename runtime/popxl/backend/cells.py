@@ -147,7 +147,7 @@ class RemoteStore:
     def _slot(self, offset: int) -> Cell:
         """The slot, where it is computed with."""
         if offset not in self._slots:
-            self._slots[offset] = Cell(self._zeros(), shared=False, lasts=True)
+            self.place(offset, Cell(self._zeros(), shared=False, lasts=True))
         return self._slots[offset]
 
     def _written(self, offset: int, cell: Cell) -> None:
