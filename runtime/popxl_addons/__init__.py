@@ -23,6 +23,7 @@ from .remote import (
     store_remote,
     store_remote_graph,
 )
+from .seed_variable import seed_variable
 from .streams import InputStreams, OutputStreams
 from .task_session import TaskSession
 from .transforms import (
@@ -67,6 +68,7 @@ __all__ = [
     "named_buffers",
     "named_variable_buffers",
     "ops",
+    "seed_variable",
     "set_available_memory_proportion_by_ipu",
     "set_graph_available_memory_proportion_by_ipu",
     "store_remote",

@@ -9,6 +9,7 @@ import torch
 
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.decisions import numbers
+from popxl.backend.kernels import Bounds, put_part
 from popxl.backend.placement import where
 
 
@@ -68,6 +69,11 @@ def read(cell: Cell) -> torch.Tensor:
 def write(cell: Cell, value: torch.Tensor) -> None:
     """Put `value` in the cell."""
     cell.write(value)
+
+
+def write_part(cell: Cell, value: torch.Tensor, lead: int, bounds: Bounds) -> None:
+    """Put `value` in a part of what the cell holds."""
+    put_part(cell.writable(value.shape[:lead]), value, bounds)
 
 
 class RemoteStore:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from popxl import dtypes
 from popxl.ops._build import (
@@ -20,7 +21,7 @@ from popxl.tensor import Tensor, TensorSpec
 def _reduce(kind: str, t: Tensor, axis: int | Iterable[int] | None, keepdims: bool) -> Tensor:
     need_number(kind, tensor_operand(kind, t))
     axes = axes_of(kind, t, axis)
-    if kind in ("max", "min"):
+    if kind in ("max", "min", "median"):
         _need_elements(kind, t, axes)
     shape = tuple(
         1 if i in axes else size for i, size in enumerate(t.shape) if keepdims or i not in axes
@@ -79,6 +80,40 @@ def logsumexp(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool
     """Logarithm of the sum of the exponentials over the axes."""
     need_float("logsumexp", tensor_operand("logsumexp", t))
     return _reduce("logsumexp", t, axis, keepdims)
+
+
+def logsum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Logarithm of the sum over the axes."""
+    need_float("logsum", tensor_operand("logsum", t))
+    return _reduce("logsum", t, axis, keepdims)
+
+
+def median(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Median over the axes; of an even number of elements the lower of the two in the middle."""
+    return _reduce("median", t, axis, keepdims)
+
+
+def histogram(t: Tensor, levels: Sequence[float], absolute_of_input: bool) -> Tensor:
+    """How many elements of `t`, of any shape, lie between each two levels.
+
+    Args:
+        levels: the bounds, increasing; they are rounded to the dtype of `t`.
+        absolute_of_input: count absolute values.
+
+    Returns:
+        uint32 `(len(levels) + 1,)`: the elements below the first level, those from each level on
+        and below the next, and those from the last level on (NaN among them).
+
+    Raises:
+        TypeError: where `t` does not hold floats.
+        ValueError: where the levels do not increase or there is none.
+    """
+    need_float("histogram", tensor_operand("histogram", t))
+    bounds = tuple(float(level) for level in levels)
+    if not bounds or any(not a < b for a, b in pairwise(bounds)):
+        raise ValueError(f"histogram: levels must be at least one and increase, got {bounds}")
+    spec = TensorSpec((len(bounds) + 1,), dtypes.uint32)
+    return emit_one("histogram", [t], spec, levels=bounds, absolute=bool(absolute_of_input))
 
 
 def argmax(t: Tensor, dim: int = 0, keepdim: bool = False) -> Tensor:
