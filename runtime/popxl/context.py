@@ -32,7 +32,7 @@ class Context(threading.local):
 
     @property
     def name_scope(self) -> str:
-        return ".".join(self.scopes)
+        return "/".join(self.scopes)
 
 
 _context = Context()
@@ -77,7 +77,7 @@ def in_sequence(mode: bool = True) -> Iterator[None]:
 
 @contextmanager
 def name_scope(name: str) -> Iterator[None]:
-    """Prefix the names of the tensors made inside with `name` and a dot."""
+    """Prefix the names of the tensors made inside with `name/`."""
     _context.scopes.append(name)
     try:
         yield

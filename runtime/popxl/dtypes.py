@@ -30,7 +30,7 @@ class dtype:  # noqa: N801 - PopXL's own name
 
     @classmethod
     def as_dtype(cls, type_value: Any) -> dtype:
-        """The dtype for a popxl dtype, a name, a numpy or torch dtype or a Python type.
+        """The dtype for a popxl dtype, a name, a numpy or torch dtype, array or tensor, or a type.
 
         Raises:
             ValueError: where there is no such type.
@@ -39,6 +39,8 @@ class dtype:  # noqa: N801 - PopXL's own name
             return type_value
         if isinstance(type_value, np.dtype) and type_value in cls._by_numpy:
             return cls._by_numpy[type_value]  # names of types are slow
+        if hasattr(type_value, "dtype") and not isinstance(type_value, type):
+            type_value = type_value.dtype  # of an array or tensor
         if isinstance(type_value, str):
             return cls.from_name(type_value)
         if isinstance(type_value, type) and type_value in _PYTHON_TYPES:

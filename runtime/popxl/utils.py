@@ -33,7 +33,7 @@ def to_numpy(
         raise ValueError(
             "log2_scale and nan_on_overflow belong to 8-bit floats, not supported here"
         )
-    array = _torch_to_numpy(x) if _is_torch(x) else np.asarray(x)
+    array = _torch_to_numpy(x) if is_torch(x) else np.asarray(x)
     if array.dtype == object:
         raise ValueError(f"cannot make an array of {type(x).__name__}: rows of different lengths?")
     wanted = dtypes.dtype.as_dtype(dtype if dtype is not None else array.dtype)
@@ -42,7 +42,8 @@ def to_numpy(
     return array.astype(wanted.as_numpy(), copy=copy)
 
 
-def _is_torch(x: Any) -> bool:
+def is_torch(x: Any) -> bool:
+    """Whether `x` is torch's, which may be asked without importing torch."""
     return type(x).__module__.split(".")[0] == "torch"
 
 

@@ -39,7 +39,7 @@ CASES = {
     "remote variable": (
         lambda t: popxl.remote_variable(np.zeros((2, 4), np.float32), t.buffer, name="w"),
         ValueError,
-        r"tensor w is float32 \(2, 4\)",
+        r"variable w is float32 \(2, 4\), a slot of .* holds 6 elements of float32",
     ),
     "remote variable offset": (
         lambda t: popxl.remote_variable(np.zeros((2, 3)), t.buffer, 5, name="w"),

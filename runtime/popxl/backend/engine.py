@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from popdist.traffic import Traffic
 
 from popxl.backend import cuda, gpu
 from popxl.backend.across import AcrossProcesses
+from popxl.backend.aliasing import Key
 from popxl.backend.arrays import repeated, to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.collectives import Collectives
@@ -80,6 +81,7 @@ class Engine:
         # Kernels go by the device that a thread is at, and any thread may run the program.
         self._current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         self._arguments = [self._cells[v] for v in variables]
+        self.written = _written(ir.main_graph.variables, variables, lowered.writes)
 
     def run(
         self, inputs: dict[HostToDeviceStream, np.ndarray], outputs: set[DeviceToHostStream]
@@ -103,17 +105,31 @@ class Engine:
             return replace(self.collectives.processes.traffic)
         return Traffic()
 
-    def read(self, variable: Variable, every_replica: bool = False) -> np.ndarray:
-        """The variable's value, in host shape, or `(replicas, *shape)`.
+    def read(
+        self, variable: Variable, every_replica: bool = False, held: torch.Tensor | None = None
+    ) -> np.ndarray:
+        """The variable's value, or that of `held`, in host shape, or `(replicas, *shape)`.
 
         Of groups that other processes hold it is asked from these: all must read it.
         """
-        value, mesh, grouping = self._cells[variable].tensor, self.mesh, variable.replica_grouping
+        value = self._cells[variable].tensor if held is None else held
+        mesh, grouping = self.mesh, variable.replica_grouping
+        value = value.reshape((*value.shape[: mesh.lead], *variable.shape))  # a slot's may differ
         if isinstance(self.collectives, AcrossProcesses) and grouping.num_groups > 1:
             value, mesh = self.collectives.everywhere(value), self.collectives.share.whole
         if every_replica and grouping.num_groups < self.ir.replication_factor:
             return to_numpy(mesh.flat(value).clone())
         return to_numpy(mesh.to_groups(value, grouping).clone())
+
+    def held(self, variables: Iterable[Variable] | None = None) -> dict[Variable, torch.Tensor]:
+        """What variables hold now, to be given to `put` or `read`: by default all it may write."""
+        chosen = self.written if variables is None else variables
+        return {v: self._cells[v].share() for v in chosen}
+
+    def put(self, held: Mapping[Variable, torch.Tensor]) -> None:
+        """Let variables hold again what `held` gave."""
+        for variable, tensor in held.items():
+            self._cells[variable].move(tensor, True)
 
     def write(self, variable: Variable, array: np.ndarray) -> None:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
@@ -150,6 +166,8 @@ class Engine:
     ) -> torch.Tensor:
         """The array where the variable's value is, which was `old`."""
         own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
+        if variable._remote is not None:
+            own = own.reshape((*own.shape[: self.mesh.lead], *variable._remote[0].tensor_shape))
         if self.streamer is not None and variable in self.streamer.variables:
             return self.streamer.hold(own, old)
         return load(own, self.device)
@@ -241,6 +259,19 @@ def _streams(ir: Ir, device: torch.device) -> tuple[Streamer | None, Streamed]:
     if beside is None or found is None:
         return None, Streamed()
     return Streamer(beside, found.variables), found
+
+
+def _written(
+    variables: Iterable[Variable], arguments: Sequence[Variable], writes: Iterable[Key]
+) -> list[Variable]:
+    """The variables that the lowered main graph, called with `arguments`, may write to."""
+    keys = set(writes)
+    inputs = {v: ("in", i) for i, v in enumerate(arguments)}
+    return [
+        v
+        for v in variables
+        if (inputs[v] if v._remote is None else ("remote", v._remote[0].remote_buffer_id)) in keys
+    ]
 
 
 def _blank(variable: Variable) -> np.ndarray:

@@ -35,7 +35,7 @@ def emit(
             raise TypeError(f"{kind}: expected a tensor, got {type(tensor).__name__} {tensor!r}")
         graph._check_owned(tensor, kind)
     scope = get_current_context().name_scope
-    label = f"{scope}.{name or kind}" if scope else name or kind
+    label = f"{scope}/{name or kind}" if scope else name or kind
     made = tuple(Tensor._make(graph, spec, label) for spec in outputs)
     graph._ops.append(Op(kind, tuple(inputs), made, attributes, graphs, modifies))
     return made

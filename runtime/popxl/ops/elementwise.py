@@ -11,7 +11,6 @@ from popxl.ops._build import (
     broadcast,
     emit_inplace,
     emit_one,
-    need_dtype,
     need_float,
     need_number,
     operands,
@@ -219,11 +218,14 @@ def logical_not(t: Tensor) -> Tensor:
 
 
 def _logical(kind: str, lhs: Any, rhs: Any) -> Tensor:
-    left, right = (
-        cast(v, dtypes.bool) if isinstance(v, Tensor) and v.dtype != dtypes.bool else v
-        for v in (lhs, rhs)
-    )
-    return _binary(kind, left, right, numbers=False)
+    return _binary(kind, _as_bool(lhs), _as_bool(rhs), numbers=False)
+
+
+def _as_bool(value: Any) -> Any:
+    """A tensor of numbers as one of bool; anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype != dtypes.bool:
+        return cast(value, dtypes.bool)
+    return value
 
 
 def maximum(*ts: Tensor) -> Tensor:
@@ -236,8 +238,8 @@ def maximum(*ts: Tensor) -> Tensor:
 
 
 def where(condition: Tensor, lhs: Any, rhs: Any) -> Tensor:
-    """`lhs` where the condition (bool) holds, else `rhs`."""
-    need_dtype("where", tensor_operand("where", condition), "condition", dtypes.bool)
+    """`lhs` where the condition holds (a number does where it is not 0), else `rhs`."""
+    condition = _as_bool(tensor_operand("where", condition))
     lhs, rhs = operands("where", lhs, rhs)
     shape = broadcast("where", condition, lhs, rhs)
     return emit_one("where", [condition, lhs, rhs], TensorSpec(shape, lhs.dtype))
