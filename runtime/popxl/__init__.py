@@ -12,6 +12,7 @@ from popxl.context import (
     gmg,
     in_sequence,
     io_tiles,
+    ipu,
     name_scope,
 )
 from popxl.dtypes import (

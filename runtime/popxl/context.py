@@ -20,6 +20,7 @@ class Context(threading.local):
         self.scopes: list[str] = []
         self.in_sequence = False
         self.io_tiles = False
+        self.ipu = 0
 
     @property
     def graph(self) -> Graph:
@@ -29,6 +30,15 @@ class Context(threading.local):
                 "or in a function given to ir.create_graph"
             )
         return self.graphs[-1]
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Where ops are placed in a replica: the IPU, and "io" or "compute" tiles of it."""
+        return self.ipu, "io" if self.io_tiles else "compute"
+
+    @property
+    def name_scopes(self) -> list[str]:
+        return list(self.scopes)
 
     @property
     def name_scope(self) -> str:
@@ -76,13 +86,23 @@ def in_sequence(mode: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def name_scope(name: str) -> Iterator[None]:
+def name_scope(name: str) -> Iterator[list[str]]:
     """Prefix the names of the tensors made inside with `name/`."""
     _context.scopes.append(name)
     try:
-        yield
+        yield _context.name_scopes
     finally:
         _context.scopes.pop()
+
+
+@contextmanager
+def ipu(ipu: int) -> Iterator[int]:
+    """Place the ops made inside on one IPU of a replica; here a replica is one device."""
+    previous, _context.ipu = _context.ipu, ipu
+    try:
+        yield ipu
+    finally:
+        _context.ipu = previous
 
 
 @contextmanager

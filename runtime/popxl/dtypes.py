@@ -18,7 +18,7 @@ class dtype:  # noqa: N801 - PopXL's own name
     _numpy: np.dtype
 
     def __init__(self):
-        raise RuntimeError("popxl.dtype cannot be constructed: use popxl.float32, popxl.int32, ...")
+        raise TypeError("popxl.dtype cannot be constructed: use popxl.float32, popxl.int32, ...")
 
     @classmethod
     def _make(cls, name: str, numpy_type: Any) -> dtype:
@@ -85,6 +85,10 @@ class dtype:  # noqa: N801 - PopXL's own name
         return self._name in ("float16", "bfloat16", "float32", "float64")
 
     @property
+    def is_complex(self) -> builtins.bool:
+        return False
+
+    @property
     def is_int(self) -> builtins.bool:
         return "int" in self._name
 
@@ -121,7 +125,7 @@ float64 = double = dtype._make("float64", np.float64)
 
 _PYTHON_TYPES: dict[Any, dtype] = {
     builtins.bool: bool,
-    builtins.int: int32,
+    builtins.int: int64,
     builtins.float: float32,
 }
 

@@ -179,7 +179,7 @@ class Ir:
 
     def _add_remote_buffer(self, buffer: RemoteBuffer) -> int:
         self._remote_buffers.append(buffer)
-        return len(self._remote_buffers) - 1
+        return len(self._remote_buffers)  # numbers start at 1
 
     def _unique_name(self, name: str, numbered: bool = False) -> str:
         """`name`, with a number behind it where it is `numbered` or taken."""

@@ -33,15 +33,15 @@ def memory_map(
     wanted = dtypes.DOWNCAST.get(wanted, wanted)
     if wanted.as_numpy() != data.dtype:
         raise ValueError(
-            f"variable {name or ''}: its memory map is {data.dtype.name} and would become {wanted}; "
-            "map the file in the variable's dtype"
+            f"variable {name or ''}: its memory map is {data.dtype.name}, it would be "
+            f"{wanted}; map the file in the variable's dtype"
         )
     if not (data.flags.c_contiguous and data.flags.aligned):
         raise ValueError(f"variable {name or ''}: its memory map must be C-ordered and aligned")
     if grouping is not None and not grouping.is_const:
         warnings.warn(
-            f"variable {name or ''}: its groups are not given by one stride and size, so its memory map "
-            "is copied and not written back to",
+            f"variable {name or ''}: its groups are not given by one stride and size, so its memory "
+            "map is copied and not written back to",
             stacklevel=3,
         )
         return None

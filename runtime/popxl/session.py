@@ -187,6 +187,8 @@ class Session:
         Raises:
             TypeError: where it is no variable, or of another dtype.
             ValueError: where the shapes differ.
+            NotImplementedError: where each replica of a group has a value of its own to be read
+                back ("all_replicas"): there would be one for all of them.
         """
         self.write_variables_data({tensor: data})
 
@@ -239,6 +241,15 @@ class Session:
         if not isinstance(tensor, Variable):
             raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
         self._need_own(tensor)
+        grouping = tensor.replica_grouping
+        if (
+            tensor.retrieval_mode == "all_replicas"
+            and len(grouping.assignment) > grouping.num_groups
+        ):
+            raise NotImplementedError(
+                f"variable {tensor.name}: PopXL does not write variables that are read back from all "
+                "replicas"
+            )
         if isinstance(data, int | float):
             data = np.asarray(data, tensor.dtype.as_numpy())
         array = to_numpy(data, downcast=False, copy=False)
@@ -246,7 +257,7 @@ class Session:
             raise TypeError(
                 f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}"
             )
-        groups = tensor.replica_grouping.num_groups
+        groups = grouping.num_groups
         if groups == 1 and array.shape == (1, *tensor.shape):
             array = array[0]
         if array.shape != tensor.shape_on_host:

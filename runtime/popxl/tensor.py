@@ -11,6 +11,7 @@ import numpy as np
 
 from popxl import dtypes
 from popxl.context import get_current_context, get_current_graph, get_main_graph
+from popxl.errors import UndefinedValue
 from popxl.memory_maps import memory_map
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.utils import to_numpy
@@ -78,6 +79,7 @@ class Tensor:
     _graph: Graph
     _spec: TensorSpec
     _name: str
+    _place: tuple[int, str] | None = None
 
     def __init__(self):
         raise RuntimeError("popxl.Tensor cannot be constructed directly: ops and variables make it")
@@ -126,6 +128,29 @@ class Tensor:
         return self._spec.meta_shape
 
     @property
+    def ipu(self) -> int:
+        """The IPU of a replica that `popxl.ipu` placed it on; the first by default.
+
+        Raises:
+            UndefinedValue: where no op makes this tensor.
+        """
+        return self._placed("IPU")[0]
+
+    @property
+    def tile_set(self) -> str:
+        """ "io" for what is made inside `popxl.io_tiles`, else "compute".
+
+        Raises:
+            UndefinedValue: where no op makes this tensor.
+        """
+        return self._placed("tile set")[1]
+
+    def _placed(self, what: str) -> tuple[int, str]:
+        if self._place is None:
+            raise UndefinedValue(f"{self.name} is made by no op: its {what} is not defined")
+        return self._place
+
+    @property
     def rank(self) -> int:
         return len(self.shape)
 
@@ -164,6 +189,10 @@ class Tensor:
 
     def detach_(self) -> Tensor:
         return _ops().detach_(self)
+
+    def copy_to_ipu(self, destination: int, source: int | None = None) -> Tensor:
+        """`ops.ipu_copy`: the same value."""
+        return _ops().ipu_copy(self, destination, source)
 
     def diag(self) -> Tensor:
         """The diagonal of a square matrix.

@@ -63,6 +63,7 @@ from popxl.ops.indexing import (
     scatter,
     slice,
 )
+from popxl.ops.ipu_copy import ipu_copy
 from popxl.ops.matmul import matmul
 from popxl.ops.reductions import (
     argmax,

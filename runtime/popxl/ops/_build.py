@@ -37,7 +37,11 @@ def emit(
     scope = get_current_context().name_scope
     label = f"{scope}/{name or kind}" if scope else name or kind
     made = tuple(Tensor._make(graph, spec, label) for spec in outputs)
-    graph._ops.append(Op(kind, tuple(inputs), made, attributes, graphs, modifies))
+    for tensor in made:
+        tensor._place = get_current_context().place
+    op = Op(kind, tuple(inputs), made, attributes, graphs, modifies)
+    graph._ops.append(op)
+    graph._created(op)
     return made
 
 
