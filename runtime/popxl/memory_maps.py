@@ -40,7 +40,7 @@ def memory_map(
         raise ValueError(f"variable {name or ''}: its memory map must be C-ordered and aligned")
     if grouping is not None and not grouping.is_const:
         warnings.warn(
-            f"variable {name or ''}: its groups are not given by one stride and size, so its memory "
+            f"variable {name or ''}: no single stride and size describe its groups, so its memory "
             "map is copied and not written back to",
             stacklevel=3,
         )

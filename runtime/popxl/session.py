@@ -242,13 +242,11 @@ class Session:
             raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
         self._need_own(tensor)
         grouping = tensor.replica_grouping
-        if (
-            tensor.retrieval_mode == "all_replicas"
-            and len(grouping.assignment) > grouping.num_groups
-        ):
+        each_its_own = tensor.retrieval_mode == "all_replicas"
+        if each_its_own and len(grouping.assignment) > grouping.num_groups:
             raise NotImplementedError(
-                f"variable {tensor.name}: PopXL does not write variables that are read back from all "
-                "replicas"
+                f"variable {tensor.name}: PopXL does not write to what is read back from "
+                "all replicas"
             )
         if isinstance(data, int | float):
             data = np.asarray(data, tensor.dtype.as_numpy())

@@ -58,9 +58,9 @@ def test_hooks_are_called_with_the_ops_of_their_graph(main_graph):
 
 
 def test_variables_belong_to_the_main_graph(main_graph):
-    with main_graph.ir.create_empty_graph("sub"):
-        with pytest.raises(ValueError, match="variable v: it must be made in the main graph"):
-            popxl.variable(1, name="v")
+    sub = main_graph.ir.create_empty_graph("sub")
+    with sub, pytest.raises(ValueError, match="variable v: it must be made in the main graph"):
+        popxl.variable(1, name="v")
 
 
 def test_indices_of_calls_that_are_not_there(main_graph):
