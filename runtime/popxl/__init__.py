@@ -39,6 +39,11 @@ from popxl.module import Module
 from popxl.remote_buffer import RemoteBuffer, remote_buffer
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.session import Session
+from popxl.sharding import (
+    remote_replica_sharded_variable,
+    replica_sharded_buffer,
+    replica_sharded_variable,
+)
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, d2h_stream, h2d_stream
 from popxl.tensor import (
     Constant,
@@ -52,5 +57,6 @@ from popxl.tensor import (
     remote_variable,
     variable,
 )
+from popxl.tensorlocation import ReplicatedTensorSharding, TensorLocation, TensorStorage
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from popxl.graph import Graph
     from popxl.ir import Ir
     from popxl.remote_buffer import RemoteBuffer
+    from popxl.sharding import Sharding
 
 
 class TensorSpec(Mapping):
@@ -284,6 +285,7 @@ class Variable(Tensor):
     _grouping: ReplicaGrouping
     _remote: tuple[RemoteBuffer, int] | None
     _retrieval_mode: str
+    _sharding: Sharding | None
 
     @property
     def replica_grouping(self) -> ReplicaGrouping:
@@ -303,6 +305,12 @@ class Variable(Tensor):
         """`(num_groups, *shape)`, or `shape` where there is one group."""
         groups = self._grouping.num_groups
         return (groups, *self.shape) if groups > 1 else self.shape
+
+
+class Shard(Tensor):
+    """What a replica holds of a replica-sharded variable; writing to it writes the variable."""
+
+    _of: Variable
 
 
 class Constant(Tensor):
@@ -444,6 +452,7 @@ def _make_variable(
     spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))
     made = Variable._make(graph, spec, _scoped(name or "variable"))
     made._data, made._grouping, made._retrieval_mode, made._remote = array, grouping, mode, remote
+    made._sharding = None
     return made
 
 
