@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401 - imported to be part of the interface
 
-from popxl import dtypes, ops, utils
+from popxl import dtypes, errors, ops, transforms, utils
 from popxl.context import (
     gcg,
     get_current_graph,
@@ -12,6 +12,7 @@ from popxl.context import (
     gmg,
     in_sequence,
     io_tiles,
+    ipu,
     name_scope,
 )
 from popxl.dtypes import (
@@ -20,6 +21,8 @@ from popxl.dtypes import (
     double,
     dtype,
     float,
+    float8_143,
+    float8_152,
     float16,
     float32,
     float64,

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from popxl.sharding import Sharding
 
 
+ScalarType = int | float | bool
+HostTensor = np.ndarray | Iterable
+"""What a tensor can be made from beside a number: an array, a torch tensor, a list."""
+host_tensor_types = (np.ndarray, Iterable)
+HostScalarTensor = ScalarType | HostTensor
+
+
 class TensorSpec(Mapping):
     """Shape and dtype of a tensor that need not exist, e.g. a graph's input to be.
 
@@ -158,6 +165,19 @@ class Tensor:
 
     def flatten_(self) -> Tensor:
         return _ops().flatten_(self)
+
+    def copy_to_ipu(self, destination: int, source: int | None = None) -> Tensor:
+        return _ops().ipu_copy(self, destination, source)
+
+    @property
+    def ipu(self) -> int:
+        """The IPU of the replica that it is on: the only one."""
+        return 0
+
+    @property
+    def tile_set(self) -> str:
+        """The tiles of the IPU that it is on: "compute" always."""
+        return "compute"
 
     def detach(self) -> Tensor:
         return _ops().detach(self)
@@ -318,6 +338,8 @@ class Constant(Tensor):
 
     _data: np.ndarray
 
+
+TensorLike = Tensor | HostScalarTensor
 
 TensorByRef = NewType("TensorByRef", Tensor)
 """Annotate a parameter with it to have `Ir.create_graph` make the input by reference."""

@@ -1,5 +1,7 @@
 """Ops in which replicas take part together."""
 
+# ruff: noqa: F401 - some are imported to be part of the interface
+
 from __future__ import annotations
 
 import math
@@ -8,10 +10,14 @@ from typing import Any
 from popxl import dtypes
 from popxl.context import get_ir
 from popxl.ops._build import axis_of, emit_inplace, emit_one, need_number, tensor_operand
+from popxl.ops.collectives.all_reduce import (
+    all_reduce,
+    all_reduce_identical_grad_inputs,
+    all_reduce_identical_inputs,
+)
+from popxl.ops.collectives.collectives import REDUCTIONS
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Tensor, TensorSpec
-
-REDUCTIONS = ("add", "mean", "mul", "min", "max", "and", "or", "square_add", "local")
 
 
 def replicated_all_reduce(
