@@ -8,6 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from popxl._absent import FLOAT8
+
 
 class dtype:  # noqa: N801 - PopXL's own name
     """One element type. There is one instance a type; compare with `is` or `==`."""
@@ -35,6 +37,8 @@ class dtype:  # noqa: N801 - PopXL's own name
         Raises:
             ValueError: where there is no such type.
         """
+        if isinstance(type_value, Float8):
+            raise ValueError(f"{type_value}: {FLOAT8}")
         if isinstance(type_value, dtype):
             return type_value
         if isinstance(type_value, np.dtype) and type_value in cls._by_numpy:
@@ -122,6 +126,23 @@ float16 = half = dtype._make("float16", np.float16)
 bfloat16 = dtype._make("bfloat16", ml_dtypes.bfloat16)
 float32 = float = dtype._make("float32", np.float32)
 float64 = double = dtype._make("float64", np.float64)
+
+
+class Float8(dtype):  # noqa: N801 - a kind of dtype
+    """The name of an 8-bit float, which no tensor can have."""
+
+    _absent: dict[str, Float8] = {}
+
+    @classmethod
+    def _named(cls, name: str) -> Float8:
+        self = object.__new__(cls)
+        self._name, self._numpy = name, np.dtype([(name, np.uint8)])
+        cls._absent[name] = self
+        return self
+
+
+float8_143, float8_152 = Float8._named("float8_143"), Float8._named("float8_152")
+np_dtype_float8_143, np_dtype_float8_152 = float8_143._numpy, float8_152._numpy
 
 _PYTHON_TYPES: dict[Any, dtype] = {
     builtins.bool: bool,

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from popxl.graph import Graph
     from popxl.ir import Ir
     from popxl.remote_buffer import RemoteBuffer
+    from popxl.sharding import Sharding
+
+
+ScalarType = int | float | bool
+HostTensor = np.ndarray | Iterable
+"""What a tensor can be made from beside a number: an array, a torch tensor, a list."""
+host_tensor_types = (np.ndarray, Iterable)
+HostScalarTensor = ScalarType | HostTensor
 
 
 class TensorSpec(Mapping):
@@ -332,6 +340,7 @@ class Variable(Tensor):
     _grouping: ReplicaGrouping
     _remote: tuple[RemoteBuffer, int] | None
     _retrieval_mode: str
+    _sharding: Sharding | None
 
     @property
     def replica_grouping(self) -> ReplicaGrouping:
@@ -353,11 +362,19 @@ class Variable(Tensor):
         return (groups, *self.shape) if groups > 1 else self.shape
 
 
+class Shard(Tensor):
+    """What a replica holds of a replica-sharded variable; writing to it writes the variable."""
+
+    _of: Variable
+
+
 class Constant(Tensor):
     """A tensor whose value is part of the program, the same on every replica."""
 
     _data: np.ndarray
 
+
+TensorLike = Tensor | HostScalarTensor
 
 TensorByRef = NewType("TensorByRef", Tensor)
 """Annotate a parameter with it to have `Ir.create_graph` make the input by reference."""
@@ -515,6 +532,7 @@ def _make_variable(
     spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))
     made = Variable._make(graph, spec, _scoped(name or "variable"))
     made._data, made._grouping, made._retrieval_mode, made._remote = array, grouping, mode, remote
+    made._sharding = None
     return made
 
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from popxl import dtypes
+from popxl.fp8_utils import host_pow2scale_cast_to_fp8  # noqa: F401 - PopXL has it here, too
 
 
 def to_numpy(
@@ -40,6 +41,17 @@ def to_numpy(
     if downcast:
         wanted = dtypes.DOWNCAST.get(wanted, wanted)
     return array.astype(wanted.as_numpy(), copy=copy)
+
+
+def table_to_string(rows: list[list[Any]]) -> str:
+    """Rows as lines of columns, the first row the heads."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(str(c).ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+downcast_np_dtypes = {wide.as_numpy(): to.as_numpy() for wide, to in dtypes.DOWNCAST.items()}
+"""From 64-bit types of numpy to what they are narrowed to."""
 
 
 def is_torch(x: Any) -> bool:

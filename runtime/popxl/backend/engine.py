@@ -13,7 +13,7 @@ import popdist
 import torch
 from popdist.traffic import Traffic
 
-from popxl.backend import cuda, gpu
+from popxl.backend import cuda, gpu, shards
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import Key
 from popxl.backend.arrays import repeated, to_numpy, to_torch
@@ -113,10 +113,13 @@ class Engine:
         Of groups that other processes hold it is asked from these: all must read it.
         """
         value = self._cells[variable].tensor if held is None else held
-        mesh, grouping = self.mesh, variable.replica_grouping
-        value = value.reshape((*value.shape[: mesh.lead], *variable.shape))  # a slot's may differ
+        mesh, grouping = self.mesh, _held(variable)
         if isinstance(self.collectives, AcrossProcesses) and grouping.num_groups > 1:
             value, mesh = self.collectives.everywhere(value), self.collectives.share.whole
+        if variable._sharding is not None:
+            parts = mesh.flat(value).flatten(1)
+            return to_numpy(shards.joined(parts, variable._sharding, variable.shape, every_replica))
+        value = value.reshape((*value.shape[: mesh.lead], *variable.shape))  # a slot's may differ
         if every_replica and grouping.num_groups < self.ir.replication_factor:
             return to_numpy(mesh.flat(value).clone())
         return to_numpy(mesh.to_groups(value, grouping).clone())
@@ -141,6 +144,9 @@ class Engine:
     def fill(self, variable: Variable, values: np.ndarray, swapped: bool) -> None:
         """Set the variable to `values` over and over; see `Session.fill_variable_data`."""
         self.pager.forget()
+        if variable._sharding is not None:
+            self.write(variable, _resized(values, variable.shape_on_host, swapped))
+            return
         cell, streams = self._cells[variable], self.streamer
         on_host = streams is not None and variable in streams.variables
         shape = list(self._value(variable, _blank(variable)).shape)
@@ -165,7 +171,7 @@ class Engine:
         self, variable: Variable, array: np.ndarray, old: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The array where the variable's value is, which was `old`."""
-        own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
+        own = self.mesh.from_groups(_as_held(variable, array), _held(variable))
         if variable._remote is not None:
             own = own.reshape((*own.shape[: self.mesh.lead], *variable._remote[0].tensor_shape))
         if self.streamer is not None and variable in self.streamer.variables:
@@ -274,6 +280,28 @@ def _written(
     ]
 
 
+def _held(variable: Variable) -> ReplicaGrouping:
+    """Which replicas hold the same of it."""
+    sharding = variable._sharding
+    return variable.replica_grouping if sharding is None else sharding.held
+
+
+def _as_held(variable: Variable, array: np.ndarray) -> torch.Tensor:
+    """The host's value as what replicas hold of it, of one group after the other."""
+    sharding = variable._sharding
+    if sharding is None:
+        return to_torch(array)
+    parts = shards.parts_of(to_torch(array), sharding)
+    shape = (-1,) if variable._remote is None else variable._remote[0].tensor_shape
+    return parts.reshape(*parts.shape[:-1], *shape)
+
+
+def _resized(values: np.ndarray, shape: tuple[int, ...], swapped: bool) -> np.ndarray:
+    if not swapped:
+        return np.resize(values, shape)
+    return np.resize(values, (*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
+
+
 def _blank(variable: Variable) -> np.ndarray:
     return np.broadcast_to(np.zeros((), variable.dtype.as_numpy()), variable.shape_on_host)
 
@@ -301,7 +329,7 @@ def _layout(ir: Ir, device: torch.device) -> tuple[Mesh, Collectives | AcrossPro
     """The mesh of the replicas that this process holds, and the collectives on it."""
     together = ir.instance_replication_factor
     # The groupings of collectives first: they gain most.
-    groupings = [*_collective_groupings(ir), *(v.replica_grouping for v in ir.main_graph.variables)]
+    groupings = [*_collective_groupings(ir), *(_held(v) for v in ir.main_graph.variables)]
     mesh = Mesh(ir.replication_factor, groupings, together)
     count = ir.replication_factor // together
     if count == 1:

@@ -134,6 +134,19 @@ def broadcast(kind: str, *tensors: Tensor) -> tuple[int, ...]:
         raise ValueError(f"{kind}: shapes cannot be broadcast: {given}") from None
 
 
+def whole(kind: str, *tensors: Tensor) -> tuple[int, ...]:
+    """The meta shape of what is computed from parts of larger tensors; empty for no parts.
+
+    Raises:
+        ValueError: where they are parts of tensors of different shapes.
+    """
+    shapes = {t.meta_shape for t in tensors if t.meta_shape}
+    if len(shapes) > 1:
+        given = " and ".join(f"{t.name} of {t.meta_shape}" for t in tensors if t.meta_shape)
+        raise ValueError(f"{kind}: these are parts of different shapes: {given}")
+    return shapes.pop() if shapes else ()
+
+
 def axis_of(kind: str, t: Tensor, axis: int, extra: int = 0) -> int:
     """`axis` counted from the front.
 

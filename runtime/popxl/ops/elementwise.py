@@ -16,6 +16,7 @@ from popxl.ops._build import (
     operands,
     scalar_or_tensor,
     tensor_operand,
+    whole,
 )
 from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec
@@ -23,7 +24,8 @@ from popxl.tensor import Tensor, TensorSpec
 
 def _unary(kind: str, t: Tensor, dtype: dtypes.dtype | None = None, **attributes: Any) -> Tensor:
     t = tensor_operand(kind, t)
-    return emit_one(kind, [t], TensorSpec(t.shape, dtype or t.dtype), **attributes)
+    spec = TensorSpec(t.shape, dtype or t.dtype, t.meta_shape)
+    return emit_one(kind, [t], spec, **attributes)
 
 
 def _number_unary(kind: str, t: Tensor, **attributes: Any) -> Tensor:
@@ -42,7 +44,7 @@ def _binary(
     left, right = operands(kind, lhs, rhs)
     if numbers:
         need_number(kind, left)
-    spec = TensorSpec(broadcast(kind, left, right), dtype or left.dtype)
+    spec = TensorSpec(broadcast(kind, left, right), dtype or left.dtype, whole(kind, left, right))
     return emit_one(kind, [left, right], spec)
 
 

@@ -1,8 +1,11 @@
 """Writing to variables."""
 
+# ruff: noqa: F401 - optimisers are named here, as in PopXL
+
 from __future__ import annotations
 
 from popxl.ops._build import emit_inplace, same_dtype, tensor_operand
+from popxl.ops.optimisers import adam_updater, adam_var_update, adamax_updater, lamb_updater
 from popxl.tensor import Tensor
 
 
