@@ -35,6 +35,11 @@ class Cell:
         self.tensor, self.shared = tensor, shared
         Cell.moves += self.lasts
 
+    def share(self) -> torch.Tensor:
+        """What it holds, which no write will change: the next one goes to other memory."""
+        self.move(self.tensor, True)
+        return self.tensor
+
     def write(self, value: torch.Tensor) -> None:
         """Hold `value` from now on (a copy of it)."""
         if not self.shared and _holds(self.tensor, value):

@@ -47,7 +47,7 @@ def reshape(x: torch.Tensor, lead: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def permute(x: torch.Tensor, lead: int, permutation: tuple[int, ...]) -> torch.Tensor:
-    return x.permute(*range(lead), *(lead + p for p in permutation))
+    return x.permute((*range(lead), *(lead + p for p in permutation)))
 
 
 def take_range(x: torch.Tensor, axis: int, start: int, step: int, length: int) -> torch.Tensor:

@@ -44,7 +44,7 @@ from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import Stream
-from popxl.tensor import Constant, Tensor, Variable
+from popxl.tensor import Constant, Shard, Tensor, Variable
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Lowering:
 
     def lower_main(self, graph: Graph) -> tuple[Lowered, list[Variable]]:
         """The main graph; its arguments are the cells of the variables that are not remote."""
-        variables = [v for v in graph.variables if v._remote is None]
-        lowering = _GraphLowering(self, graph, list(variables), frozenset(range(len(variables))))
-        return lowering.run(), variables
+        kept = {t: v for t in graph.tensors if (v := _variable_in(t)) is not None}
+        lowering = _GraphLowering(self, graph, list(kept), frozenset(range(len(kept))))
+        return lowering.run(), list(kept.values())
 
 
 class _GraphLowering:
@@ -403,6 +403,14 @@ class _GraphLowering:
 
 def _item(results: tuple, index: int) -> torch.Tensor:
     return results[index]
+
+
+def _variable_in(t: Tensor) -> Variable | None:
+    """The variable whose cell a tensor of the main graph stands for, if any."""
+    if isinstance(t, Shard):
+        return t._of
+    whole = isinstance(t, Variable) and t._remote is None and t._sharding is None
+    return t if whole else None  # type: ignore[return-value]
 
 
 def _is_wide_unsigned(t: Tensor) -> bool:

@@ -116,6 +116,11 @@ class Values:
     def _first(self, tensor: Tensor) -> Node:
         if isinstance(tensor, Constant):
             return self._constant(tensor)
+        if isinstance(tensor, Variable) and tensor._sharding is not None:
+            raise ValueError(
+                f"{tensor.name} is spread over replicas: compute with the part that a replica "
+                "holds, which popxl.replica_sharded_variable or ops.remote_load gives"
+            )
         if isinstance(tensor, Variable):
             raise ValueError(
                 f"{tensor.name} is a remote variable: load it with ops.remote_load before use"

@@ -2,7 +2,8 @@
 
 # ruff: noqa: F401 - imported to be part of the interface
 
-from popxl.ops import collectives, var_updates
+import popxl.ops.call  # the module, before the function takes its name
+from popxl.ops import collectives, utils, var_updates
 from popxl.ops.calls import (
     CallSiteInfo,
     ConditionalSiteInfo,
@@ -56,6 +57,16 @@ from popxl.ops.elementwise import (
     tanh,
     where,
 )
+from popxl.ops.elementwise import (
+    clip as clamp,
+)
+from popxl.ops.float8 import (
+    conv_pow2scaled,
+    conv_transpose_pow2scaled,
+    matmul_pow2scaled,
+    pow2scale_cast_from_fp8,
+    pow2scale_cast_to_fp8,
+)
 from popxl.ops.host import host_load, host_store, print_tensor
 from popxl.ops.in_place import exp_, gelu_, geluerf_, relu_, scaled_add_, swish_
 from popxl.ops.indexing import (
@@ -72,9 +83,11 @@ from popxl.ops.indexing import (
     tied_gather,
 )
 from popxl.ops.interpolate import interpolate
+from popxl.ops.ipu_copy import ipu_copy
 from popxl.ops.matmul import matmul
 from popxl.ops.negative_log_likelihood import nll_loss, nll_loss_with_softmax_grad
 from popxl.ops.norms import batch_norm_inference, group_norm, layer_norm
+from popxl.ops.optimisers import lamb_square
 from popxl.ops.pool import average_pool, max_pool
 from popxl.ops.random import (
     dropout,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from popxl import dtypes
 from popxl.ops._build import (
     axis_of,
     emit_inplace,
@@ -16,8 +17,10 @@ from popxl.ops._build import (
     same_dtype,
     tensor_operand,
 )
+from popxl.ops.elementwise import where
 from popxl.ops.shape import reshape
 from popxl.tensor import Constant, Tensor, TensorSpec, constant
+from popxl.utils import is_torch
 
 _slice = slice
 Bounds = int | Sequence[int | None] | None
@@ -109,8 +112,13 @@ def _pick(t: Tensor, picks: dict[int, _slice], **attributes: Any) -> Tensor:
 
 def getitem(t: Tensor, key: Any) -> Tensor:
     """What `t[key]` means; see `Tensor.__getitem__`."""
-    if isinstance(key, Tensor | np.ndarray | list):
-        return gather(t, key if isinstance(key, Tensor) else constant(key), axis=0)
+    if isinstance(key, Tensor | np.ndarray | list) or is_torch(key):
+        picked = key if isinstance(key, Tensor) else constant(key)
+        if picked.dtype == dtypes.bool:
+            return where(picked, t, 0)
+        if not picked.dtype.is_int:
+            raise TypeError(f"{t.name}[{key!r}]: an index must hold integers or bools")
+        return gather(t, picked, axis=0)
     keys = _without_ellipsis(t, key if isinstance(key, tuple) else (key,))
     if len(keys) > t.rank:
         raise IndexError(f"{t.name} of shape {t.shape} takes {t.rank} indices, got {len(keys)}")

@@ -5,6 +5,8 @@ made in float32 at least and rounded to the dtype of the operand (integers are c
 Factors are numbers or scalar tensors. Nothing is broadcast.
 """
 
+# ruff: noqa: F401 - optimisers are named here, as in PopXL
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,6 +21,7 @@ from popxl.ops._build import (
     same_dtype,
     tensor_operand,
 )
+from popxl.ops.optimisers import adam_updater, adam_var_update, adamax_updater, lamb_updater
 from popxl.ops.shape import reshape
 from popxl.tensor import Tensor
 
