@@ -20,8 +20,14 @@ from fuzzing.program import Body, Program, Step, text
 UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """The most that rounding changes a number, relative to it."""
 TINY = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}
+LARGEST = {"float32": 1e30, "float16": 3e4, "bfloat16": 1e30}
+"""Beyond them a program is not one to compare: what overflows depends on what is done at once."""
 FUNCTIONS = 2.0**-24
 """The unit of what is computed in float32 inside an op, whatever its dtype."""
+
+
+class OutOfRangeError(Exception):
+    """A program whose numbers are too large for their dtype."""
 
 
 @dataclass
@@ -100,6 +106,8 @@ class Interpreter:
     ) -> np.ndarray:
         """The samples but for the first, rounded at random where `dtype` does not hold them."""
         size = np.abs(value)
+        if not size.max(initial=0) <= LARGEST[dtype]:
+            raise OutOfRangeError(f"{dtype} holds no {size.max()}")
         with np.errstate(over="ignore"):
             held = value.astype(DTYPES[dtype]) == value
         most = np.where(held, 0, size * (UNITS[dtype] + ulps * FUNCTIONS) + TINY[dtype])

@@ -35,7 +35,7 @@ def write(seed: int) -> Program:
     for _ in range(int(rng.integers(1, 3))):
         shared = _divisor(rng, program.replicas)
         writer.stream(writer.rows_of("H"), writer.float, "normal", group=shared)
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.choice([1, 1, 2, 2, 3, 4]))):
         writer.idiom(IDIOMS)
     known = [n for n in writer.known if n in writer.made]
     more = [str(n) for n in rng.permutation(known)[: rng.integers(0, 4)]]
