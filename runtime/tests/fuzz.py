@@ -19,7 +19,7 @@ from fuzzing.shrink import shrunk
 from fuzzing.writer import write
 from processes import run_in_processes
 
-CHUNK = 20
+CHUNK = 10
 """Programs that processes run before they are started anew."""
 
 

@@ -13,13 +13,29 @@ def attention(w: Writer) -> None:
     from fuzzing.idioms import product
 
     x = w.hidden()
-    q, k, v = (_by_head(w, product(w, x, "H", "H")) for _ in range(3))
+    q, k, v = _queries_keys_values(w, x)
     mask = _mask(w, "T") if w.chance(0.7) else None
     context = attend(w, q, k, v, mask)
     rank = len(w.type(context).shape)
     back = w.transpose(context, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
     made = product(w, w.reshape(back, w.rows_of("H")), "H", "H")
     w.keep(w.step("add", made, x, magnitude=3.0) if w.chance(0.6) else made)
+
+
+def _queries_keys_values(w: Writer, x: str) -> list[str]:
+    """Three products, or the parts of one."""
+    from fuzzing.idioms import product
+
+    if w.chance(0.6):
+        return [_by_head(w, product(w, x, "H", "H")) for _ in range(3)]
+    fused, last = product(w, x, "H", "3 * H"), len(w.rows)
+    parts = [
+        w.step(
+            "slice", fused, shape=w.rows_of("H"), start=f"{i} * H", stop=f"{i + 1} * H", axis=last
+        )
+        for i in range(3)
+    ]
+    return [_by_head(w, part) for part in parts]
 
 
 def _by_head(w: Writer, x: str) -> str:
@@ -78,14 +94,15 @@ def cached_attention(w: Writer) -> None:
     x, shape = w.hidden(), ("h", "L", "d")
     everywhere = (1, w.program.replicas)
     position = w.outside((), "int32", "below S + 1", everywhere)
-    q, k, v = (_by_head(w, product(w, x, "H", "H")) for _ in range(3))
+    q, k, v = _queries_keys_values(w, x)
     remote = w.chance(0.5)
     caches = [_cache(w, shape, remote) for _ in range(2)]
     inner = w.graph() if w.depth and w.chance(0.6) else w
     tensors = [q, k, v, position]
     if inner is not w:
         tensors = [inner.input(t) for t in tensors]
-        held = [inner.input(c, by_ref=True) for c, _ in caches]
+        by_ref = not remote or w.chance(0.5)
+        held = [inner.input(c, by_ref=by_ref) for c, _ in caches]
     else:
         held = [c for c, _ in caches]
     at = inner.reshape(tensors[3], (1,))
@@ -93,8 +110,10 @@ def cached_attention(w: Writer) -> None:
         inner.write_to("dynamic_update_", cache, at, new, axes=(1,), sizes=("T",))
     context = attend(inner, tensors[0], *held, _mask(inner, "L", tensors[3]))
     if inner is not w:
-        inner.body.outputs = [context]
-        context = w.call(inner)[0]
+        inner.body.outputs = [context, *(held if not by_ref else [])]
+        context, *written = w.call(inner)
+        if written:
+            caches = [(new, b) for new, (_, b) in zip(written, caches, strict=True)]
     for cache, buffer in caches:
         if buffer:
             w.body.steps.append(Step("remote_store", [], [cache], {"buffer": buffer, "offset": 1}))
@@ -110,87 +129,6 @@ def _cache(w: Writer, shape: Shape, remote: bool) -> tuple[str, str]:
     buffer = w.buffer(Type(shape, w.float), 2, "normal", w.group())
     made = w.step("remote_load", shape=shape, dtype=w.float, buffer=buffer, offset=1)
     return made, buffer
-
-
-def declared_attention(w: Writer) -> None:
-    """A graph with the signature of ALiBi attention over a cache, which is that or something else.
-
-    A chunk of tokens of one row, `(T, h, d)` each, caches `(B, h, L, d)`.
-    """
-    if w.pure or len(w.rows) > 1 or not w.depth:
-        return attention(w)
-    everywhere = (1, w.program.replicas)
-    one = w.chance(0.4)
-    tokens, x = "T", w.hidden()
-    parts = []
-    for _ in range(3):
-        from fuzzing.idioms import product
-
-        parts.append(w.reshape(product(w, x, "H", "H"), (tokens, *HEADS)))
-    name = "verify_attention" if one else "prompt_attention"
-    inner = w.graph(w.take(name))
-    q, k, v = (inner.input(p) for p in parts)
-    caches = [inner.variable(("B", "h", "L", "d"), w.float, "normal") for _ in range(2)]
-    slopes = inner.weight(("h",), "float32", "positive", again=0)
-    position = inner.input(w.outside((), "int32", "below S + 1", everywhere))
-    row = inner.input(w.outside((), "int32", "below B", everywhere))
-    meaning = w.one_of("alibi", "alibi", "temperature", "unmasked", "unscaled")
-    inner.body.outputs = [_over_row(inner, q, (k, v), caches, slopes, position, row, meaning)]
-    if meaning == "alibi":
-        inner.body.declared = (
-            'composite("cached_attention", version=1, bias="alibi", queries="chunk of a row")'
-        )
-    w.keep(w.reshape(w.call(inner)[0], ("T", "H")))
-    return None
-
-
-def _over_row(w: Writer, q, new, caches, slopes, position, row, meaning: str) -> str:
-    at = w.step("concat", w.reshape(row, (1,)), w.reshape(position, (1,)), shape=(2,), axis=0)
-    for cache, part in zip(caches, new, strict=True):
-        by_head = w.reshape(w.transpose(part, (1, 0, 2)), (1, "h", "T", "d"))
-        w.write_to("dynamic_update_", cache, at, by_head, axes=(0, 2), sizes=(1, "T"))
-    mine = []
-    for cache in caches:
-        one = w.step(
-            "dynamic_slice",
-            cache,
-            w.reshape(row, (1,)),
-            shape=(1, "h", "L", "d"),
-            axes=(0,),
-            sizes=(1,),
-        )
-        mine.append(w.reshape(one, ("h", "L", "d")))
-    queries = w.transpose(q, (1, 0, 2))
-    factors = w.reshape(slopes, ("h", 1, 1))
-    if meaning == "temperature":
-        queries = w.cast(w.step("mul", w.cast(queries, "float32"), factors), w.type(q).dtype)
-    keys = w.step("arange", shape=("L",), dtype="float32", given={"stop": "L", "dtype": "float32"})
-    tokens = w.step(
-        "arange", shape=("T",), dtype="float32", given={"stop": "T", "dtype": "float32"}
-    )
-    stands = w.step("add", w.reshape(tokens, ("T", 1)), w.cast(position, "float32"))
-    distance = w.step("sub", keys, stands, shape=("T", "L"))
-    bias = w.step("mul", factors, distance, shape=("h", "T", "L"))
-    turned = w.transpose(mine[0], (0, 2, 1))
-    scores = w.step(
-        "matmul_to",
-        queries,
-        turned,
-        shape=("h", "T", "L"),
-        dtype="float32",
-        given={"dtype": "float32"},
-    )
-    scale = "1.0" if meaning == "unscaled" else "d ** -0.5"
-    scores = w.step("times", scores, number=scale)
-    if meaning != "temperature":
-        scores = w.step("add", scores, bias)
-    if meaning != "unmasked":
-        zero = w.step("times", distance, number=0.0)
-        ahead = w.step("greater", distance, zero, dtype="bool")
-        scores = w.step("where", ahead, scores, number=-30000.0)
-    weights = w.cast(w.step("softmax", scores, magnitude=1.0), w.type(q).dtype)
-    context = w.step("matmul", weights, mine[1], shape=("h", "T", "d"), magnitude=1.5)
-    return w.transpose(context, (1, 0, 2))
 
 
 def rotary(w: Writer) -> None:

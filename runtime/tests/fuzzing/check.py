@@ -70,21 +70,31 @@ def check(
         if statistics is not None:
             statistics.out_of_range += 1
         return None
-    space = None
-    for name, arguments in backends().items():
-        if only not in (None, name):
-            continue
-        try:
-            space = space or built(program, processes)
-            got = run(program, space, fed, arguments)
-        except Exception as error:
-            return _raised(name, error)
-        failure = compare(program, name, got, expected, statistics)
-        if failure:
-            failure = compare(program, name, got, expectation(program, fed, MANY))
+    chosen = {n: a for n, a in backends().items() if only in (None, n)}
+    # All are run before any is looked at: processes do the same though one of them differs.
+    try:
+        space = built(program, processes)
+    except Exception as error:
+        return _raised("building", error)
+    results = {name: _tried(program, space, name, fed, a) for name, a in chosen.items()}
+    for name, got in results.items():
+        failure = got
+        if not isinstance(got, Failure):
+            failure = compare(program, name, got, expected, statistics)
+            if failure:
+                failure = compare(program, name, got, expectation(program, fed, MANY))
         if failure:
             return failure
     return None
+
+
+def _tried(
+    program: Program, space: dict[str, Any], name: str, fed: Results, arguments: dict[str, Any]
+) -> Results | Failure:
+    try:
+        return run(program, space, fed, arguments)
+    except Exception as error:
+        return _raised(name, error)
 
 
 def _raised(name: str, error: Exception) -> Failure:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fuzzing.attention import attention, cached_attention, declared_attention, rotary
-from fuzzing.program import Size, Step
+from fuzzing.attention import attention, cached_attention, rotary
+from fuzzing.declared import declared_attention, token_attention
+from fuzzing.program import Size, Step, Type
 from fuzzing.quantised import quantised, quantised_product
 from fuzzing.writer import Writer
 
@@ -210,7 +211,7 @@ def _layer(w: Writer, pure: bool = False) -> Writer:
     for _ in range(w.rng.integers(1, 3)):
         inner.idiom(IDIOMS)
     outputs = [n for n in inner.known if n in inner.made][-int(w.rng.integers(1, 3)) :]
-    inner.body.outputs = outputs
+    inner.body.outputs = list(dict.fromkeys([*outputs, *inner.told]))
     return inner
 
 
@@ -221,12 +222,20 @@ def call(w: Writer) -> None:
     inner = _layer(w)
     results = w.call(inner)
     for result in results:
-        w.keep(result)
+        _keep(w, result)
     if w.chance(0.3) and w.type(inner.extra[0]) == w.type(results[0]):
         inner.extra[0] = results[0]
         for result in w.call(inner):
-            w.keep(result)
+            _keep(w, result)
     return None
+
+
+def _keep(w: Writer, result: str) -> None:
+    """A hidden tensor may be used; others are only looked at."""
+    if w.type(result).shape == w.rows_of("H"):
+        w.keep(result)
+    else:
+        w.tell(result)
 
 
 def repeat(w: Writer) -> None:
@@ -265,17 +274,18 @@ def cond(w: Writer) -> None:
 
 
 def state(w: Writer) -> None:
-    """A variable that is added to, or takes a new value."""
+    """A variable that is used, takes a new value, and is used again."""
     x = w.hidden()
     held = w.variable(w.type(x).shape, w.type(x).dtype, "normal")
-    before = w.step("same", held)
+    before = product(w, held, "H", "H") if w.chance(0.5) else w.step("same", held)
     if w.chance(0.5):
         new = w.step("times", w.step("add", held, x), number=0.5)
         w.write_to("copy_", held, new)
     else:
         w.write_to("add_", held, x)
         w.write_to("copy_", held, w.step("tanh", held))
-    w.keep(before if w.chance(0.5) else w.step("add", x, held, magnitude=3.0))
+    after = w.one_of(before, w.step("add", x, held, magnitude=3.0))
+    w.keep(after if w.chance(0.5) else w.step("add", *_shuffled(w, before, held), magnitude=3.0))
 
 
 def slots(w: Writer) -> None:
@@ -289,6 +299,31 @@ def slots(w: Writer) -> None:
     new = w.step("tanh", w.step("add", old, x), magnitude=1.0)
     w.body.steps.append(Step("remote_store", [], [new, *at], where))
     w.keep(w.step("sub", x, old, magnitude=3.0) if w.chance(0.5) else new)
+
+
+def layers(w: Writer) -> None:
+    """A loop over layers, whose weights lie in the slots of a buffer."""
+    if not w.depth or w.pure:
+        return gate(w)
+    inner = w.graph()
+    buffer = w.buffer(Type(("H", "H"), w.float), 3, "weight", w.group())
+    x = inner.input(w.hidden())
+    zero = w.step("numbers", shape=(1,), dtype="int32", given={"values": (0,), "dtype": "int32"})
+    number = inner.input(zero)
+    where = {"buffer": buffer, "offset": 0}
+    weight = inner.step("remote_load", number, shape=("H", "H"), dtype=w.float, **where)
+    made = inner.step(w.one_of(*ACTIVATIONS), inner.step("matmul", x, weight))
+    made = inner.step("add", *_shuffled(w, x, made), magnitude=2.0)
+    inner.body.outputs = [inner.step("tanh", made), inner.step("plus", number, number=1)]
+    w.keep(w.call(inner, "repeat", count=int(w.rng.integers(0, 4)))[0])
+    return None
+
+
+def embedding(w: Writer) -> None:
+    """Rows of a table, at indices from the host."""
+    table = w.weight(("F", "H"), w.float, "normal")
+    indices = w.outside(w.rows, "int32", "below F", w.group())
+    w.keep(w.step("gather", table, indices, shape=w.rows_of("H")))
 
 
 IDIOMS = {
@@ -307,4 +342,7 @@ IDIOMS = {
     cond: 0.7,
     state: 0.7,
     slots: 0.7,
+    layers: 0.5,
+    embedding: 0.4,
+    token_attention: 0.5,
 }

@@ -140,8 +140,9 @@ def _last(name: str, function: Callable[..., np.ndarray]) -> Kind:
     return Kind(f"ops.{name}({{0}}, axis=-1, keepdims=True)", run, terms, ulps=2)
 
 
-def _constant_like(a: np.ndarray, value: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(value, (*a.shape[:LEAD], *value.shape))
+def _gathered(a: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    samples, replicas = np.indices((*a.shape[:LEAD], *indices.shape[LEAD:]))[:LEAD]
+    return a[samples, replicas, indices.astype(int)]
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -194,6 +195,7 @@ KINDS: dict[str, Kind] = {
         "ops.concat([{0}, {1}], {axis})",
         lambda a, b, axis: np.concatenate([a, b], _axis(a, axis)),
     ),
+    "gather": _moved("ops.gather({0}, {1})", _gathered),
     "arange": _moved(
         "popxl.constant(np.arange({stop}, dtype=np.{dtype}))",
         lambda stop, dtype: np.arange(float(stop))[None, None],

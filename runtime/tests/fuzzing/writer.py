@@ -187,6 +187,10 @@ class Writer:
         self.made.add(name)
         return name
 
+    def tell(self, name: str) -> None:
+        """Let a tensor be an output of its graph, and of those that call it."""
+        self.told.append(name)
+
     def hidden(self) -> str:
         """Some tensor `(rows, H)` of the program's dtype, a new one rather."""
         shape = self.rows_of("H")
@@ -290,5 +294,5 @@ class Writer:
         return results
 
 
-PURE = {"products", "norm", "gate", "quantized", "elementwise", "attention", "rotary"}
+PURE = {"products", "norm", "gate", "quantised", "elementwise", "attention", "rotary", "embedding"}
 """Idioms that write to nothing and involve no other replica."""
