@@ -1,0 +1,1 @@
+"""What this runtime offers beside PopXL's own interface."""
