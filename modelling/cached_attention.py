@@ -1,8 +1,8 @@
 """Attention over a KV cache, each form a graph of its own.
 
-A runtime may know these graphs by name and put a kernel of its own in their place; what they mean
-is what stands here. Every cache is `(batch_size, heads, sequence_length, head_dim)` and is written
-to in place. A position is the number of tokens before it in its row.
+Each is declared as a composite, so a runtime may compute it by a kernel; what it means is what
+stands here. Every cache is `(batch_size, heads, sequence_length, head_dim)` and is written to in
+place. A position is the number of tokens before it in its row.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import math
 import numpy as np
 import popxl
 from popxl import ops
+from popxl_torch import composite
 
 MASKED = float(np.finfo(np.float32).min)
 
 
+@composite("cached_attention", version=1, bias="alibi", queries="chunk of a row")
 def prompt_attention(
     q: popxl.Tensor,
     k: popxl.Tensor,
@@ -51,6 +53,7 @@ def prompt_attention(
     return ops.transpose(context, (1, 0, 2))
 
 
+@composite("cached_attention", version=1, bias="alibi", queries="tokens of a row")
 def verify_attention(
     q: popxl.Tensor,
     k: popxl.Tensor,
@@ -76,6 +79,7 @@ def verify_attention(
     return prompt_attention(q, k, v, key_cache, value_cache, slopes, positions[0], row)
 
 
+@composite("cached_attention", version=1, bias="alibi", queries="token of each row")
 def token_attention(
     q: popxl.Tensor,
     k: popxl.Tensor,

@@ -1,7 +1,7 @@
 """Matmuls with quantised weights, each form a graph of its own.
 
-A runtime may know these graphs by name and put a kernel of its own in their place; what they mean
-is what stands here: the weight is what its numbers stand for, in the activations' type.
+Each is declared as a composite, so a runtime may compute it by a kernel; what it means is what
+stands here: the weight is what its numbers stand for, in the activations' type.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import popxl
 from popxl import ops
 from popxl_addons.ops.group_quantize_decompress import group_quantize_decompress
+from popxl_torch import composite
 
 
+@composite("channel_quantized_matmul", version=1)
 def channel_quantized_matmul(
     x: popxl.Tensor, weight: popxl.Tensor, scale: popxl.Tensor
 ) -> popxl.Tensor:
@@ -29,6 +31,7 @@ def channel_quantized_matmul(
     return ops.cast(sums * scale, x.dtype)
 
 
+@composite("group_quantized_matmul", version=1)
 def group_quantized_matmul(
     x: popxl.Tensor, words: popxl.Tensor, scale: popxl.Tensor, bias: popxl.Tensor
 ) -> popxl.Tensor:

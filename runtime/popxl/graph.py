@@ -35,6 +35,15 @@ class Op:
             ) from None
 
 
+@dataclass(frozen=True)
+class Declaration:
+    """What a program says that a graph computes: an identifier, its version, and settings."""
+
+    name: str
+    version: int
+    attributes: dict[str, Any]
+
+
 class Graph:
     """A list of ops on tensors of its own; `with graph:` makes it current."""
 
@@ -46,6 +55,7 @@ class Graph:
     _ops: list[Op]
     _tensors: dict[str, Tensor]
     _name_counts: dict[str, int]
+    _declared: tuple[Declaration, int] | None
 
     def __init__(self):
         raise RuntimeError("popxl.Graph cannot be constructed directly: use ir.create_graph")
@@ -56,6 +66,7 @@ class Graph:
         self._ir, self._name = ir, name
         self._inputs, self._outputs, self._by_ref_inputs = [], [], set()
         self._ops, self._tensors, self._name_counts = [], {}, {}
+        self._declared = None
         return self
 
     @property
@@ -137,6 +148,19 @@ class Graph:
             f"Graph[{self._name or 'main'} inputs={len(self._inputs)} ops={len(self._ops)} "
             f"outputs={len(self._outputs)}]"
         )
+
+    def _declare(self, declaration: Declaration) -> None:
+        """Keep what the graph, complete as it is now, was declared to compute."""
+        self._declared = declaration, self._extent()
+
+    @property
+    def _declaration(self) -> Declaration | None:
+        """What it was declared to compute; None where nothing was, or it has grown since."""
+        declared, extent = self._declared or (None, 0)
+        return declared if extent == self._extent() else None
+
+    def _extent(self) -> int:
+        return len(self._ops) + len(self._inputs) + len(self._outputs)
 
     def _register(self, tensor: Tensor, name: str) -> str:
         """Keep a new tensor; returns its name, made unique."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from popxl.context import get_current_context
-from popxl.graph import Graph
+from popxl.graph import Declaration, Graph
 from popxl.module import Module
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.session_options import PartOfPopart
@@ -133,6 +133,7 @@ class Ir:
         except TypeError as error:
             raise ValueError(f"create_graph({_name_of(fn)}): {error}") from None
         bound.apply_defaults()
+        settings = dict(bound.arguments)
         graph = self.create_empty_graph(_name_of(fn))
         scopes, get_current_context().scopes = get_current_context().scopes, []
         try:
@@ -145,6 +146,10 @@ class Ir:
                     graph_output(output)
         finally:
             get_current_context().scopes = scopes
+        declared = getattr(build, "__popxl_composite__", None)
+        if declared is not None:
+            name, version, attributes = declared
+            graph._declare(Declaration(name, version, attributes | _no_tensors(settings)))
         return graph
 
     def get_all_h2d_streams(self) -> set[HostToDeviceStream]:
@@ -233,6 +238,10 @@ def _to_inputs(name: str, value: Any, by_ref: bool, keywords: bool) -> Any:
         return value
     inputs = {key: _to_inputs(key, item, by_ref, False) for key, item in named.items()}
     return inputs if keywords else list(inputs.values())
+
+
+def _no_tensors(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in arguments.items() if not isinstance(v, Tensor | TensorSpec)}
 
 
 def _all_tensors(name: str, values: Iterable[Any]) -> bool:

@@ -60,13 +60,19 @@ def buffers_of(
     return seen[graph]
 
 
+def buffers_of_called(graph: Graph) -> dict[Graph, set[RemoteBuffer]]:
+    """`buffers_of` of each graph that an op of `graph` calls."""
+    seen: dict[Graph, set[RemoteBuffer]] = {}
+    return {called: buffers_of(called, seen) for called in graph.called_graphs}
+
+
 def slots_updated_in_place(graph: Graph, views: Views) -> set[Op]:
     """The loads of slots that may be worked on where they are.
 
     That is a load whose tensor is written to and, as its last use, stored back to the same slot,
     with no other op on the buffer in between: the usual life of a KV cache.
     """
-    called = {g: buffers_of(g) for g in graph.called_graphs}
+    called = buffers_of_called(graph)
     return {
         op
         for position, op in enumerate(graph._ops)

@@ -1,14 +1,16 @@
 """Kernels for attention over a KV cache: they attend over what is filled and no more.
 
-They stand in for graphs made from functions called `prompt_attention`, `token_attention` and
-`verify_attention`, with inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, but for
-`token_attention`, `row`:
+They stand in for graphs declared as `cached_attention`, with the attributes `bias="alibi"` and
+`queries`, one of `QUERIES`, and inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and,
+but for a token of each row, `row`:
 
 * q, k, v `(tokens, heads, head_dim)`, result likewise;
-* caches `(batch_size, heads, sequence_length, head_dim)`, by reference;
-* slopes of ALiBi, float32 `(heads,)`; position and row int32.
+* caches of the same dtype `(batch_size, heads, sequence_length, head_dim)`, by reference;
+* slopes of ALiBi, float32 `(heads,)`; position and row int32, `position + tokens` not above the
+  sequence length.
 
 Each row's result depends on that row alone, to the bit: its shapes follow from its own length.
+Where replicas give different positions or rows the graph itself is run.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.cells import Cell
-from popxl.backend.composites import Composites, composite
+from popxl.backend.composites import Composites, has_signature, kernel_for
 from popxl.backend.decisions import numbers
 from popxl.backend.gpu.attention import attention_on_gpu
 from popxl.backend.mesh import Mesh
@@ -30,52 +32,36 @@ CACHES = (3, 4)
 """The inputs that are caches."""
 
 
-@composite("prompt_attention")
-def _prompt(
+@kernel_for("cached_attention")
+def _cached(
     graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    fits = _fits(graph, inputs=8) and graph.inputs[6].shape == graph.inputs[7].shape == ()
-    return PromptAttention(mesh.lead, known) if fits else None
-
-
-@composite("token_attention")
-def _token(
-    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
-) -> torch.nn.Module | None:
-    fits = _fits(graph, inputs=7) and graph.inputs[0].shape[0] == graph.inputs[3].shape[0]
-    return TokenAttention(mesh.lead, known) if fits else None
-
-
-@composite("verify_attention")
-def _verify(
-    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
-) -> torch.nn.Module | None:
-    fits = (
-        _fits(graph, inputs=8)
-        and graph.inputs[6].shape == graph.inputs[0].shape[:1]
-        and graph.inputs[7].shape == ()
-    )
-    return VerifyAttention(mesh.lead, known) if fits else None
-
-
-def _fits(graph: Graph, inputs: int) -> bool:
-    """Whether a graph has the inputs and the output that the kernels expect."""
-    by_ref = tuple(i for i, t in enumerate(graph.inputs) if t in graph._by_ref_inputs)
-    return (
-        len(graph.inputs) == inputs
-        and len(graph.outputs) == 1
-        and by_ref == CACHES
-        and [graph.inputs[i].rank for i in range(6)] == [3, 3, 3, 4, 4, 1]
-        and graph.outputs[0].shape == graph.inputs[0].shape
-    )
+    declared = graph._declaration
+    if declared is None or len(graph.inputs) < 7 or declared.attributes.get("bias") != "alibi":
+        return None
+    kernel = QUERIES.get(declared.attributes.get("queries", ""))
+    q, cache = graph.inputs[0], graph.inputs[3]
+    if kernel is None or q.rank != 3 or cache.rank != 4 or not q.dtype.is_floating_point:
+        return None
+    (tokens, heads, head_dim), (rows, _, length, _) = q.shape, cache.shape
+    of_rows = kernel is TokenAttention
+    if len(graph.inputs) != (7 if of_rows else 8) or (of_rows and tokens != rows):
+        return None
+    one = (q.dtype.name, q.shape)
+    held = (q.dtype.name, (rows, heads, length, head_dim))
+    positions: tuple[int, ...] = () if kernel is PromptAttention else (tokens,)
+    places: list[tuple[str, tuple[int, ...]]] = [("int32", positions), ("int32", ())]
+    inputs = [*[one] * 3, *[held] * 2, ("float32", (heads,)), *places[: len(graph.inputs) - 6]]
+    fits = has_signature(graph, inputs, [one], by_ref=CACHES, attributes=["bias", "queries"])
+    return kernel(mesh.lead, known, lowered) if fits else None
 
 
 class PromptAttention(torch.nn.Module):
     """A chunk of tokens of one row."""
 
-    def __init__(self, lead: int, known: Composites):
+    def __init__(self, lead: int, known: Composites, graph: torch.nn.Module):
         super().__init__()
-        self.lead, self.native, self.gpu = lead, known.native, known.gpu
+        self.lead, self.native, self.gpu, self.graph = lead, known.native, known.gpu, graph
 
     def forward(
         self,
@@ -99,7 +85,9 @@ class PromptAttention(torch.nn.Module):
             done = attention_on_gpu(self.gpu.chunk_attention, self.lead, *given)
             if done is not None:
                 return (done,)
-        at, number, tokens = _scalar(position), _scalar(row), q.shape[self.lead]
+        at, number, tokens = _number(position), _number(row), q.shape[self.lead]
+        if at is None or number is None:
+            return self.graph(q, k, v, key_cell, value_cell, slopes, position, row)
         keys, values = (_write(cell, new, number, at, self.lead) for cell, new in cells)
         queries = _by_head(q, self.lead)
         filled = at + tokens
@@ -111,9 +99,9 @@ class PromptAttention(torch.nn.Module):
 class TokenAttention(torch.nn.Module):
     """One token for every row."""
 
-    def __init__(self, lead: int, known: Composites):
+    def __init__(self, lead: int, known: Composites, graph: torch.nn.Module):
         super().__init__()
-        self.lead, self.native, self.gpu = lead, known.native, known.gpu
+        self.lead, self.native, self.gpu, self.graph = lead, known.native, known.gpu, graph
 
     def forward(
         self,
@@ -139,8 +127,11 @@ class TokenAttention(torch.nn.Module):
             done = token_attention(self.native, lead, (q, k, v), caches, slopes, positions)
             if done is not None:
                 return (done,)
+        every = _numbers(positions)
+        if every is None:
+            return self.graph(q, k, v, key_cell, value_cell, slopes, positions)
         rows = []
-        for number, at in enumerate(_numbers(positions)):
+        for number, at in enumerate(every):
             one = [t.narrow(lead, number, 1) for t in (q, k, v)]
             keys = _write(key_cell, one[1], number, at, lead)
             values = _write(value_cell, one[2], number, at, lead)
@@ -156,10 +147,10 @@ class TokenAttention(torch.nn.Module):
 class VerifyAttention(torch.nn.Module):
     """The next tokens of one row, one after the other as `TokenAttention` has them: to the bit."""
 
-    def __init__(self, lead: int, known: Composites):
+    def __init__(self, lead: int, known: Composites, graph: torch.nn.Module):
         super().__init__()
-        self.lead, self.native, self.gpu = lead, known.native, known.gpu
-        self.token = TokenAttention(lead, known)
+        self.lead, self.native, self.gpu, self.graph = lead, known.native, known.gpu, graph
+        self.token = TokenAttention(lead, known, graph)
 
     def forward(
         self,
@@ -183,7 +174,10 @@ class VerifyAttention(torch.nn.Module):
             done = token_attention(self.native, lead, (q, k, v), whole, slopes, positions, row)
             if done is not None:
                 return (done,)
-        caches = [Cell(t.narrow(lead, _scalar(row), 1), shared=False) for t in whole]
+        number = _number(row)
+        if number is None or _numbers(positions) is None:
+            return self.graph(q, k, v, key_cell, value_cell, slopes, positions, row)
+        caches = [Cell(t.narrow(lead, number, 1), shared=False) for t in whole]
         tokens = []
         for i in range(q.shape[lead]):
             one = [t.narrow(lead, i, 1) for t in (q, k, v)]
@@ -191,16 +185,23 @@ class VerifyAttention(torch.nn.Module):
         return (torch.cat(tokens, dim=lead),)
 
 
-def _numbers(value: torch.Tensor) -> list[int]:
-    """An int32 vector that is the same on all replicas, as numbers."""
-    by_replica = value.reshape(-1, value.shape[-1])
-    if by_replica.shape[0] > 1 and not bool((by_replica == by_replica[0]).all()):
-        raise ValueError(f"attention: replicas give different positions, {by_replica.tolist()}")
-    return numbers(by_replica[0])
+QUERIES: dict[str, type[PromptAttention] | type[TokenAttention] | type[VerifyAttention]] = {
+    "chunk of a row": PromptAttention,
+    "token of each row": TokenAttention,
+    "tokens of a row": VerifyAttention,
+}
+"""Which tokens the queries are, as a graph declares it, and the kernel for them."""
 
 
-def _scalar(value: torch.Tensor) -> int:
-    return _numbers(value.unsqueeze(-1))[0]
+def _numbers(value: torch.Tensor) -> list[int] | None:
+    """An int32 vector as numbers; None where replicas have different ones."""
+    first, *others = numbers(value.reshape(-1, value.shape[-1]))
+    return None if any(other != first for other in others) else first
+
+
+def _number(value: torch.Tensor) -> int | None:
+    found = _numbers(value.unsqueeze(-1))
+    return None if found is None else found[0]
 
 
 def _by_head(x: torch.Tensor, lead: int) -> torch.Tensor:

@@ -1,14 +1,13 @@
 """Kernels that stand in for whole graphs.
 
-A graph made from a function of a known name, with the inputs and outputs that the kernel expects,
-is not run op by op: its kernel is called instead. The graph remains what the name means; tests hold
-the kernel against it.
+A graph that the program declared (`popxl_torch.composite`), under a name and version that a kernel
+knows and with the signature that it expects, is not run op by op: the kernel is called instead. The
+graph remains the meaning; tests hold the kernel against it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
 import torch
@@ -21,22 +20,46 @@ Factory = Callable[[Graph, Mesh, "Composites", torch.nn.Module], torch.nn.Module
 """Makes the kernel of one graph, with the kernels of the device, and the lowered graph to fall back
 on; None where the graph is not what the kernel knows."""
 
-_FACTORIES: dict[str, Factory] = {}
+_FACTORIES: dict[tuple[str, int], Factory] = {}
 
 
-def composite(name: str) -> Callable[[Factory], Factory]:
-    """Register the kernel for graphs made from a function called `name`."""
+def kernel_for(name: str, version: int = 1) -> Callable[[Factory], Factory]:
+    """Register the kernel for graphs declared as `name` of that version."""
 
     def register(factory: Factory) -> Factory:
-        _FACTORIES[name] = factory
+        _FACTORIES[name, version] = factory
         return factory
 
     return register
 
 
-def function_name(graph: Graph) -> str:
-    """The name of the function that a graph was made from."""
-    return re.sub(r"_\d+$", "", graph.name).rsplit(".", 1)[-1]
+def is_declared(graph: Graph, name: str, version: int = 1) -> bool:
+    """Whether the program declared that a graph, unchanged since, computes `name`."""
+    declared = graph._declaration
+    return declared is not None and (declared.name, declared.version) == (name, version)
+
+
+def has_signature(
+    graph: Graph,
+    inputs: Iterable[tuple[str, tuple[int, ...]]],
+    outputs: Iterable[tuple[str, tuple[int, ...]]],
+    by_ref: tuple[int, ...] = (),
+    attributes: Iterable[str] = (),
+) -> bool:
+    """Whether a declared graph has just these inputs and outputs, dtype and shape, and attributes.
+
+    Args:
+        by_ref: the inputs that are by reference.
+        attributes: the names of the declared attributes.
+    """
+    declared = graph._declaration
+    return (
+        declared is not None
+        and set(declared.attributes) == set(attributes)
+        and [(t.dtype.name, t.shape) for t in graph.inputs] == list(inputs)
+        and [(t.dtype.name, t.shape) for t in graph.outputs] == list(outputs)
+        and tuple(i for i, t in enumerate(graph.inputs) if t in graph._by_ref_inputs) == by_ref
+    )
 
 
 class Composites:
@@ -58,5 +81,8 @@ class Composites:
     def find(self, op: Op, mesh: Mesh, lowered: torch.nn.Module) -> torch.nn.Module | None:
         """The kernel for the graph that `op` calls, if there is one."""
         graph = op.graphs[0]
-        factory = _FACTORIES.get(function_name(graph)) if self.enabled else None
+        declared = graph._declaration
+        if not self.enabled or declared is None:
+            return None
+        factory = _FACTORIES.get((declared.name, declared.version))
         return factory(graph, mesh, self, lowered) if factory else None

@@ -1,4 +1,5 @@
-"""Weights of 4-bit groups as floats by the native kernel: graphs of `group_quantize_decompress`.
+"""Weights of 4-bit groups as floats by the native kernel: graphs declared as
+`group_quantize_decompress`.
 
 Such a graph has inputs `t, group_scale, group_bias`, uint16 `(rows, groups, words)` and float32
 `(rows, groups, 1)`, and gives `(rows, groups * words * 4)`. In other types it rounds in between.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from popxl.backend.composites import Composites, composite
+from popxl.backend.composites import Composites, has_signature, kernel_for
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.library import Library
 from popxl.backend.native.linear import Weight, decompressed
@@ -33,18 +34,24 @@ class Decompress(torch.nn.Module):
         return self.graph(words, scale, bias) if done is None else (done.transpose(-1, -2),)
 
 
-@composite("group_quantize_decompress")
+@kernel_for("group_quantize_decompress")
 def _decompress(
     graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    if known.native is None or len(graph.inputs) != 3 or len(graph.outputs) != 1:
+    if known.native is None or len(graph.inputs) != 3 or graph.inputs[0].rank != 3:
         return None
-    words, scale, bias = graph.inputs
-    fits = (
-        words.rank == 3
-        and words.dtype.name == "uint16"
-        and scale.shape == bias.shape == (*words.shape[:2], 1)
-        and {t.dtype.name for t in (scale, bias, graph.outputs[0])} == {"float32"}
-        and graph._ops[-1].kind != "transpose"
+    rows, groups, words = graph.inputs[0].shape
+    of_group = ("float32", (rows, groups, 1))
+    fits = has_signature(
+        graph,
+        [("uint16", (rows, groups, words)), of_group, of_group],
+        [("float32", (rows, groups * words * 4))],
+        attributes=["dim"],
     )
-    return Decompress(known.native, lowered) if fits else None
+    return Decompress(known.native, lowered) if fits and _last(graph) else None
+
+
+def _last(graph: Graph) -> bool:
+    """Whether the dimension that groups lie along is the last one of the result."""
+    declared = graph._declaration
+    return declared is not None and declared.attributes["dim"] in (-1, 1)

@@ -23,6 +23,7 @@ from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
+from popxl.backend.fusion import Fusion
 from popxl.backend.gpu.product import RunOnGpu
 from popxl.backend.mesh import Mesh
 from popxl.backend.norms import RunNorm
@@ -266,7 +267,7 @@ class _GraphLowering:
         if known.native is None and known.gpu is None:
             return {}
         mesh = self.around.mesh if isinstance(self.collectives, Collectives) else None
-        return {op: p for p in products(self.graph, mesh) for op in p.ops}
+        return {op: p for p in products(self.graph, Fusion(self.graph), mesh) for op in p.ops}
 
     def _lower_layer_norm(self, op: Op) -> None:
         nodes = [self.values.node(t) for t in op.inputs]

@@ -1,4 +1,4 @@
-"""Layer norms by the native kernel: the op, and graphs made from `layer_norm_distributed`.
+"""Layer norms by the native kernel: the op, and graphs declared as `layer_norm_distributed`.
 
 Such a graph has inputs `t, w, b`, normalises the last dimension, whose parts are on the members of
 a group, and takes its sums over them by collectives of that group.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import torch
 
 from popxl.backend import kernels
-from popxl.backend.composites import Composites, composite
+from popxl.backend.composites import Composites, has_signature, kernel_for
 from popxl.backend.mesh import Mesh
 from popxl.backend.native.library import Library
 from popxl.backend.native.norm import norm
 from popxl.graph import Graph
-from popxl.tensor import Constant
 
 
 class RunNorm:
@@ -57,26 +56,23 @@ class DistributedNorm(torch.nn.Module):
         return self.graph(x, weight, bias) if done is None else (done,)
 
 
-@composite("layer_norm_distributed")
+@kernel_for("layer_norm_distributed")
 def _distributed(
     graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    epsilon, native = _epsilon(graph), known.native
-    if native is None or epsilon is None or len(graph.inputs) != 3 or len(graph.outputs) != 1:
+    native, declared = known.native, graph._declaration
+    if native is None or declared is None or len(graph.inputs) != 3 or not graph.inputs[0].rank:
         return None
-    groups = [op.group for op in graph._ops if "group" in op.attributes]
-    if not groups:
+    x = graph.inputs[0]
+    whole, part = (x.dtype.name, x.shape), (x.dtype.name, x.shape[-1:])
+    names = ("epsilon", "assignment")
+    if not has_signature(graph, [whole, part, part], [whole], attributes=names):
+        return None
+    epsilon, assignment = (declared.attributes[name] for name in names)
+    group = graph.ir.replica_grouping_from_assignments(list(assignment))
+    if group.group_size == 1:
         return DistributedNorm(native, mesh.lead, epsilon, None, lowered)
-    axes = mesh.axes_of(groups[0])
-    if len(set(groups)) != 1 or axes is None or len(axes) != 1:
+    axes = mesh.axes_of(group)
+    if axes is None or len(axes) != 1:
         return None
-    parts = axes[0], mesh.dims[axes[0]]
-    return DistributedNorm(native, mesh.lead, epsilon, parts, lowered)
-
-
-def _epsilon(graph: Graph) -> float | None:
-    """What is added to what the square root is taken of."""
-    roots = [op.inputs[0] for op in graph._ops if op.kind == "sqrt"]
-    sums = [op for op in graph._ops if op.kind == "add" and op.outputs[0] in roots]
-    constants = [t for op in sums for t in op.inputs if isinstance(t, Constant)]
-    return float(constants[0]._data) if len(roots) == len(constants) == 1 else None
+    return DistributedNorm(native, mesh.lead, epsilon, (axes[0], mesh.dims[axes[0]]), lowered)

@@ -1,22 +1,21 @@
 """Matrix products and the ops that follow them, done by one native kernel where rows are few.
 
-A product is a `matmul` with a matrix, or the call of a graph made from a function that multiplies
-with quantised weights: `channel_quantized_matmul` or `group_quantized_matmul`. What follows it
-may be, in this order and each used nowhere else: a sum over replicas, a bias, GELU, an added
-tensor, a cast.
+A product is a `matmul` with a matrix, or the call of a graph declared to multiply with quantised
+weights: `channel_quantized_matmul` or `group_quantized_matmul`. What follows it may be, in this
+order and each used nowhere else: a sum over replicas, a bias, GELU, an added tensor, a cast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
-from popxl.backend.aliasing import Uses, Views
 from popxl.backend.collectives import reduce
-from popxl.backend.composites import function_name
+from popxl.backend.composites import has_signature, is_declared
+from popxl.backend.fusion import Fusion
 from popxl.backend.kernels import align
 from popxl.backend.matmul import matmul
 from popxl.backend.mesh import Mesh
@@ -59,89 +58,73 @@ class Product:
         return self.ops[-1].outputs[0]
 
 
-def products(graph: Graph, mesh: Mesh | None) -> list[Product]:
-    """The products of a graph, each with all that can be done in one with it.
+def products(graph: Graph, fusion: Fusion, mesh: Mesh | None) -> list[Product]:
+    """The products of a graph, each with all that may be done in one with it; they are taken.
 
     Args:
         mesh: None where a sum over replicas is not to be among it.
     """
-    finder = _Finder(graph, mesh)
-    return [finder.extended(op) for op in graph._ops if _multiply(op) is not None]
+    found = []
+    for op in graph._ops:
+        if _multiply(op) is not None and fusion.allows([op]):
+            found.append(_extended(op, fusion, mesh))
+            fusion.take(found[-1].ops)
+    return found
 
 
-class _Finder:
-    def __init__(self, graph: Graph, mesh: Mesh | None):
-        self.mesh = mesh
-        self.position = {op: i for i, op in enumerate(graph._ops)}
-        self.ops = graph._ops
-        self.views = Views(graph)
-        self.uses = Uses(graph, self.views)
-        self.users: dict[Tensor, list[Op]] = {}
-        for op in graph._ops:
-            for tensor in op.inputs:
-                self.users.setdefault(tensor, []).append(op)
-        self.outputs = set(graph._outputs)
+def _extended(op: Op, fusion: Fusion, mesh: Mesh | None) -> Product:
+    product = Product((op,), dtype=op.outputs[0].dtype.as_torch())
+    for step in (_sum, _bias, _gelu, _residual, _cast):
+        proposed = step(product, fusion, mesh)
+        if proposed is not None and fusion.allows(proposed.ops):
+            product = proposed
+    return product
 
-    def extended(self, op: Op) -> Product:
-        product = Product((op,), dtype=op.outputs[0].dtype.as_torch())
-        for step in (self._sum, self._bias, self._gelu, self._residual, self._cast):
-            product = step(product) or product
-        return product
 
-    def _next(self, product: Product, *kinds: str) -> Op | None:
-        """The one op that uses the product, if nothing is written to in between."""
-        users = self.users.get(product.output, [])
-        if len(users) != 1 or product.output in self.outputs or users[0].kind not in kinds:
-            return None
-        begin, end = self.position[product.ops[0]], self.position[users[0]]
-        between = self.ops[begin + 1 : end]
-        if users[0].modifies or any(op.modifies or "remote" in op.kind for op in between):
-            return None
-        return users[0]
+def _sum(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op = fusion.user(product.output, "all_reduce")
+    if op is None or op.reduction != "add" or mesh is None:
+        return None
+    axes = mesh.axes_of(op.group)
+    if axes is None:
+        return replace(product, ops=(*product.ops, op), reduced=op)
+    if len(axes) != 1:
+        return None
+    return replace(product, ops=(*product.ops, op), summed=(axes[0], mesh.dims[axes[0]]))
 
-    def _sum(self, product: Product) -> Product | None:
-        op = self._next(product, "all_reduce")
-        if op is None or op.reduction != "add" or self.mesh is None:
-            return None
-        axes = self.mesh.axes_of(op.group)
-        if axes is None:
-            return replace(product, ops=(*product.ops, op), reduced=op)
-        if len(axes) != 1:
-            return None
-        summed = (axes[0], self.mesh.dims[axes[0]])
-        return replace(product, ops=(*product.ops, op), summed=summed)
 
-    def _bias(self, product: Product) -> Product | None:
-        op, other = self._added(product)
-        if op is None or other is None or other.shape != product.output.shape[-1:]:
-            return None
-        return replace(product, ops=(*product.ops, op), bias=other)
+def _bias(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op, other = _added(product, fusion)
+    if op is None or other is None or other.shape != product.output.shape[-1:]:
+        return None
+    return replace(product, ops=(*product.ops, op), bias=other)
 
-    def _gelu(self, product: Product) -> Product | None:
-        op = self._next(product, *GELU)
-        if op is None:
-            return None
-        return replace(product, ops=(*product.ops, op), activation=op.kind)
 
-    def _residual(self, product: Product) -> Product | None:
-        op, other = self._added(product)
-        if op is None or other is None or other.shape != product.output.shape:
-            return None
-        return replace(product, ops=(*product.ops, op), residual=other)
+def _gelu(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op = fusion.user(product.output, *GELU)
+    return None if op is None else replace(product, ops=(*product.ops, op), activation=op.kind)
 
-    def _cast(self, product: Product) -> Product | None:
-        op = self._next(product, "cast")
-        if op is None or not op.outputs[0].dtype.is_floating_point:
-            return None
-        dtype = op.outputs[0].dtype.as_torch()
-        return replace(product, ops=(*product.ops, op), dtype=dtype)
 
-    def _added(self, product: Product) -> tuple[Op | None, Tensor | None]:
-        """The addition that follows, and what is added."""
-        op = self._next(product, "add")
-        if op is None or op.inputs[0] is op.inputs[1]:
-            return None, None
-        return op, op.inputs[1 if op.inputs[0] is product.output else 0]
+def _residual(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op, other = _added(product, fusion)
+    if op is None or other is None or other.shape != product.output.shape:
+        return None
+    return replace(product, ops=(*product.ops, op), residual=other)
+
+
+def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op = fusion.user(product.output, "cast")
+    if op is None or not op.outputs[0].dtype.is_floating_point:
+        return None
+    return replace(product, ops=(*product.ops, op), dtype=op.outputs[0].dtype.as_torch())
+
+
+def _added(product: Product, fusion: Fusion) -> tuple[Op | None, Tensor | None]:
+    """The addition that follows, and what is added."""
+    op = fusion.user(product.output, "add")
+    if op is None or op.inputs[0] is op.inputs[1]:
+        return None, None
+    return op, op.inputs[1 if op.inputs[0] is product.output else 0]
 
 
 # --- running one ---
@@ -296,14 +279,27 @@ def _multiply(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
 
 
 def _quantized(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
-    name, inputs = function_name(op.graphs[0]), op.inputs
-    kinds = [t.dtype.name for t in inputs]
-    ranks = [t.rank for t in inputs]
-    if name == "channel_quantized_matmul" and ranks == [2, 2, 1] and kinds[1] == "int8":
-        return Weight, _by_channel
-    if name == "group_quantized_matmul" and ranks == [2, 3, 3, 3] and kinds[1] == "uint16":
-        return Weight, _by_group
+    """A graph that was declared to multiply with int8 and a scale a channel, or 4-bit groups."""
+    graph = op.graphs[0]
+    x, w = (*graph.inputs, None, None)[:2]
+    if x is None or w is None or x.rank != 2 or w.rank < 2:
+        return None
+    (rows, size), kind = x.shape, x.dtype.name
+    if is_declared(graph, "channel_quantized_matmul"):
+        out = w.shape[-1]
+        inputs = [(kind, x.shape), ("int8", (size, out)), ("float32", (out,))]
+        return (Weight, _by_channel) if _multiplies(graph, inputs, rows, out) else None
+    if is_declared(graph, "group_quantized_matmul") and w.rank == 3 and w.shape[1]:
+        out, groups, _ = w.shape
+        words, halves = (out, groups, size // groups // 4), ("float16", (out, groups, 1))
+        inputs = [(kind, x.shape), ("uint16", words), halves, halves]
+        fits = words[1] * words[2] * 4 == size and _multiplies(graph, inputs, rows, out)
+        return (Weight, _by_group) if fits else None
     return None
+
+
+def _multiplies(graph: Graph, inputs: Sequence[tuple], rows: int, out: int) -> bool:
+    return has_signature(graph, inputs, [(inputs[0][0], (rows, out))])
 
 
 def _by_channel(

@@ -1,8 +1,7 @@
 """Ops that are graphs of their own.
 
-Each is written in PopXL's ops and called with `ops.call`; that graph is its meaning. The graph's
-name starts with `popxl_addons.` and the op's name, so that whoever runs the program may put a
-faster implementation in the place of the call.
+Each is written in PopXL's ops and called with `ops.call`; that graph is its meaning. It is declared
+under the op's name, so that whoever runs the program may compute it by a kernel.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import popxl
+import popxl_torch
 from popxl import ops
 
 from ..graph_cache import GraphCache
@@ -22,6 +22,7 @@ def composite(name: str, build: Callable[..., popxl.Tensor]) -> Callable[..., po
     The graph is made once in an Ir for each set of shapes, dtypes and settings.
     """
     build.__name__ = build.__qualname__ = f"popxl_addons.{name}"  # the graph's name
+    popxl_torch.composite(name)(build)
     cache = GraphCache()
 
     def call(*args: Any) -> popxl.Tensor:
