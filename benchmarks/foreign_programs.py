@@ -63,24 +63,23 @@ def run_group(
             shutil.copytree(clones / folder, Path(scratch) / folder, ignore=ignored)
         start = Path(scratch) / group.folder / group.start
         environment = variables(python, clones, [start / path for path in group.paths])
-        command = [str(python)]
-        if group.substitutes:
-            command += ["-m", "popxl_torch.run"]
-            command += [part for text in group.substitutes for part in ("--substitute", text)]
-        command += ["-m", "pytest", "-p", "foreign_report", "-p", "no:cacheprovider", "-q"]
-        command += [
-            "-c",
-            str(SITE / "pytest.ini"),
-            f"--rootdir={start}",
-            "--import-mode=importlib",
-            "--tb=short",
-        ]
-        command += ["--continue-on-collection-errors", *(["-k", only] if only else [])]
-        results = run_pytest([*command, *group.tests], start, environment, limit)
+        results = run_pytest(_command(python, group, start, only), start, environment, limit)
     for result in results:
         if result.outcome != "passed":
             result.reason = reason_of(result)
     return results
+
+
+def _command(python: Path, group: Group, start: Path, only: str | None) -> list[str]:
+    """pytest with our plugins, under `popxl_torch.run`."""
+    command = [str(python), "-m", "popxl_torch.run", "--standins", "--python38"]
+    for text in group.substitutes:
+        command += ["--substitute", text]
+    command += ["-m", "pytest", "-q", "--tb=short", "--import-mode=importlib"]
+    command += ["-p", "foreign_report", "-p", "torchvision_here", "-p", "no:cacheprovider"]
+    command += ["-c", str(SITE / "pytest.ini"), f"--rootdir={start}"]
+    command += ["--continue-on-collection-errors", *(["-k", only] if only else [])]
+    return [*command, *group.tests]
 
 
 def table(results: dict[str, list[Result]]) -> str:

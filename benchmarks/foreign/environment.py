@@ -16,7 +16,12 @@ DRIVERS = Path(__file__).parent / "drivers"
 TORCH = "torch==2.13.0+cpu"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 PACKAGES = (
-    "torchvision",  # MNIST in the user guide
+    "torchvision",  # a reference for ROI align, and MNIST
+    "onnx",  # a reference for interpolation
+    "clip-anytorch",  # MAGMA's image encoder
+    "setuptools<81",  # clip's pkg_resources
+    "nbformat",
+    "nbconvert",
     "transformers==4.31.0",  # what is compared with
     "simple-parsing==0.0.19.post1",
     "numpy>=2.0",

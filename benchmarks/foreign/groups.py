@@ -58,6 +58,7 @@ GROUPS = (
         "popart/docs/popxl/files",
         ("tests",),
         paths=(".",),
+        substitutes=(f"leaky_relu_op.leaky_relu={DRIVERS / 'leaky_relu.py'}",),
         copied=("popart/docs/shared/files",),
     ),
     Group(

@@ -37,7 +37,8 @@ class Result:
         lines = [line.strip() for line in (self.message or self.text).splitlines() if line.strip()]
         if not lines:
             return self.kind
-        line = lines[0] if self.message else lines[-1]
+        started = any(line.startswith("Traceback") for line in lines)
+        line = lines[0] if self.message and not started else lines[-1]
         return f"{self.kind}: {line}" if self.kind else line
 
 

@@ -36,7 +36,7 @@ class Absent:
     def __call__(self, *args: Any, **kwargs: Any) -> Absent:
         if not AbsentModules.importing:
             raise AbsentCodeError(
-                f"{self._name} is compiled code that is not here: substitute the function that calls it"
+                f"{self._name} is compiled code that is not here: substitute what calls it"
             )
         return Absent(f"{self._name}()")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from typing import Any
 
 from popxl_torch.absent import AbsentModules
 
+USED = "POPXL_TORCH_USED"
+"""The environment variable with the file in which processes note what they substituted."""
+
 
 class SubstituteError(Exception):
     """A substitution that cannot be made, in one line."""
@@ -21,18 +25,19 @@ class SubstituteError(Exception):
 
 @dataclass
 class Substitute:
-    """The function `name` of `module` becomes `function`."""
+    """The function `name` of `module` becomes the function `other` of `file`."""
 
     module: str
     name: str
-    function: Callable[..., Any]
+    file: Path
+    other: str
     installed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Substitute:
         """From `package.module.name=file.py[:function]`; the function has the name by default.
 
-        Raises SubstituteError where the text has another form, or there is no such file or function.
+        Raises SubstituteError for a text of another form.
         """
         dotted, equals, source = text.partition("=")
         module, dot, name = dotted.rpartition(".")
@@ -40,10 +45,22 @@ class Substitute:
             raise SubstituteError(
                 f"{text!r} is not of the form package.module.function=file.py[:function]"
             )
-        file, colon, function = source.rpartition(":")
-        if not colon or not function.isidentifier():
-            file, function = source, name
-        return cls(module, name, _function_of(Path(file), function))
+        file, colon, other = source.rpartition(":")
+        if not colon or not other.isidentifier():
+            file, other = source, name
+        return cls(module, name, Path(file).resolve(), other)
+
+    def __str__(self) -> str:
+        """What `parse` takes, from any folder."""
+        return f"{self.dotted}={self.file}:{self.other}"
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        """The function of the file, which is run for it once.
+
+        Raises SubstituteError for a missing file or a missing function.
+        """
+        return _function_of(self.file, self.other)
 
     @property
     def dotted(self) -> str:
@@ -53,19 +70,33 @@ class Substitute:
         """Replace the function in its module and wherever it has been imported from there."""
         if not hasattr(module, self.name):
             raise SubstituteError(
-                f"{self.dotted} cannot be substituted: {self.module} has no such name"
+                f"{self.dotted} cannot be replaced: {self.module} has no such name"
             )
         original = getattr(module, self.name)
+        if isinstance(original, ModuleType):
+            raise SubstituteError(f"{self.dotted} is a module: name the function in it")
         setattr(module, self.name, self.function)
         for other in list(sys.modules.values()):
             for name, value in list(getattr(other, "__dict__", {}).items()):
                 if value is original and callable(value):
                     setattr(other, name, self.function)
+        self.note()
+
+    def note(self) -> None:
+        """The function is in place, in this process or in one that it started."""
         self.installed = True
+        if USED in os.environ:
+            with open(os.environ[USED], "a") as file:
+                file.write(f"{self.dotted}\n")
 
 
 def install(substitutes: Sequence[Substitute]) -> None:
-    """From now on the modules of `substitutes` have the functions that these give."""
+    """From now on the modules of `substitutes` have the functions that these give.
+
+    Raises SubstituteError for a missing file or a missing function.
+    """
+    for substitute in substitutes:
+        substitute.function  # noqa: B018 - an error now rather than in the middle of the program
     modules = {substitute.module for substitute in substitutes}
     sys.meta_path.insert(0, AbsentModules(modules))  # type: ignore[arg-type]
     sys.meta_path.insert(0, _Patcher(substitutes))  # type: ignore[arg-type]
@@ -75,11 +106,12 @@ def install(substitutes: Sequence[Substitute]) -> None:
 
 
 def unused(substitutes: Sequence[Substitute]) -> list[str]:
-    """One line for each that was not installed: its module was never imported."""
+    """One line for each that was installed neither here nor in a process started from here."""
+    elsewhere = Path(os.environ[USED]).read_text().split() if USED in os.environ else []
     return [
         f"{s.dotted} was not substituted: the program never imported {s.module}"
         for s in substitutes
-        if not s.installed
+        if not s.installed and s.dotted not in elsewhere
     ]
 
 
@@ -127,7 +159,7 @@ class _OnlySubstitutes:
     def exec_module(self, module: ModuleType) -> None:
         for substitute in self._substitutes:
             setattr(module, substitute.name, substitute.function)
-            substitute.installed = True
+            substitute.note()
 
 
 def _ask(finder: Any, name: str, path: object) -> importlib.machinery.ModuleSpec | None:

@@ -1,4 +1,4 @@
-"""Stands in for popart as far as programs name it beside popxl: classes, no functions of Poplar's."""
+"""Stands in for popart as far as programs name it beside popxl; nothing of Poplar is behind it."""
 
 from __future__ import annotations
 
