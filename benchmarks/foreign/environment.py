@@ -34,7 +34,7 @@ PACKAGES = (
     "typing_extensions",
     "sentencepiece",
     "protobuf",
-    "datasets",
+    "datasets==2.21.0",  # the last that has metrics
     "scikit-learn",
     "timm",
     "accelerate",
