@@ -8,6 +8,7 @@ from foreign.running import Result
 
 OURS = "ours"
 TEXTS = {
+    "needs the package magma": r"\bmagma\.\w+(\.\w+)? is compiled code",
     "needs gradients": r"autodiff|popxl\.transforms|[Gg]radient|grad_graph|optimi[sz]er|recompute|"
     r"has no attribute 'transforms'|batch_serialisation",
     "needs Poplar's internals": r"_pb_\w|popart\._internal|\b_ir\b|_from_pb|popart\.\w+|"
@@ -18,6 +19,7 @@ TEXTS = {
     r"couldn't connect|LocalEntryNotFound|does not appear to have a file|is not a local folder",
     "needs several processes": r"mpi4py|MPI\b|poprun",
     "transformers' version": r"from 'transformers|No module named 'transformers\.",
+    "needs Jupyter": r"NoSuchKernel|No module named 'nb",
     "took too long": r"took longer",
     "stops under the SDK, too": r"axes \(0, 3\), sizes \(4, 1\) and index attention",
 }
