@@ -114,7 +114,7 @@ class _Part:
 
     @classmethod
     def make(cls, factories: Any, prefix: str, entries: int = 1) -> _Part:
-        buffers = addons.named_variable_buffers(factories, entries)
+        buffers = addons.named_variable_buffers(factories, entries, shard_over_dict=False)
         variables = addons.NamedTensors()
         for entry in range(entries):
             name = f"{prefix}_{entry}" if entries > 1 or prefix == "layer" else prefix

@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401 - imported to be part of the interface
 
-from popxl import dtypes, ops, utils
+from popxl import dtypes, errors, ops, random_seed, transforms, utils
 from popxl.context import (
     gcg,
     get_current_graph,
@@ -12,6 +12,7 @@ from popxl.context import (
     gmg,
     in_sequence,
     io_tiles,
+    ipu,
     name_scope,
 )
 from popxl.dtypes import (
@@ -20,6 +21,8 @@ from popxl.dtypes import (
     double,
     dtype,
     float,
+    float8_143,
+    float8_152,
     float16,
     float32,
     float64,
@@ -36,9 +39,15 @@ from popxl.dtypes import (
 from popxl.graph import Graph
 from popxl.ir import Ir
 from popxl.module import Module
+from popxl.random_seed import create_seeds
 from popxl.remote_buffer import RemoteBuffer, remote_buffer
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.session import Session
+from popxl.sharding import (
+    remote_replica_sharded_variable,
+    replica_sharded_buffer,
+    replica_sharded_variable,
+)
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, d2h_stream, h2d_stream
 from popxl.tensor import (
     Constant,
@@ -52,5 +61,6 @@ from popxl.tensor import (
     remote_variable,
     variable,
 )
+from popxl.tensorlocation import ReplicatedTensorSharding, TensorLocation, TensorStorage
 
 __all__ = [name for name in dir() if not name.startswith("_")]

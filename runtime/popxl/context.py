@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from popxl.graph import Graph
@@ -20,6 +20,7 @@ class Context(threading.local):
         self.scopes: list[str] = []
         self.in_sequence = False
         self.io_tiles = False
+        self.ipu = 0
 
     @property
     def graph(self) -> Graph:
@@ -31,8 +32,17 @@ class Context(threading.local):
         return self.graphs[-1]
 
     @property
+    def place(self) -> tuple[int, str]:
+        """Where ops are placed in a replica: the IPU, and "io" or "compute" tiles of it."""
+        return self.ipu, "io" if self.io_tiles else "compute"
+
+    @property
+    def name_scopes(self) -> list[str]:
+        return list(self.scopes)
+
+    @property
     def name_scope(self) -> str:
-        return ".".join(self.scopes)
+        return "/".join(self.scopes)
 
 
 _context = Context()
@@ -76,13 +86,23 @@ def in_sequence(mode: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def name_scope(name: str) -> Iterator[None]:
-    """Prefix the names of the tensors made inside with `name` and a dot."""
+def name_scope(name: str) -> Iterator[list[str]]:
+    """Prefix the names of the tensors made inside with `name/`."""
     _context.scopes.append(name)
     try:
-        yield
+        yield _context.name_scopes
     finally:
         _context.scopes.pop()
+
+
+@contextmanager
+def ipu(ipu: int) -> Iterator[int]:
+    """Place the ops made inside on one IPU of a replica; here a replica is one device."""
+    previous, _context.ipu = _context.ipu, ipu
+    try:
+        yield ipu
+    finally:
+        _context.ipu = previous
 
 
 @contextmanager
@@ -93,3 +113,13 @@ def io_tiles() -> Iterator[None]:
         yield
     finally:
         _context.io_tiles = previous
+
+
+def op_debug_context(name: Any) -> Any:
+    """A decorator of functions that make ops, with or without a name; they stay as they are."""
+    return name if callable(name) else lambda function: function
+
+
+def debug_context_frame_offset(i: int) -> Callable[[Any], Any]:
+    """A decorator of functions that make ops; they stay as they are."""
+    return lambda function: function

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 from popxl.graph import Graph, Op
 from popxl.replica_grouping import ReplicaGrouping
-from popxl.tensor import Tensor, Variable
+from popxl.tensor import Shard, Tensor, Variable
 
 Origin = str | None
 """Where a tensor's memory is from: "weights", "state" (memory that the program writes) or None."""
+
+ORIGINS: tuple[Origin, ...] = (None, "weights", "state")
 
 VIEWS = ("identity", "reshape", "transpose", "slice", "split", "dynamic_slice")
 
@@ -108,7 +110,9 @@ def memory_of(variables: list[Variable], buffers: list) -> tuple[int, int]:
 
 def num_bytes(t: Tensor) -> int:
     """Bytes of a tensor on one replica."""
-    return t.nelms * t.dtype.as_numpy().itemsize
+    sharding = t._sharding if isinstance(t, Variable) else None
+    elements = t.nelms if sharding is None else sharding.length(t.nelms)
+    return elements * t.dtype.as_numpy().itemsize
 
 
 class _Walk:
@@ -145,6 +149,8 @@ class _Walk:
             return Cost(), ("state" if op.buffer in self._written else "weights",)
         if op.kind in VIEWS:
             return Cost(), (given[0],) * len(op.outputs)
+        if op.attributes.get("alias"):  # what joins tensors: read where it is used
+            return Cost(), (max(given, key=ORIGINS.index),)
         return self._plain(op, given), (None,) * len(op.outputs)
 
     def _dearer(self, op: Op, given: tuple[Origin, ...]) -> tuple[Cost, tuple[Origin, ...]]:
@@ -185,7 +191,7 @@ class _Walk:
 
 
 def _own_origin(t: Tensor) -> Origin:
-    return "weights" if isinstance(t, Variable) else None
+    return "weights" if isinstance(t, Variable | Shard) else None
 
 
 def _operations(op: Op) -> int:

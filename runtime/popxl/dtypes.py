@@ -8,6 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from popxl._absent import FLOAT8
+
 
 class dtype:  # noqa: N801 - PopXL's own name
     """One element type. There is one instance a type; compare with `is` or `==`."""
@@ -18,7 +20,7 @@ class dtype:  # noqa: N801 - PopXL's own name
     _numpy: np.dtype
 
     def __init__(self):
-        raise RuntimeError("popxl.dtype cannot be constructed: use popxl.float32, popxl.int32, ...")
+        raise TypeError("popxl.dtype cannot be constructed: use popxl.float32, popxl.int32, ...")
 
     @classmethod
     def _make(cls, name: str, numpy_type: Any) -> dtype:
@@ -30,15 +32,19 @@ class dtype:  # noqa: N801 - PopXL's own name
 
     @classmethod
     def as_dtype(cls, type_value: Any) -> dtype:
-        """The dtype for a popxl dtype, a name, a numpy or torch dtype or a Python type.
+        """The dtype for a popxl dtype, a name, a numpy or torch dtype, array or tensor, or a type.
 
         Raises:
             ValueError: where there is no such type.
         """
+        if isinstance(type_value, Float8):
+            raise ValueError(f"{type_value}: {FLOAT8}")
         if isinstance(type_value, dtype):
             return type_value
         if isinstance(type_value, np.dtype) and type_value in cls._by_numpy:
             return cls._by_numpy[type_value]  # names of types are slow
+        if hasattr(type_value, "dtype") and not isinstance(type_value, type):
+            type_value = type_value.dtype  # of an array or tensor
         if isinstance(type_value, str):
             return cls.from_name(type_value)
         if isinstance(type_value, type) and type_value in _PYTHON_TYPES:
@@ -83,6 +89,10 @@ class dtype:  # noqa: N801 - PopXL's own name
         return self._name in ("float16", "bfloat16", "float32", "float64")
 
     @property
+    def is_complex(self) -> builtins.bool:
+        return False
+
+    @property
     def is_int(self) -> builtins.bool:
         return "int" in self._name
 
@@ -117,9 +127,26 @@ bfloat16 = dtype._make("bfloat16", ml_dtypes.bfloat16)
 float32 = float = dtype._make("float32", np.float32)
 float64 = double = dtype._make("float64", np.float64)
 
+
+class Float8(dtype):  # noqa: N801 - a kind of dtype
+    """The name of an 8-bit float, which no tensor can have."""
+
+    _absent: dict[str, Float8] = {}
+
+    @classmethod
+    def _named(cls, name: str) -> Float8:
+        self = object.__new__(cls)
+        self._name, self._numpy = name, np.dtype([(name, np.uint8)])
+        cls._absent[name] = self
+        return self
+
+
+float8_143, float8_152 = Float8._named("float8_143"), Float8._named("float8_152")
+np_dtype_float8_143, np_dtype_float8_152 = float8_143._numpy, float8_152._numpy
+
 _PYTHON_TYPES: dict[Any, dtype] = {
     builtins.bool: bool,
-    builtins.int: int32,
+    builtins.int: int64,
     builtins.float: float32,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,9 @@ from popxl.tensor import Constant, Tensor, Variable
 if TYPE_CHECKING:
     from popxl.cost import Cost
     from popxl.ir import Ir
+
+
+_handles = itertools.count(1)
 
 
 @dataclass(eq=False)
@@ -55,6 +60,7 @@ class Graph:
     _ops: list[Op]
     _tensors: dict[str, Tensor]
     _name_counts: dict[str, int]
+    _hooks: dict[int, Callable[[Op], Any]]
     _declared: tuple[Declaration, int] | None
 
     def __init__(self):
@@ -64,6 +70,7 @@ class Graph:
     def _make(cls, ir: Ir, name: str) -> Graph:
         self = super().__new__(cls)
         self._ir, self._name = ir, name
+        self._hooks = {}
         self._inputs, self._outputs, self._by_ref_inputs = [], [], set()
         self._ops, self._tensors, self._name_counts = [], {}, {}
         self._declared = None
@@ -132,6 +139,26 @@ class Graph:
         if found is None:
             raise ValueError(f"graph {self._name or 'main'} has no tensor {tensor_id!r}")
         return found
+
+    def register_op_created_hook(self, fn: Callable[[Op], Any]) -> int:
+        """Have `fn` called with each op made in this graph from now on; returns a handle."""
+        handle = next(_handles)
+        self._hooks[handle] = fn
+        return handle
+
+    def remove_op_created_hook(self, handle: int) -> None:
+        """Undo `register_op_created_hook`.
+
+        Raises:
+            ValueError: where there is no such hook.
+        """
+        if handle not in self._hooks:
+            raise ValueError(f"graph {self._name or 'main'} has no hook {handle}")
+        del self._hooks[handle]
+
+    def _created(self, op: Op) -> None:
+        for fn in list(self._hooks.values()):
+            fn(op)
 
     def __contains__(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tensor._graph is self

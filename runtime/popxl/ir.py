@@ -8,7 +8,6 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from popxl.context import get_current_context
 from popxl.graph import Declaration, Graph
 from popxl.module import Module
 from popxl.replica_grouping import ReplicaGrouping
@@ -135,17 +134,13 @@ class Ir:
         bound.apply_defaults()
         settings = dict(bound.arguments)
         graph = self.create_empty_graph(_name_of(fn))
-        scopes, get_current_context().scopes = get_current_context().scopes, []
-        try:
-            with graph:
-                by_ref = _parameters_by_ref(build)
-                for name, value in bound.arguments.items():
-                    named = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-                    bound.arguments[name] = _to_inputs(name, value, name in by_ref, named)
-                for output in _outputs_of(fn(*bound.args, **bound.kwargs), _name_of(fn)):
-                    graph_output(output)
-        finally:
-            get_current_context().scopes = scopes
+        with graph:
+            by_ref = _parameters_by_ref(build)
+            for name, value in bound.arguments.items():
+                named = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                bound.arguments[name] = _to_inputs(name, value, name in by_ref, named)
+            for output in _outputs_of(fn(*bound.args, **bound.kwargs), _name_of(fn)):
+                graph_output(output)
         declared = getattr(build, "__popxl_composite__", None)
         if declared is not None:
             name, version, attributes = declared
@@ -184,7 +179,7 @@ class Ir:
 
     def _add_remote_buffer(self, buffer: RemoteBuffer) -> int:
         self._remote_buffers.append(buffer)
-        return len(self._remote_buffers) - 1
+        return len(self._remote_buffers)  # numbers start at 1
 
     def _unique_name(self, name: str, numbered: bool = False) -> str:
         """`name`, with a number behind it where it is `numbered` or taken."""

@@ -19,6 +19,8 @@ class RemoteBuffer:
         self._ir = get_ir()
         self._spec = TensorSpec(tensor_shape, tensor_dtype)
         self._entries = int(entries)
+        self._meta_shape: tuple[int, ...] = ()
+        self._shard_over: int | None = None
         self._id = self._ir._add_remote_buffer(self)
 
     @property
@@ -43,6 +45,15 @@ class RemoteBuffer:
         if value < 1:
             raise ValueError(f"a remote buffer needs at least 1 entry, got {value}")
         self._entries = int(value)
+
+    @property
+    def meta_shape(self) -> tuple[int, ...]:
+        """The shape of the wholes whose parts its entries are; empty where they are no parts."""
+        return self._meta_shape
+
+    @meta_shape.setter
+    def meta_shape(self, shape: Iterable[int]):
+        self._meta_shape = TensorSpec(shape, self.tensor_dtype).shape
 
     def validate_tensor_matches_buffer(self, t: Tensor, num_shards: int = 1) -> None:
         """Check that a tensor can be kept in this buffer.

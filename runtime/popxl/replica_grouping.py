@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -96,6 +98,17 @@ class ReplicaGrouping:
         except ValueError:
             return False
 
+    @property
+    def const_rg(self) -> ReplicaGrouping:
+        """This grouping, or the coarsest one of a single stride and size that is finer."""
+        if self.is_const:
+            return self
+        gaps = [b - a for group in self._members() for a, b in itertools.pairwise(group)]
+        stride = min(gaps, default=1)
+        runs = [run for group in self._members() for run in _runs(group, stride)]
+        size = math.gcd(*runs)
+        return self._from_strides(self._ir, stride if size > 1 else 1, size)
+
     def transpose(self) -> ReplicaGrouping:
         """The grouping of the first members of all groups, then of the second ones, and so on."""
         rank_in_group = {r: i for members in self._members() for i, r in enumerate(members)}
@@ -121,6 +134,12 @@ class ReplicaGrouping:
 
     def __repr__(self) -> str:
         return f"ReplicaGrouping(assignment={self.assignment})"
+
+
+def _runs(members: list[int], stride: int) -> list[int]:
+    """How many members follow one another at this distance, for each run of them."""
+    starts = [i for i, (a, b) in enumerate(itertools.pairwise(members), 1) if b - a != stride]
+    return [b - a for a, b in itertools.pairwise([0, *starts, len(members)])]
 
 
 def _renumber(assignment: Iterable[int]) -> tuple[int, ...]:

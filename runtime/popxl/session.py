@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from popxl.dtypes import DOWNCAST
+from popxl.host_values import HostValues
 from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, Tensor, Variable
@@ -28,7 +30,9 @@ class Session:
         ir: the program; it must not be changed afterwards.
         device_desc: "cpu"; "cuda" (ours); "auto" (ours), "ipu_hw" and "ipu_model" take the best
             device there is.
-        weights_to_host_on_exit: accepted; host values are always those of the device.
+        weights_to_host_on_exit: bring variables to the host when the session ends. Without, or
+            where a variable was made from a read-only `np.memmap`, the host keeps its values: they
+            are what `get_tensor_data` gives after the session, and what the next one starts with.
         composite_kernels: ours: whether kernels stand in for whole graphs they know.
 
     Raises:
@@ -51,6 +55,7 @@ class Session:
         self._attached = 0
         with _memory_told():
             self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
+        self._host = HostValues(self._engine, ir.main_graph.variables, weights_to_host_on_exit)
         self._inputs = ir.get_all_h2d_streams()
         self._outputs = ir.get_all_d2h_streams()
 
@@ -74,10 +79,14 @@ class Session:
 
     def __enter__(self) -> Session:
         self._engine.attach()
+        if not self._attached:
+            self._host.attached()
         self._attached += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._attached == 1 and error is None and not self._host.keeps:
+            self._host.to_host()
         self._attached -= 1
 
     def expected_inputs(self) -> list[HostToDeviceStream]:
@@ -96,6 +105,7 @@ class Session:
         Args:
             inputs: an array for each stream that the program loads from, of shape
                 `(num_host_transfers, replicas, *shape)` without the first two where they are 1.
+                More transfers may be given than are used, and one element in any shape.
             downcast_inputs: narrow 64-bit arrays to 32 bits.
 
         Returns:
@@ -108,6 +118,7 @@ class Session:
         """
         self._need_attached("run")
         given = self._checked_inputs(inputs or {}, downcast_inputs)
+        self._host.ran()
         results = _without_torch_traces(lambda: self._engine.run(given, self._outputs))
         return {
             stream: array.reshape(self._host_shape(stream)) for stream, array in results.items()
@@ -127,22 +138,29 @@ class Session:
         """
         self._need_attached("run_with_outputs")
         outputs = outputs or {}
-        self._check_streams("outputs", self._outputs, outputs)
-        for stream, array in outputs.items():
-            self._check_array(stream, array)
+        self._validate_run_outputs(outputs)
         for stream, array in self.run(inputs, downcast_inputs).items():
-            outputs[stream][...] = array
+            used = self._used(outputs[stream])
+            used[...] = array.reshape(used.shape)
 
     def weights_to_host(self) -> None:
-        """Bring variables to the host; they are read from the device when asked for anyway."""
+        """Bring variables to the host, and to the files that they were made from.
+
+        Raises:
+            RuntimeError: where a variable was made from a memory map that is read-only.
+        """
         self._need_attached("weights_to_host")
+        self._host.to_host()
 
     def weights_from_host(self) -> None:
-        """Bring variables to the device; they are written to it at once anyway."""
+        """Bring variables to the device: where the host keeps its values, these replace them."""
         self._need_attached("weights_from_host")
+        self._host.attached()
 
     def get_tensor_data(self, tensor: Variable | Constant) -> np.ndarray:
-        """A copy of what a variable or constant holds, in host shape.
+        """What a variable or constant holds, in host shape: a copy, or the memory map it is in.
+
+        In the session that is the device's value, which the host takes; outside the host's.
 
         Raises:
             TypeError: for another tensor.
@@ -151,17 +169,26 @@ class Session:
 
     def get_tensors_data(self, tensors: Iterable[Variable | Constant]) -> dict[Tensor, np.ndarray]:
         """`get_tensor_data` of several."""
-        return {tensor: self._data_of(tensor) for tensor in tensors}
+        asked = list(tensors)
+        for tensor in asked:
+            if not isinstance(tensor, Variable | Constant):
+                raise TypeError(f"{tensor!r} is neither variable nor constant: it keeps no data")
+        if self.is_attached and any(isinstance(tensor, Variable) for tensor in asked):
+            self._host.sync()
+        return {tensor: self._data_of(tensor) for tensor in asked}
 
     def write_variable_data(self, tensor: Variable, data: Any) -> None:
         """Set a variable.
 
         Args:
-            data: of the variable's dtype and `shape_on_host`; its memory is used, not copied.
+            data: of the variable's dtype and `shape_on_host` (or with a leading 1 where there is
+                one group); its memory is used, not copied. A number fills a scalar.
 
         Raises:
             TypeError: where it is no variable, or of another dtype.
             ValueError: where the shapes differ.
+            NotImplementedError: where each replica of a group has a value of its own to be read
+                back ("all_replicas"): there would be one for all of them.
         """
         self.write_variables_data({tensor: data})
 
@@ -170,7 +197,8 @@ class Session:
         arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
         with _memory_told():
             for tensor, array in arrays.items():
-                self._engine.write(tensor, array)
+                self._engine.write(tensor, self._host.written(tensor, array))
+                self._host.taken(tensor)
 
     def fill_variable_data(
         self, tensor: Variable, values: np.ndarray, swapped: bool = False
@@ -199,20 +227,27 @@ class Session:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
         with _memory_told():
             self._engine.fill(tensor, values, swapped)
+            self._host.taken(tensor)
 
     def _data_of(self, tensor: Tensor) -> np.ndarray:
         if isinstance(tensor, Constant):
             return tensor._data.copy()
-        if not isinstance(tensor, Variable):
-            raise TypeError(f"{tensor!r} is neither variable nor constant: it keeps no data")
+        assert isinstance(tensor, Variable)
         self._need_own(tensor)
-        return self._engine.read(tensor, tensor.retrieval_mode == "all_replicas")
+        return self._host.read(tensor, self.is_attached)
 
     def _variable_array(self, tensor: Any, data: Any) -> np.ndarray:
         """`data` as what the variable can hold."""
         if not isinstance(tensor, Variable):
             raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
         self._need_own(tensor)
+        grouping = tensor.replica_grouping
+        each_its_own = tensor.retrieval_mode == "all_replicas"
+        if each_its_own and len(grouping.assignment) > grouping.num_groups:
+            raise NotImplementedError(
+                f"variable {tensor.name}: PopXL does not write to what is read back from "
+                "all replicas"
+            )
         if isinstance(data, int | float):
             data = np.asarray(data, tensor.dtype.as_numpy())
         array = to_numpy(data, downcast=False, copy=False)
@@ -220,8 +255,10 @@ class Session:
             raise TypeError(
                 f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}"
             )
+        groups = grouping.num_groups
+        if groups == 1 and array.shape == (1, *tensor.shape):
+            array = array[0]
         if array.shape != tensor.shape_on_host:
-            groups = tensor.replica_grouping.num_groups
             raise ValueError(
                 f"variable {tensor.name}: expected data of shape {tensor.shape_on_host} "
                 f"({groups} groups of {tensor.shape}), got {array.shape}"
@@ -238,8 +275,19 @@ class Session:
 
     def _full_input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The host shape of an input of `shape`; programs written for the SDK ask for it."""
-        sizes = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
-        return (*(s for s in sizes if s > 1), *shape)
+        return (*(s for s in self._lead if s > 1), *shape)
+
+    def _validate_run_inputs(self, inputs: Mapping[HostToDeviceStream, np.ndarray]) -> None:
+        """Raises what `run` raises for such inputs; programs written for the SDK ask for it."""
+        self._check_streams("inputs", self._inputs, inputs)
+        for stream, array in inputs.items():
+            self._check_array(stream, array)
+
+    def _validate_run_outputs(self, outputs: Mapping[DeviceToHostStream, np.ndarray]) -> None:
+        """Raises what `run_with_outputs` raises for such outputs."""
+        self._check_streams("outputs", self._outputs, outputs)
+        for stream, array in outputs.items():
+            self._check_array(stream, array)
 
     def _host_shape(self, stream: Any) -> tuple[int, ...]:
         return self._full_input_shape(stream.shape)
@@ -248,14 +296,22 @@ class Session:
         self, inputs: Mapping[HostToDeviceStream, Any], downcast: bool
     ) -> dict[HostToDeviceStream, np.ndarray]:
         self._check_streams("inputs", self._inputs, inputs)
-        full = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
         checked = {}
         for stream, data in inputs.items():
             narrow = downcast and stream.dtype not in DOWNCAST
             array = to_numpy(data, downcast=narrow, copy=False)
             self._check_array(stream, array)
-            checked[stream] = array.reshape((*full, *stream.shape))
+            checked[stream] = self._used(array).reshape((*self._lead, *stream.shape))
         return checked
+
+    @property
+    def _lead(self) -> tuple[int, int]:
+        return self._ir.num_host_transfers, self._ir.instance_replication_factor
+
+    def _used(self, array: np.ndarray) -> np.ndarray:
+        """The transfers of a stream's array that a run makes; the array may have more."""
+        transfers = self._ir.num_host_transfers
+        return array[:transfers] if transfers > 1 else array
 
     def _check_streams(self, what: str, expected: set, given: Mapping) -> None:
         unknown = [getattr(s, "tensor_id", repr(s)) for s in given if s not in expected]
@@ -272,7 +328,7 @@ class Session:
                 f"stream {stream.tensor_id}: expected a numpy array, got {type(array).__name__}"
             )
         expected = self._host_shape(stream)
-        if array.shape != expected:
+        if not _fits(array.shape, expected, stream.shape, self._ir.num_host_transfers):
             raise ValueError(
                 f"stream {stream.tensor_id}: expected an array of shape {expected} "
                 f"(transfers, replicas, shape), got {array.shape}"
@@ -281,6 +337,20 @@ class Session:
             raise TypeError(
                 f"stream {stream.tensor_id}: expected {stream.dtype}, got {array.dtype.name}"
             )
+
+
+def _fits(
+    given: tuple[int, ...], expected: tuple[int, ...], shape: tuple[int, ...], transfers: int
+) -> bool:
+    """Whether an array's shape serves a stream of `shape`, as the SDK sees it.
+
+    There may be more transfers than are used, and the shape of a single element does not matter.
+    """
+    if transfers > 1 and given and given[0] > transfers:
+        given = (transfers, *given[1:])
+    lead = len(expected) - len(shape)
+    single = math.prod(shape) == 1 == math.prod(given[lead:])
+    return given == expected or (single and given[:lead] == expected[:lead])
 
 
 def _torch_device(device_desc: str) -> Any:

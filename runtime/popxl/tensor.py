@@ -11,6 +11,8 @@ import numpy as np
 
 from popxl import dtypes
 from popxl.context import get_current_context, get_current_graph, get_main_graph
+from popxl.errors import UndefinedValue
+from popxl.memory_maps import memory_map
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.utils import to_numpy
 
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from popxl.graph import Graph
     from popxl.ir import Ir
     from popxl.remote_buffer import RemoteBuffer
+    from popxl.sharding import Sharding
+
+
+ScalarType = int | float | bool
+HostTensor = np.ndarray | Iterable
+"""What a tensor can be made from beside a number: an array, a torch tensor, a list."""
+host_tensor_types = (np.ndarray, Iterable)
+HostScalarTensor = ScalarType | HostTensor
 
 
 class TensorSpec(Mapping):
@@ -77,6 +87,7 @@ class Tensor:
     _graph: Graph
     _spec: TensorSpec
     _name: str
+    _place: tuple[int, str] | None = None
 
     def __init__(self):
         raise RuntimeError("popxl.Tensor cannot be constructed directly: ops and variables make it")
@@ -125,6 +136,29 @@ class Tensor:
         return self._spec.meta_shape
 
     @property
+    def ipu(self) -> int:
+        """The IPU of a replica that `popxl.ipu` placed it on; the first by default.
+
+        Raises:
+            UndefinedValue: where no op makes this tensor.
+        """
+        return self._placed("IPU")[0]
+
+    @property
+    def tile_set(self) -> str:
+        """ "io" for what is made inside `popxl.io_tiles`, else "compute".
+
+        Raises:
+            UndefinedValue: where no op makes this tensor.
+        """
+        return self._placed("tile set")[1]
+
+    def _placed(self, what: str) -> tuple[int, str]:
+        if self._place is None:
+            raise UndefinedValue(f"{self.name} is made by no op: its {what} is not defined")
+        return self._place
+
+    @property
     def rank(self) -> int:
         return len(self.shape)
 
@@ -163,6 +197,10 @@ class Tensor:
 
     def detach_(self) -> Tensor:
         return _ops().detach_(self)
+
+    def copy_to_ipu(self, destination: int, source: int | None = None) -> Tensor:
+        """`ops.ipu_copy`: the same value."""
+        return _ops().ipu_copy(self, destination, source)
 
     def diag(self) -> Tensor:
         """The diagonal of a square matrix.
@@ -225,8 +263,17 @@ class Tensor:
     def __rtruediv__(self, other: Any) -> Tensor:
         return _ops().div(other, self)
 
+    def __pow__(self, other: Any) -> Tensor:
+        return _ops().pow(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return _ops().pow(self._as_tensor(other), self)
+
     def __mod__(self, other: Any) -> Tensor:
         return _ops().fmod(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return _ops().fmod(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
         return _ops().matmul(self, self._as_tensor(other))
@@ -240,14 +287,23 @@ class Tensor:
     def __and__(self, other: Any) -> Tensor:
         return _ops().logical_and(self, self._as_tensor(other))
 
+    def __rand__(self, other: Any) -> Tensor:
+        return _ops().logical_and(self._as_tensor(other), self)
+
     def __or__(self, other: Any) -> Tensor:
         return _ops().logical_or(self, self._as_tensor(other))
+
+    def __ror__(self, other: Any) -> Tensor:
+        return _ops().logical_or(self._as_tensor(other), self)
 
     def __invert__(self) -> Tensor:
         return _ops().logical_not(self)
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Integers and slices of one step pick; an integer tensor or array gathers along axis 0.
+        """Integers and slices pick, integer tensors gather along axis 0, bool tensors mask.
+
+        `t[mask]` is `where(mask, t, 0)`, of the shape that both broadcast to. In place of a
+        tensor a numpy array, a torch tensor or a list may stand.
 
         Raises:
             TypeError: for other keys.
@@ -258,20 +314,19 @@ class Tensor:
         return getitem(self, key)
 
     def __len__(self) -> int:
+        """The size of the first dimension; `if tensor:` asks whether it is above 0.
+
+        Raises:
+            ValueError: for a scalar.
+        """
         if not self.shape:
             raise ValueError(f"{self.name} is a scalar and has no length")
         return self.shape[0]
 
-    def __iter__(self):
-        if not self.shape:
-            raise TypeError(f"{self.name} is a scalar and cannot be iterated over")
-        return (self[i] for i in range(self.shape[0]))
-
-    def __bool__(self) -> bool:
-        raise TypeError(
-            f"{self.name} has no value while the program is built: "
-            "choose between graphs with ops.conditional"
-        )
+    # A tensor has a length, and so a truth (`len(t) > 0`), but its elements are not there to be
+    # gone through while the program is built.
+    __iter__ = None
+    __contains__ = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}[{self.id} {self.dtype} {self.shape}]"
@@ -281,9 +336,11 @@ class Variable(Tensor):
     """A tensor of the main graph that keeps its value between runs, one a group of replicas."""
 
     _data: np.ndarray
+    _map: np.memmap | None = None
     _grouping: ReplicaGrouping
     _remote: tuple[RemoteBuffer, int] | None
     _retrieval_mode: str
+    _sharding: Sharding | None
 
     @property
     def replica_grouping(self) -> ReplicaGrouping:
@@ -305,11 +362,19 @@ class Variable(Tensor):
         return (groups, *self.shape) if groups > 1 else self.shape
 
 
+class Shard(Tensor):
+    """What a replica holds of a replica-sharded variable; writing to it writes the variable."""
+
+    _of: Variable
+
+
 class Constant(Tensor):
     """A tensor whose value is part of the program, the same on every replica."""
 
     _data: np.ndarray
 
+
+TensorLike = Tensor | HostScalarTensor
 
 TensorByRef = NewType("TensorByRef", Tensor)
 """Annotate a parameter with it to have `Ir.create_graph` make the input by reference."""
@@ -375,15 +440,21 @@ def variable(
     """A variable with the initial value `data`, which is kept, not copied, where it fits as it is.
 
     Args:
-        data: `(num_groups, *shape)` where the grouping has more than one group, else `shape`.
+        data: `(num_groups, *shape)` where the grouping has more than one group, else `shape`. An
+            `np.memmap` of mode r+ or w+ is where the host keeps the variable: what the program
+            writes is written to the file by `Session.weights_to_host`, so when the session ends.
         replica_grouping: which replicas share a value; all of them where None.
         retrieval_mode: "one_per_group" (default) or "all_replicas", what is read back.
 
     Raises:
-        ValueError: where there is not one entry a group.
+        ValueError: where there is not one entry a group, the current graph is not the main graph,
+            or a writable memory map is not of the variable's dtype and in C order.
     """
+    mapped = memory_map(name, data, dtype, replica_grouping)
     array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
-    return _make_variable(array, name, replica_grouping, retrieval_mode, None)
+    made = _make_variable(array, name, replica_grouping, retrieval_mode, None)
+    made._map = mapped
+    return made
 
 
 def remote_variable(
@@ -401,7 +472,7 @@ def remote_variable(
     """A variable that lives in slot `offset` of a remote buffer; load it with `ops.remote_load`.
 
     Raises:
-        ValueError: where the offset is outside the buffer or shape or dtype differ from it.
+        ValueError: where the offset is outside the buffer, or the data does not fill a slot of it.
     """
     if not 0 <= offset < remote_buffer.entries:
         raise ValueError(
@@ -409,12 +480,24 @@ def remote_variable(
         )
     if remote_buffer._ir is not get_main_graph().ir:
         raise ValueError(f"remote_variable {name or ''}: {remote_buffer} belongs to another Ir")
+    mapped = memory_map(name, data, dtype, replica_grouping)
     array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
     made = _make_variable(
         array, name, replica_grouping, retrieval_mode, (remote_buffer, int(offset))
     )
-    remote_buffer.validate_tensor_matches_buffer(made)
+    made._map = mapped
+    _check_fills_slot(made, remote_buffer)
     return made
+
+
+def _check_fills_slot(variable: Variable, buffer: RemoteBuffer) -> None:
+    """A slot takes any data of its dtype and size: `(1, 1)` may lie in a buffer of `(1,)`."""
+    size = math.prod(buffer.tensor_shape)
+    if (variable.nelms, variable.dtype) != (size, buffer.tensor_dtype):
+        raise ValueError(
+            f"variable {variable.name} is {variable.dtype} {variable.shape}, a slot of {buffer} "
+            f"holds {size} elements of {buffer.tensor_dtype}"
+        )
 
 
 def _make_variable(
@@ -425,6 +508,11 @@ def _make_variable(
     remote: tuple[RemoteBuffer, int] | None,
 ) -> Variable:
     graph = get_main_graph()
+    if get_current_graph() is not graph:
+        raise ValueError(
+            f"variable {name or ''}: it must be made in the main graph; "
+            f"in graph {get_current_graph().name} use graph_input or constant"
+        )
     grouping = grouping or graph.ir.replica_grouping()
     mode = retrieval_mode or "one_per_group"
     if mode not in ("one_per_group", "all_replicas"):
@@ -444,12 +532,13 @@ def _make_variable(
     spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))
     made = Variable._make(graph, spec, _scoped(name or "variable"))
     made._data, made._grouping, made._retrieval_mode, made._remote = array, grouping, mode, remote
+    made._sharding = None
     return made
 
 
 def _scoped(name: str) -> str:
     scope = get_current_context().name_scope
-    return f"{scope}.{name}" if scope else name
+    return f"{scope}/{name}" if scope else name
 
 
 def _ops() -> Any:

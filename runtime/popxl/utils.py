@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from popxl import dtypes
+from popxl.fp8_utils import host_pow2scale_cast_to_fp8  # noqa: F401 - PopXL has it here, too
 
 
 def to_numpy(
@@ -33,7 +34,7 @@ def to_numpy(
         raise ValueError(
             "log2_scale and nan_on_overflow belong to 8-bit floats, not supported here"
         )
-    array = _torch_to_numpy(x) if _is_torch(x) else np.asarray(x)
+    array = _torch_to_numpy(x) if is_torch(x) else np.asarray(x)
     if array.dtype == object:
         raise ValueError(f"cannot make an array of {type(x).__name__}: rows of different lengths?")
     wanted = dtypes.dtype.as_dtype(dtype if dtype is not None else array.dtype)
@@ -42,7 +43,19 @@ def to_numpy(
     return array.astype(wanted.as_numpy(), copy=copy)
 
 
-def _is_torch(x: Any) -> bool:
+def table_to_string(rows: list[list[Any]]) -> str:
+    """Rows as lines of columns, the first row the heads."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(str(c).ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+downcast_np_dtypes = {wide.as_numpy(): to.as_numpy() for wide, to in dtypes.DOWNCAST.items()}
+"""From 64-bit types of numpy to what they are narrowed to."""
+
+
+def is_torch(x: Any) -> bool:
+    """Whether `x` is torch's, which may be asked without importing torch."""
     return type(x).__module__.split(".")[0] == "torch"
 
 

@@ -17,6 +17,7 @@ from .named_tensors import NamedTensors
 from .variable_factory import (
     NamedVariableFactories,
     VariableFactory,
+    add_replica_sharded_variable_input,
     add_variable_input,
 )
 
@@ -100,6 +101,32 @@ class Module(popxl.Module):
         """
         tensor, factory = add_variable_input(name, data_iter, dtype, by_ref, replica_grouping)
         self._built.add(name, factory, tensor, overwrite)
+        return tensor
+
+    def add_replica_sharded_variable_input(
+        self,
+        name: str,
+        data_iter: DataIter,
+        dtype: popxl.dtypes.dtype | None = None,
+        by_ref: bool = False,
+        replica_grouping: popxl.ReplicaGrouping | None = None,
+        shard_over: int | None = None,
+    ) -> popxl.Tensor:
+        """In `build`: an input of the graph for a part of a variable.
+
+        The variables that the factory makes are whole: a remote one is loaded in parts, another
+        is split with `ops.collectives.replica_sharded_slice` before the graph is called.
+
+        Args:
+            shard_over: parts that a value is split into; the size of a replica group where None.
+
+        Raises:
+            ValueError: where the name is taken.
+        """
+        tensor, factory = add_replica_sharded_variable_input(
+            name, data_iter, dtype, by_ref, replica_grouping, shard_over
+        )
+        self._built.add(name, factory, tensor, overwrite=False)
         return tensor
 
     def add_variable_inputs(

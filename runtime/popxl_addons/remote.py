@@ -25,25 +25,28 @@ def named_variable_buffers(
     """A buffer of `entries` slots for each factory.
 
     Args:
-        shard_over_dict: over how many replicas of its group the bytes of a variable are spread
-            (by name, for all, or True for the whole group). Where they lie is no matter here:
-            it is checked, and every replica loads its whole variable.
+        shard_over_dict: over how many replicas of its group a variable is spread: by name, or for
+            all; True, and a name that is missing, is the whole group, False is 1. Where it is
+            more than 1, a replica loads a part of the variable; see `popxl_addons.rts`.
 
     Raises:
         ValueError: for a number outside 1 to the size of the variable's replica group.
     """
     buffers = {}
     for name, factory in factories.to_dict().items():
-        _check_sharding(name, factory, shard_over_dict)
-        spec = popxl.TensorSpec(factory.shape, factory.dtype)
-        buffers[name] = create_remote_buffer(spec, entries, factory.replica_grouping)
+        spec = popxl.TensorSpec(factory.shape, factory.dtype, factory.meta_shape or ())
+        over = _sharded_over(name, factory, shard_over_dict)
+        buffers[name] = create_remote_buffer(spec, entries, factory.replica_grouping, over)
     return NamedRemoteBuffers.from_dict(buffers)
 
 
 def named_buffers(tensors: NamedTensors, entries: int = 1) -> NamedRemoteBuffers:
     """A buffer of `entries` slots for each tensor."""
     return NamedRemoteBuffers.from_dict(
-        {name: create_remote_buffer(t.spec, entries) for name, t in tensors.to_dict().items()}
+        {
+            name: create_remote_buffer(t.spec, entries, None, 1)
+            for name, t in tensors.to_dict().items()
+        }
     )
 
 
@@ -53,11 +56,23 @@ def create_remote_buffer(
     replica_group: popxl.ReplicaGrouping | None = None,
     shard_over: int | None = None,
 ) -> popxl.RemoteBuffer:
-    """A buffer of `entries` slots for tensors like `spec`.
+    """A buffer of `entries` slots for tensors like `spec`, or for parts of them.
 
-    `replica_group` and `shard_over` say how its bytes may be spread; that is no matter here.
+    Args:
+        replica_group: the replicas that share a value; all where None.
+        shard_over: parts that a value is split into; the size of a group where None. A spec that
+            has a meta shape is that of a part already.
     """
-    return popxl.remote_buffer(spec.shape, spec.dtype, entries)
+    if spec.meta_shape:
+        buffer = popxl.remote_buffer(spec.shape, spec.dtype, entries)
+        buffer.meta_shape = spec.meta_shape
+        return buffer
+    group = replica_group or popxl.gir().replica_grouping()
+    over = group.group_size if shard_over is None else shard_over
+    if over == 1:
+        return popxl.remote_buffer(spec.shape, spec.dtype, entries)
+    groups = (group.num_groups,) if group.num_groups > 1 else ()
+    return popxl.replica_sharded_buffer((*groups, *spec.shape), spec.dtype, group, over, entries)
 
 
 def load_remote_graph(
@@ -99,7 +114,9 @@ def store_remote_graph(
         entry = popxl.graph_input((), popxl.int32, "store_index")
         for name, buffer in zip(*buffers.unpack(), strict=True):
             _grow(buffer, entries)
-            inputs[name] = popxl.graph_input(buffer.tensor_shape, buffer.tensor_dtype, name)
+            inputs[name] = popxl.graph_input(
+                buffer.tensor_shape, buffer.tensor_dtype, name, meta_shape=buffer.meta_shape
+            )
             _store(buffer, entry, inputs[name], use_io_tiles)
     return GraphWithNamedArgs(graph, NamedTensors.from_dict(inputs))
 
@@ -124,16 +141,20 @@ def store_remote(
         _store(buffer, entry, tensor, use_io_tiles)
 
 
-def _check_sharding(
+def _sharded_over(
     name: str, factory: VariableFactory, shard_over: Mapping[str, int] | int | bool
-) -> None:
-    number = shard_over.get(name, 1) if isinstance(shard_over, Mapping) else shard_over
+) -> int:
+    """How many replicas a variable is spread over."""
     size = factory.replica_grouping.group_size
-    if not isinstance(number, bool) and not 1 <= number <= size:
+    number = shard_over.get(name, True) if isinstance(shard_over, Mapping) else shard_over
+    if isinstance(number, bool) or number is None:
+        return 1 if number is False else size
+    if not 1 <= number <= size:
         raise ValueError(
             f"variable {name} can be sharded over 1 to {size} replicas (those of one group), "
             f"shard_over_dict says {number}"
         )
+    return number
 
 
 def _grow(buffer: popxl.RemoteBuffer, entries: int) -> None:

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import typing
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _KT = typing.TypeVar("_KT")
 _VT = typing.TypeVar("_VT")
+T = typing.TypeVar("T")
 
 
 class OrderedDict(collections.OrderedDict, typing.MutableMapping[_KT, _VT]):
@@ -62,6 +63,27 @@ class WeightsDict(MutableMapping[popxl.Variable, np.ndarray]):
     def __repr__(self) -> str:
         shapes = {variable.name: value.shape for variable, value in self._data.items()}
         return f"WeightsDict({shapes})"
+
+
+@contextmanager
+def null_context() -> Iterator[None]:
+    """A context that does nothing."""
+    yield
+
+
+def suffix_graph_name(name: str, suffix: str) -> str:
+    """`name_suffix`."""
+    return f"{name}_{suffix}"
+
+
+def overrides(cls: type, base_cls: type, method: str) -> bool:
+    """Whether a class has another method of that name than its base."""
+    return getattr(cls, method) is not getattr(base_cls, method)
+
+
+def duplicate_items(iterable: Iterable[T]) -> list[T]:
+    """The items that are there more than once, in the order of their first places."""
+    return [item for item, count in collections.Counter(iterable).items() if count > 1]
 
 
 @contextmanager

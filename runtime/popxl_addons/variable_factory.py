@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -38,34 +39,36 @@ class VariableFactory:
             dtype: of the variables; that of the data where None.
             by_ref: what the graph writes to its input is written to the variable.
             replica_grouping: which replicas hold the same value; all where None.
-            shard_over: only 1: variables that are flat shards of a larger one are not supported.
+            shard_over: the parts that a value is split into, of which the graph's input is one;
+                the data and the variables are whole.
 
         Raises:
-            ValueError: where `data_iter` is neither, is empty, or fails.
-            NotImplementedError: for another `shard_over`.
+            ValueError: where `data_iter` is neither, is empty, or fails; or where a replica group
+                has fewer than `shard_over` members.
         """
-        if shard_over != 1:
-            raise NotImplementedError(
-                f"variable {name}: shard_over={shard_over}; replicated tensor sharding is not "
-                "supported, give 1 and let replica_grouping say what each replica holds"
-            )
         self.name = name
         self.by_ref = by_ref
         self.replica_grouping = replica_grouping or popxl.gir().replica_grouping()
         self._source = DataSource(data_iter, name)
         self.shape: tuple[int, ...] = self._source.shape
+        self.meta_shape: tuple[int, ...] | None = None
+        self.replica_sharded = shard_over > 1
+        if self.replica_sharded:
+            self._shard(shard_over)
         self.dtype = dtype or self._source.dtype
 
     @property
     def host_shape(self) -> tuple[int, ...]:
         """The shape of the variables' data: `(num_groups, *shape)`, or `shape` for one group."""
-        groups = self.replica_grouping.num_groups
-        return self.shape if groups == 1 else (groups, *self.shape)
+        groups, whole = self.replica_grouping.num_groups, self._source.shape
+        return whole if groups == 1 else (groups, *whole)
 
     def create_input(self, prefix: str | None = None) -> popxl.Tensor:
         """A new input of the current graph."""
         name = f"{prefix}.{self.name}" if prefix else self.name
-        return popxl.graph_input(self.shape, self.dtype, name, by_ref=self.by_ref)
+        return popxl.graph_input(
+            self.shape, self.dtype, name, by_ref=self.by_ref, meta_shape=self.meta_shape
+        )
 
     def create_tensor(
         self,
@@ -88,12 +91,13 @@ class VariableFactory:
         memmap_dir: str | None = None,
         read_only_if_exists: bool = False,
     ) -> popxl.Variable:
-        """A new variable in slot `entry` of `buffer`."""
+        """A new variable in slot `entry` of `buffer`, spread over replicas where the buffer is."""
         name = name or self.name
         data = self._data(name, empty, memmap_dir, read_only_if_exists)
-        return popxl.remote_variable(
-            data, buffer, entry, self.dtype, name, replica_grouping=self.replica_grouping
-        )
+        make = popxl.remote_variable
+        if buffer.meta_shape:
+            make = popxl.remote_replica_sharded_variable
+        return make(data, buffer, entry, self.dtype, name, replica_grouping=self.replica_grouping)
 
     def next_data(self, empty: bool = False) -> np.ndarray:
         """The data of one variable, of `host_shape`.
@@ -129,6 +133,16 @@ class VariableFactory:
         fill = None if empty else self._fill
         dtype = self.dtype.as_numpy()
         return memory_map.open_or_create(path, self.host_shape, dtype, fill, read_only_if_exists)
+
+    def _shard(self, over: int) -> None:
+        """Let the graph's input be one of `over` parts."""
+        members = self.replica_grouping.group_size
+        if over > members:
+            raise ValueError(
+                f"variable {self.name}: shard_over={over}, but {members} replicas share its value"
+            )
+        self.meta_shape = self._source.shape
+        self.shape = (math.ceil(math.prod(self.meta_shape) / over),)
 
     def _data(
         self, name: str | None, empty: bool, memmap_dir: str | None, read_only: bool
@@ -239,6 +253,25 @@ def add_variable_input(
 ) -> tuple[popxl.Tensor, VariableFactory]:
     """A new input of the current graph, and the factory of variables for it."""
     factory = VariableFactory(data_iter, dtype, name, by_ref, replica_grouping)
+    return factory.create_input(), factory
+
+
+def add_replica_sharded_variable_input(
+    name: str,
+    data_iter: DataIter,
+    dtype: popxl.dtypes.dtype | None = None,
+    by_ref: bool = False,
+    replica_grouping: popxl.ReplicaGrouping | None = None,
+    shard_over: int | None = None,
+) -> tuple[popxl.Tensor, VariableFactory]:
+    """A new input for one of `shard_over` parts of a variable, and the factory of the wholes.
+
+    Args:
+        shard_over: all replicas that share a value where None.
+    """
+    grouping = replica_grouping or popxl.gir().replica_grouping()
+    over = shard_over or grouping.group_size
+    factory = VariableFactory(data_iter, dtype, name, by_ref, grouping, over)
     return factory.create_input(), factory
 
 

@@ -33,7 +33,7 @@ def test_aliases_and_python_types():
     found = [popxl.dtype.as_dtype(t) for t in (bool, int, float, "half", "float", "double")]
     assert found == [
         popxl.bool,
-        popxl.int32,
+        popxl.int64,
         popxl.float32,
         popxl.float16,
         popxl.float32,

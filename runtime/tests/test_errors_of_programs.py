@@ -14,7 +14,7 @@ CASES = {
     "store shape": (
         lambda t: ops.remote_store(t.buffer, 0, t.row),
         ValueError,
-        r"tensor row is float32 \(3,\), remote buffer 0 holds float32 \(2, 3\)",
+        r"tensor row is float32 \(3,\), remote buffer 1 holds float32 \(2, 3\)",
     ),
     "store dtype": (lambda t: ops.remote_store(t.buffer, 0, t.half), ValueError, "half is float16"),
     "load_ shape": (lambda t: ops.remote_load_(t.buffer, 0, t.row), ValueError, "tensor row is"),
@@ -39,7 +39,7 @@ CASES = {
     "remote variable": (
         lambda t: popxl.remote_variable(np.zeros((2, 4), np.float32), t.buffer, name="w"),
         ValueError,
-        r"tensor w is float32 \(2, 4\)",
+        r"variable w is float32 \(2, 4\), a slot of .* holds 6 elements of float32",
     ),
     "remote variable offset": (
         lambda t: popxl.remote_variable(np.zeros((2, 3)), t.buffer, 5, name="w"),
@@ -255,11 +255,16 @@ def test_there_is_no_current_graph_outside_all():
 
 
 @pytest.mark.parametrize(
-    "cls", [popxl.Tensor, popxl.Graph, popxl.ReplicaGrouping, popxl.HostToDeviceStream, popxl.dtype]
+    "cls", [popxl.Tensor, popxl.Graph, popxl.ReplicaGrouping, popxl.HostToDeviceStream]
 )
 def test_what_is_made_by_functions_is_not_constructed(cls):
     with pytest.raises(RuntimeError, match="constructed"):
         cls()
+
+
+def test_a_dtype_is_not_constructed():
+    with pytest.raises(TypeError, match="popxl.dtype cannot be constructed"):
+        popxl.dtype()
 
 
 def test_a_remote_variable_is_loaded_before_use():

@@ -191,16 +191,16 @@ def test_tensors_have_names_and_ids_of_their_own(main_graph):
         graph.get_tensor("y")
 
 
-def test_name_scopes_nest_and_end_at_graphs(main_graph):
+def test_name_scopes_nest_and_reach_into_graphs(main_graph):
     def fn(x):
         return ops.add(x, 1)
 
     with popxl.name_scope("outer"):
         with popxl.name_scope("inner"):
-            assert popxl.constant(1, name="one").name == "outer.inner.one"
-        assert popxl.variable(1, name="two").name == "outer.two"
+            assert popxl.constant(1, name="one").name == "outer/inner/one"
+        assert popxl.variable(1, name="two").name == "outer/two"
         graph = main_graph.ir.create_graph(fn, SPEC)
-    assert graph.outputs[0].name == "add"
+    assert (graph.inputs[0].name, graph.outputs[0].name) == ("outer/x", "outer/add")
     assert popxl.constant(1, name="three").name == "three"
 
 

@@ -188,12 +188,6 @@ def test_indexing_with_tensors_and_arrays(layout, rng):
     )
 
 
-def test_iterating_gives_the_rows(rng):
-    x = numbers(rng, (3, 2), popxl.float32)[0]
-    rows = run_program(lambda x: list(x), x)
-    np.testing.assert_array_equal(np.stack(rows), x)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_diagonal(layout, rng):
     x = numbers(rng, (4, 4), popxl.float32)

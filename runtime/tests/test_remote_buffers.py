@@ -22,7 +22,7 @@ def test_a_buffer_tells_what_it_is(main_graph):
     first = popxl.remote_buffer((2, 3), popxl.float16, 5)
     second = popxl.RemoteBuffer((4,), popxl.int8, 1)
     assert (first.tensor_shape, first.tensor_dtype, first.entries) == ((2, 3), popxl.float16, 5)
-    assert (first.remote_buffer_id, second.remote_buffer_id) == (0, 1)
+    assert (first.remote_buffer_id, second.remote_buffer_id) == (1, 2)
     first.entries = 9
     assert "entries=9" in repr(first)
 
@@ -120,7 +120,7 @@ def test_an_offset_out_of_range_names_the_buffer():
         return ops.remote_load(filled_buffer(), i)
 
     for bad in (-1, 4):
-        with pytest.raises(IndexError, match=f"remote_buffer_0: offset {bad} is outside its 4"):
+        with pytest.raises(IndexError, match=f"remote_buffer_1: offset {bad} is outside its 4"):
             run_program(build, np.array(bad, np.int32))
     with pytest.raises(IndexError, match="offset 7 is outside its 4 entries"):
         run_program(build, np.array([0, 7], np.int32), replicas=2)

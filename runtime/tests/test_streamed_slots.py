@@ -11,7 +11,7 @@ import torch
 from popxl import ops
 from popxl.backend.gpu import lanes, room
 from popxl.backend.gpu.streamed_slots import StreamedStore
-from popxl.backend.updates import Update
+from popxl.backend.parts import Update
 from programs import store
 from recording_lanes import RecordingLanes
 

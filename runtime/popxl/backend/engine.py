@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -13,8 +13,9 @@ import popdist
 import torch
 from popdist.traffic import Traffic
 
-from popxl.backend import cuda, gpu
+from popxl.backend import cuda, gpu, shards
 from popxl.backend.across import AcrossProcesses
+from popxl.backend.aliasing import Key
 from popxl.backend.arrays import repeated, to_numpy, to_torch
 from popxl.backend.cells import Cell, RemoteStore
 from popxl.backend.collectives import Collectives
@@ -80,6 +81,7 @@ class Engine:
         # Kernels go by the device that a thread is at, and any thread may run the program.
         self._current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         self._arguments = [self._cells[v] for v in variables]
+        self.written = _written(ir.main_graph.variables, variables, lowered.writes)
 
     def run(
         self, inputs: dict[HostToDeviceStream, np.ndarray], outputs: set[DeviceToHostStream]
@@ -103,17 +105,34 @@ class Engine:
             return replace(self.collectives.processes.traffic)
         return Traffic()
 
-    def read(self, variable: Variable, every_replica: bool = False) -> np.ndarray:
-        """The variable's value, in host shape, or `(replicas, *shape)`.
+    def read(
+        self, variable: Variable, every_replica: bool = False, held: torch.Tensor | None = None
+    ) -> np.ndarray:
+        """The variable's value, or that of `held`, in host shape, or `(replicas, *shape)`.
 
         Of groups that other processes hold it is asked from these: all must read it.
         """
-        value, mesh, grouping = self._cells[variable].tensor, self.mesh, variable.replica_grouping
+        value = self._cells[variable].tensor if held is None else held
+        mesh, grouping = self.mesh, _held(variable)
         if isinstance(self.collectives, AcrossProcesses) and grouping.num_groups > 1:
             value, mesh = self.collectives.everywhere(value), self.collectives.share.whole
+        if variable._sharding is not None:
+            parts = mesh.flat(value).flatten(1)
+            return to_numpy(shards.joined(parts, variable._sharding, variable.shape, every_replica))
+        value = value.reshape((*value.shape[: mesh.lead], *variable.shape))  # a slot's may differ
         if every_replica and grouping.num_groups < self.ir.replication_factor:
             return to_numpy(mesh.flat(value).clone())
         return to_numpy(mesh.to_groups(value, grouping).clone())
+
+    def held(self, variables: Iterable[Variable] | None = None) -> dict[Variable, torch.Tensor]:
+        """What variables hold now, to be given to `put` or `read`: by default all it may write."""
+        chosen = self.written if variables is None else variables
+        return {v: self._cells[v].share() for v in chosen}
+
+    def put(self, held: Mapping[Variable, torch.Tensor]) -> None:
+        """Let variables hold again what `held` gave."""
+        for variable, tensor in held.items():
+            self._cells[variable].move(tensor, True)
 
     def write(self, variable: Variable, array: np.ndarray) -> None:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
@@ -125,6 +144,9 @@ class Engine:
     def fill(self, variable: Variable, values: np.ndarray, swapped: bool) -> None:
         """Set the variable to `values` over and over; see `Session.fill_variable_data`."""
         self.pager.forget()
+        if variable._sharding is not None:
+            self.write(variable, _resized(values, variable.shape_on_host, swapped))
+            return
         cell, streams = self._cells[variable], self.streamer
         on_host = streams is not None and variable in streams.variables
         shape = list(self._value(variable, _blank(variable)).shape)
@@ -149,7 +171,9 @@ class Engine:
         self, variable: Variable, array: np.ndarray, old: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The array where the variable's value is, which was `old`."""
-        own = self.mesh.from_groups(to_torch(array), variable.replica_grouping)
+        own = self.mesh.from_groups(_as_held(variable, array), _held(variable))
+        if variable._remote is not None:
+            own = own.reshape((*own.shape[: self.mesh.lead], *variable._remote[0].tensor_shape))
         if self.streamer is not None and variable in self.streamer.variables:
             return self.streamer.hold(own, old)
         return load(own, self.device)
@@ -243,6 +267,41 @@ def _streams(ir: Ir, device: torch.device) -> tuple[Streamer | None, Streamed]:
     return Streamer(beside, found.variables), found
 
 
+def _written(
+    variables: Iterable[Variable], arguments: Sequence[Variable], writes: Iterable[Key]
+) -> list[Variable]:
+    """The variables that the lowered main graph, called with `arguments`, may write to."""
+    keys = set(writes)
+    inputs = {v: ("in", i) for i, v in enumerate(arguments)}
+    return [
+        v
+        for v in variables
+        if (inputs[v] if v._remote is None else ("remote", v._remote[0].remote_buffer_id)) in keys
+    ]
+
+
+def _held(variable: Variable) -> ReplicaGrouping:
+    """Which replicas hold the same of it."""
+    sharding = variable._sharding
+    return variable.replica_grouping if sharding is None else sharding.held
+
+
+def _as_held(variable: Variable, array: np.ndarray) -> torch.Tensor:
+    """The host's value as what replicas hold of it, of one group after the other."""
+    sharding = variable._sharding
+    if sharding is None:
+        return to_torch(array)
+    parts = shards.parts_of(to_torch(array), sharding)
+    shape = (-1,) if variable._remote is None else variable._remote[0].tensor_shape
+    return parts.reshape(*parts.shape[:-1], *shape)
+
+
+def _resized(values: np.ndarray, shape: tuple[int, ...], swapped: bool) -> np.ndarray:
+    if not swapped:
+        return np.resize(values, shape)
+    return np.resize(values, (*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
+
+
 def _blank(variable: Variable) -> np.ndarray:
     return np.broadcast_to(np.zeros((), variable.dtype.as_numpy()), variable.shape_on_host)
 
@@ -270,7 +329,7 @@ def _layout(ir: Ir, device: torch.device) -> tuple[Mesh, Collectives | AcrossPro
     """The mesh of the replicas that this process holds, and the collectives on it."""
     together = ir.instance_replication_factor
     # The groupings of collectives first: they gain most.
-    groupings = [*_collective_groupings(ir), *(v.replica_grouping for v in ir.main_graph.variables)]
+    groupings = [*_collective_groupings(ir), *(_held(v) for v in ir.main_graph.variables)]
     mesh = Mesh(ir.replication_factor, groupings, together)
     count = ir.replication_factor // together
     if count == 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from popxl.backend.aliasing import Views, buffers_of_called, touches
+from popxl.backend.aliasing import Views, buffers_of_called, roots_of, touches
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
@@ -38,10 +38,10 @@ def loans(graph: Graph, views: Views) -> list[Loan]:
     """
     users: dict[Tensor, list[Op]] = {}
     for op in graph._ops:
-        for tensor in op.inputs:
-            users.setdefault(views.root(tensor), []).append(op)
-    for tensor in graph._outputs:
-        users.setdefault(views.root(tensor), []).append(_OUTSIDE)
+        for root in roots_of(views, op.inputs):
+            users.setdefault(root, []).append(op)
+    for root in roots_of(views, graph._outputs):
+        users.setdefault(root, []).append(_OUTSIDE)
     found = []
     for op in graph._ops:
         loan = _loan(op, users) if op.kind == "remote_load" else None
@@ -81,7 +81,7 @@ def _only(users: dict[Tensor, list[Op]], tensor: Tensor) -> Op | None:
 def _is_undisturbed(graph: Graph, loan: Loan, views: Views) -> bool:
     called = buffers_of_called(graph)
     between = graph._ops[graph._ops.index(loan.load) + 1 : graph._ops.index(loan.store)]
-    written = {views.root(op.inputs[i]) for op in between for i in op.modifies}
-    return not written.intersection(map(views.root, loan.load.inputs)) and not any(
+    written = roots_of(views, (op.inputs[i] for op in between for i in op.modifies))
+    return not written & roots_of(views, loan.load.inputs) and not any(
         touches(op, loan.load.buffer, called) for op in between
     )

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from popxl.backend import cells, cuda, kernels, placement
+from popxl.backend import (
+    cells,
+    cuda,
+    kernels,
+    placement,
+    rules_nn,  # noqa: F401
+    rules_random,  # noqa: F401 - imported to register their rules
+    rules_updates,  # noqa: F401
+)
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
@@ -32,16 +40,16 @@ from popxl.backend.mesh import Mesh
 from popxl.backend.native.elementwise import OUTER_AXES, Concat
 from popxl.backend.native.library import FLOATS
 from popxl.backend.norms import RunNorm
+from popxl.backend.parts import Update
 from popxl.backend.products import Product, RunProduct, products
 from popxl.backend.recording import Recorded, is_steady, only_loads
 from popxl.backend.rules import MOVES, RULES, SHARING, region
 from popxl.backend.scratch import Scratch
-from popxl.backend.updates import Update
 from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import Stream
-from popxl.tensor import Constant, Tensor, Variable
+from popxl.tensor import Constant, Shard, Tensor, Variable
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,9 @@ class Lowering:
 
     def lower_main(self, graph: Graph) -> tuple[Lowered, list[Variable]]:
         """The main graph; its arguments are the cells of the variables that are not remote."""
-        variables = [v for v in graph.variables if v._remote is None]
-        lowering = _GraphLowering(self, graph, list(variables), frozenset(range(len(variables))))
-        return lowering.run(), variables
+        kept = {t: v for t in graph.tensors if (v := _variable_in(t)) is not None}
+        lowering = _GraphLowering(self, graph, list(kept), frozenset(range(len(kept))))
+        return lowering.run(), list(kept.values())
 
 
 class _GraphLowering:
@@ -315,6 +323,8 @@ class _GraphLowering:
         self.values.bind(op.outputs[0], made)
 
     def _lower_concat(self, op: Op) -> None:
+        if op.attributes.get("alias"):
+            return
         native, dtype = self.around.composites.native, op.outputs[0].dtype.as_torch()
         nodes = [self.values.node(t) for t in op.inputs]
         if native is None or dtype not in FLOATS or op.outputs[0].rank + self.lead > OUTER_AXES:
@@ -472,11 +482,11 @@ class _GraphLowering:
 
     def _check_distinct(self, op: Op, touched: Iterable[int], by_ref: Sequence[int]) -> None:
         """Two inputs by reference must not share elements, where one of them is written to."""
-        root, split = self.values.views.root, 1 + len(op.graphs[0]._inputs)
+        overlap, split = self.values.views.overlap, 1 + len(op.graphs[0]._inputs)
         for i, j in itertools.product(touched, by_ref):
             a, b = op.inputs[i], op.inputs[j]
             either_or = op.kind == "conditional" and (i < split) != (j < split) and a is b
-            if i != j and root(a) is root(b) and not either_or:
+            if i != j and not either_or and overlap(a, b):
                 raise ValueError(
                     f"{op.kind} of graph {op.graphs[0].name}: {a.name} and {b.name} share their "
                     "elements and both go in by reference; pass one of them by value"
@@ -485,6 +495,14 @@ class _GraphLowering:
 
 def _item(results: tuple, index: int) -> torch.Tensor:
     return results[index]
+
+
+def _variable_in(t: Tensor) -> Variable | None:
+    """The variable whose cell a tensor of the main graph stands for, if any."""
+    if isinstance(t, Shard):
+        return t._of
+    whole = isinstance(t, Variable) and t._remote is None and t._sharding is None
+    return t if whole else None  # type: ignore[return-value]
 
 
 def _is_wide_unsigned(t: Tensor) -> bool:

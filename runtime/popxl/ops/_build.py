@@ -35,9 +35,13 @@ def emit(
             raise TypeError(f"{kind}: expected a tensor, got {type(tensor).__name__} {tensor!r}")
         graph._check_owned(tensor, kind)
     scope = get_current_context().name_scope
-    label = f"{scope}.{name or kind}" if scope else name or kind
+    label = f"{scope}/{name or kind}" if scope else name or kind
     made = tuple(Tensor._make(graph, spec, label) for spec in outputs)
-    graph._ops.append(Op(kind, tuple(inputs), made, attributes, graphs, modifies))
+    for tensor in made:
+        tensor._place = get_current_context().place
+    op = Op(kind, tuple(inputs), made, attributes, graphs, modifies)
+    graph._ops.append(op)
+    graph._created(op)
     return made
 
 
@@ -128,6 +132,19 @@ def broadcast(kind: str, *tensors: Tensor) -> tuple[int, ...]:
     except ValueError:
         given = " and ".join(f"{t.name} {t.shape}" for t in tensors)
         raise ValueError(f"{kind}: shapes cannot be broadcast: {given}") from None
+
+
+def whole(kind: str, *tensors: Tensor) -> tuple[int, ...]:
+    """The meta shape of what is computed from parts of larger tensors; empty for no parts.
+
+    Raises:
+        ValueError: where they are parts of tensors of different shapes.
+    """
+    shapes = {t.meta_shape for t in tensors if t.meta_shape}
+    if len(shapes) > 1:
+        given = " and ".join(f"{t.name} of {t.meta_shape}" for t in tensors if t.meta_shape)
+        raise ValueError(f"{kind}: these are parts of different shapes: {given}")
+    return shapes.pop() if shapes else ()
 
 
 def axis_of(kind: str, t: Tensor, axis: int, extra: int = 0) -> int:

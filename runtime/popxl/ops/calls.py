@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from popxl import dtypes
@@ -32,17 +32,19 @@ class CallSiteInfo:
         """The parent's tensors that come out."""
         return self._op.outputs
 
+    # These four raise IndexError where there is no such input or output.
+
     def graph_to_parent_input_index(self, idx: int) -> int:
-        return idx
+        return _within(idx, self._op.inputs, "input")
 
     def parent_to_graph_input_index(self, idx: int) -> int:
-        return idx
+        return _within(idx, self._op.inputs, "input")
 
     def graph_to_parent_output_index(self, idx: int) -> int:
-        return idx
+        return _within(idx, self._op.outputs, "output")
 
     def parent_to_graph_output_index(self, idx: int) -> int:
-        return idx
+        return _within(idx, self._op.outputs, "output")
 
     def parent_input(self, idx: int) -> Tensor:
         return self._op.inputs[idx]
@@ -95,6 +97,12 @@ class CallSiteInfo:
         self._op.modifies = tuple(sorted({*self._op.modifies, index}))
 
 
+def _within(idx: int, things: Sequence[Tensor], what: str) -> int:
+    if not 0 <= idx < len(things):
+        raise IndexError(f"there is no {what} {idx}: there are {len(things)}")
+    return idx
+
+
 class ConditionalSiteInfo(CallSiteInfo):
     """What a conditional op connects; its inputs are the condition, then each branch's."""
 
@@ -111,22 +119,25 @@ class ConditionalSiteInfo(CallSiteInfo):
 
         Raises:
             ValueError: for index 0, the condition.
+            IndexError: where there is no such input.
         """
+        _within(idx, self._op.inputs, "input")
         if idx == 0:
             raise ValueError("input 0 of a conditional is its condition, of neither branch")
         return idx < self._start(False)
 
     def graph_to_parent_input_index(self, idx: int, then_branch: bool = True) -> int:
-        return self._start(then_branch) + idx
+        branch = self._op.graphs[0 if then_branch else 1]
+        return self._start(then_branch) + _within(idx, branch._inputs, "input")
 
     def parent_to_graph_input_index(self, idx: int) -> int:
         return idx - self._start(self.is_parent_index_in_then_branch(idx))
 
     def graph_to_parent_output_index(self, idx: int, then_branch: bool = True) -> int:
-        return idx
+        return _within(idx, self._op.outputs, "output")
 
     def parent_to_graph_output_index(self, idx: int, then_branch: bool = True) -> int:
-        return idx
+        return _within(idx, self._op.outputs, "output")
 
     def graph_to_parent(self, graph_tensor: Tensor) -> Tensor:
         """The parent's tensor for an input or output of either branch.

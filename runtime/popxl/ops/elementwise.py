@@ -11,12 +11,12 @@ from popxl.ops._build import (
     broadcast,
     emit_inplace,
     emit_one,
-    need_dtype,
     need_float,
     need_number,
     operands,
     scalar_or_tensor,
     tensor_operand,
+    whole,
 )
 from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec
@@ -24,7 +24,8 @@ from popxl.tensor import Tensor, TensorSpec
 
 def _unary(kind: str, t: Tensor, dtype: dtypes.dtype | None = None, **attributes: Any) -> Tensor:
     t = tensor_operand(kind, t)
-    return emit_one(kind, [t], TensorSpec(t.shape, dtype or t.dtype), **attributes)
+    spec = TensorSpec(t.shape, dtype or t.dtype, t.meta_shape)
+    return emit_one(kind, [t], spec, **attributes)
 
 
 def _number_unary(kind: str, t: Tensor, **attributes: Any) -> Tensor:
@@ -43,7 +44,7 @@ def _binary(
     left, right = operands(kind, lhs, rhs)
     if numbers:
         need_number(kind, left)
-    spec = TensorSpec(broadcast(kind, left, right), dtype or left.dtype)
+    spec = TensorSpec(broadcast(kind, left, right), dtype or left.dtype, whole(kind, left, right))
     return emit_one(kind, [left, right], spec)
 
 
@@ -95,6 +96,11 @@ def exp(t: Tensor) -> Tensor:
 def log(t: Tensor) -> Tensor:
     """Natural logarithm."""
     return _float_unary("log", t)
+
+
+def log2(t: Tensor) -> Tensor:
+    """Logarithm to base 2."""
+    return _float_unary("log2", t)
 
 
 def sqrt(t: Tensor) -> Tensor:
@@ -219,11 +225,14 @@ def logical_not(t: Tensor) -> Tensor:
 
 
 def _logical(kind: str, lhs: Any, rhs: Any) -> Tensor:
-    left, right = (
-        cast(v, dtypes.bool) if isinstance(v, Tensor) and v.dtype != dtypes.bool else v
-        for v in (lhs, rhs)
-    )
-    return _binary(kind, left, right, numbers=False)
+    return _binary(kind, _as_bool(lhs), _as_bool(rhs), numbers=False)
+
+
+def _as_bool(value: Any) -> Any:
+    """A tensor of numbers as one of bool; anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype != dtypes.bool:
+        return cast(value, dtypes.bool)
+    return value
 
 
 def maximum(*ts: Tensor) -> Tensor:
@@ -236,8 +245,8 @@ def maximum(*ts: Tensor) -> Tensor:
 
 
 def where(condition: Tensor, lhs: Any, rhs: Any) -> Tensor:
-    """`lhs` where the condition (bool) holds, else `rhs`."""
-    need_dtype("where", tensor_operand("where", condition), "condition", dtypes.bool)
+    """`lhs` where the condition holds (a number does where it is not 0), else `rhs`."""
+    condition = _as_bool(tensor_operand("where", condition))
     lhs, rhs = operands("where", lhs, rhs)
     shape = broadcast("where", condition, lhs, rhs)
     return emit_one("where", [condition, lhs, rhs], TensorSpec(shape, lhs.dtype))

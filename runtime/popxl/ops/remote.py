@@ -12,7 +12,7 @@ def remote_load(
 ) -> Tensor:
     """The value of a slot, in a tensor of its own: writing to it leaves the buffer as it is."""
     inputs, fixed = _offset("remote_load", remote_buffer, offset)
-    spec = TensorSpec(remote_buffer.tensor_shape, remote_buffer.tensor_dtype)
+    spec = _spec(remote_buffer)
     return emit_one("remote_load", inputs, spec, name=name, buffer=remote_buffer, offset=fixed)
 
 
@@ -20,6 +20,7 @@ def remote_load_(remote_buffer: RemoteBuffer, offset: int | Tensor, t: Tensor) -
     """Put the value of a slot in `t`."""
     inputs, fixed = _offset("remote_load_", remote_buffer, offset)
     remote_buffer.validate_tensor_matches_buffer(tensor_operand("remote_load_", t))
+    t._spec = _spec(remote_buffer)
     return emit_inplace("remote_load_", [t, *inputs], buffer=remote_buffer, offset=fixed)
 
 
@@ -32,6 +33,11 @@ def remote_store(remote_buffer: RemoteBuffer, offset: int | Tensor, t: Tensor) -
     inputs, fixed = _offset("remote_store", remote_buffer, offset)
     remote_buffer.validate_tensor_matches_buffer(tensor_operand("remote_store", t))
     emit("remote_store", [t, *inputs], [], buffer=remote_buffer, offset=fixed)
+
+
+def _spec(buffer: RemoteBuffer) -> TensorSpec:
+    """Of what is loaded: a part of a larger tensor where the buffer holds parts."""
+    return TensorSpec(buffer.tensor_shape, buffer.tensor_dtype, buffer.meta_shape)
 
 
 def _offset(

@@ -43,7 +43,7 @@ def test_variables_are_named_by_the_attributes_on_the_way(main_graph):
     assert factories.keys_flat() == names
     assert graph.args.keys_flat() == names
     assert set(graph.args.values_flat()) <= set(graph.graph.inputs)
-    assert graph.args.first.scale.name == "first.scale"
+    assert graph.args.first.scale.name == "first/scale"
 
 
 def test_a_graph_with_its_variables_computes_what_build_says(run, rng):

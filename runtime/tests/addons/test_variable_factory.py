@@ -113,8 +113,8 @@ def test_data_of_a_changing_shape_is_refused(main_graph):
         factory.next_data()
 
 
-def test_sharding_one_variable_over_replicas_is_refused(main_graph):
-    with pytest.raises(NotImplementedError, match="w: shard_over=2"):
+def test_a_variable_is_not_split_into_more_parts_than_replicas_share_it(main_graph):
+    with pytest.raises(ValueError, match="w: shard_over=2, but 1 replicas share its value"):
         VariableFactory(lambda: np.zeros(4), name="w", shard_over=2)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from popxl.backend.gpu.lanes import Lanes
 from popxl.backend.gpu.places import PLACES, SLOT_PLACES
+from popxl.cost import num_bytes
 from popxl.ir import Ir
 from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Variable
@@ -99,7 +100,7 @@ def _spread(numbers: list[int], share: float) -> set[int]:
 
 
 def _bytes(variable: Variable) -> int:
-    return variable.nelms * variable.dtype.as_numpy().itemsize
+    return num_bytes(variable)
 
 
 def _slot_bytes(buffer: RemoteBuffer) -> int:

@@ -1,5 +1,7 @@
 """Ops in which replicas take part together."""
 
+# ruff: noqa: F401 - some are imported to be part of the interface
+
 from __future__ import annotations
 
 import math
@@ -8,10 +10,14 @@ from typing import Any
 from popxl import dtypes
 from popxl.context import get_ir
 from popxl.ops._build import axis_of, emit_inplace, emit_one, need_number, tensor_operand
+from popxl.ops.collectives.all_reduce import (
+    all_reduce,
+    all_reduce_identical_grad_inputs,
+    all_reduce_identical_inputs,
+)
+from popxl.ops.collectives.collectives import REDUCTIONS
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Tensor, TensorSpec
-
-REDUCTIONS = ("add", "mean", "mul", "min", "max", "and", "or", "square_add", "local")
 
 
 def replicated_all_reduce(
@@ -62,6 +68,8 @@ def replicated_all_gather(
         output_shape = "meta_shape" if t.meta_shape else "concat" if t.rank else "new_axis"
     if output_shape == "meta_shape" and not t.meta_shape:
         raise ValueError(f"replicated_all_gather: {t.name} has no meta shape")
+    if output_shape == "meta_shape":
+        return _whole(t, group)
     new_axis = output_shape == "new_axis"
     axis = axis_of("replicated_all_gather", t, axis, extra=int(new_axis))
     size = group.group_size
@@ -69,16 +77,7 @@ def replicated_all_gather(
         shape = (*t.shape[:axis], size, *t.shape[axis:])
     else:
         shape = (*t.shape[:axis], size * t.shape[axis], *t.shape[axis + 1 :])
-    gathered = emit_one(
-        "all_gather", [t], TensorSpec(shape, t.dtype), group=group, axis=axis, new_axis=new_axis
-    )
-    if output_shape != "meta_shape":
-        return gathered
-    from popxl.ops.indexing import slice as pick
-    from popxl.ops.shape import flatten, reshape
-
-    whole = math.prod(t.meta_shape)
-    return reshape(pick(flatten(gathered), stop=whole), t.meta_shape)
+    return _gather(t, TensorSpec(shape, t.dtype), group, axis, new_axis)
 
 
 def replicated_reduce_scatter(
@@ -100,6 +99,72 @@ def replicated_reduce_scatter(
     whole = t.shape if configure_output_for_replicated_tensor_sharding else ()
     spec = TensorSpec((math.ceil(t.nelms / group.group_size),), t.dtype, whole)
     return emit_one("reduce_scatter", [t], spec, reduction=op, group=group)
+
+
+def replica_sharded_slice(t: Tensor, group: ReplicaGrouping | None = None) -> Tensor:
+    """Member i of a group gets the i-th of equal flat parts of its own `t`.
+
+    Returns:
+        One dimension of `ceil(elements / group size)`, the last part filled up with zeros; its
+        meta shape is the shape of `t`, so that `replicated_all_gather` restores it.
+    """
+    return replicated_reduce_scatter(t, "local", group, True)
+
+
+def replicated_slice(t: Tensor, axis: int = 0, group: ReplicaGrouping | None = None) -> Tensor:
+    """Member i of a group gets the i-th of equal slices of its own `t` along `axis`.
+
+    Returns:
+        A slice of the same rank. Where slices have length 1 the axis is left out, and then, as in
+        PopXL, the first axis that stays comes to be where the one that is left out was.
+
+    Raises:
+        ValueError: where the group size does not divide the axis.
+    """
+    group = _checked("replicated_slice", t, "local", group)
+    axis = axis_of("replicated_slice", t, axis)
+    size, members = t.shape[axis], group.group_size
+    if size % members:
+        raise ValueError(
+            f"replicated_slice: axis {axis} of {t.name} {t.shape} cannot be split evenly over "
+            f"the {members} replicas of a group"
+        )
+    from popxl.ops.shape import reshape, transpose
+
+    rest = (*t.shape[:axis], *t.shape[axis + 1 :])
+    first = transpose(t, (axis, *(i for i in range(t.rank) if i != axis))) if axis else t
+    part = replicated_reduce_scatter(first, "local", group)
+    shape = rest if size == members else (size // members, *rest)
+    part = reshape(part, shape)
+    if not axis or not shape:
+        return part
+    order = list(range(1, len(shape)))
+    order.insert(axis, 0)
+    return transpose(part, order)
+
+
+def _whole(t: Tensor, group: ReplicaGrouping) -> Tensor:
+    """The tensor of the meta shape of `t` whose flat parts the members hold."""
+    from popxl.ops.indexing import slice as pick
+    from popxl.ops.shape import flatten, reshape
+
+    elements = math.prod(t.meta_shape)
+    if group.group_size * t.nelms < elements:
+        raise ValueError(
+            f"replicated_all_gather: {t.name} is a part, {t.shape}, of a tensor of shape "
+            f"{t.meta_shape}, which {group.group_size} replicas do not hold between them"
+        )
+    flat = flatten(t) if t.rank != 1 else t
+    spec = TensorSpec((group.group_size * t.nelms,), t.dtype)
+    gathered = _gather(flat, spec, group, 0, False)
+    filled = spec.shape[0] > elements
+    return reshape(pick(gathered, stop=elements) if filled else gathered, t.meta_shape)
+
+
+def _gather(
+    t: Tensor, spec: TensorSpec, group: ReplicaGrouping, axis: int, new_axis: bool
+) -> Tensor:
+    return emit_one("all_gather", [t], spec, group=group, axis=axis, new_axis=new_axis)
 
 
 def _checked(kind: str, t: Tensor, op: str, group: ReplicaGrouping | None) -> ReplicaGrouping:

@@ -1,0 +1,1 @@
+"""The names of optimisers, which are not there."""
