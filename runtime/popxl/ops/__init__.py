@@ -55,6 +55,7 @@ from popxl.ops.elementwise import (
     tanh,
     where,
 )
+from popxl.ops.gathers import groupedgather, tied_gather
 from popxl.ops.host import host_load, host_store, print_tensor
 from popxl.ops.in_place import exp_, gelu_, geluerf_, relu_, scaled_add_, swish_
 from popxl.ops.indexing import (
@@ -62,12 +63,10 @@ from popxl.ops.indexing import (
     dynamic_update,
     dynamic_update_,
     gather,
-    groupedgather,
     onehot,
     scatter,
     slice,
     slice_,
-    tied_gather,
 )
 from popxl.ops.matmul import matmul
 from popxl.ops.random import (
