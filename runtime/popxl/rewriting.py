@@ -77,8 +77,8 @@ def route_tensor_into_graph(
     graph = graph or get_current_graph()
     if not is_subgraph(tensor._graph, graph):
         raise ValueError(
-            f"route_tensor_into_graph: graph {tensor._graph.name or 'main'} of {tensor.name} does "
-            f"not call graph {graph.name or 'main'}"
+            f"route_tensor_into_graph: {tensor.name} is not in the graph "
+            f"{graph.name or 'main'}, nor in one that calls it"
         )
     return _stand_in(graph, tensor, modified, {tensor._graph: tensor})
 
