@@ -80,7 +80,6 @@ from popxl.ops.indexing import (
     slice,
     slice_,
     subsample,
-    tied_gather,
 )
 from popxl.ops.interpolate import interpolate
 from popxl.ops.ipu_copy import ipu_copy
