@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401 - imported to be part of the interface
 
-from popxl import dtypes, errors, ops, transforms, utils
+from popxl import dtypes, errors, ops, random_seed, transforms, utils
 from popxl.context import (
     gcg,
     get_current_graph,
@@ -39,6 +39,7 @@ from popxl.dtypes import (
 from popxl.graph import Graph
 from popxl.ir import Ir
 from popxl.module import Module
+from popxl.random_seed import create_seeds
 from popxl.remote_buffer import RemoteBuffer, remote_buffer
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.session import Session

@@ -16,6 +16,8 @@ from popxl.tensor import Shard, Tensor, Variable
 Origin = str | None
 """Where a tensor's memory is from: "weights", "state" (memory that the program writes) or None."""
 
+ORIGINS: tuple[Origin, ...] = (None, "weights", "state")
+
 VIEWS = ("identity", "reshape", "transpose", "slice", "split", "dynamic_slice")
 
 
@@ -147,6 +149,8 @@ class _Walk:
             return Cost(), ("state" if op.buffer in self._written else "weights",)
         if op.kind in VIEWS:
             return Cost(), (given[0],) * len(op.outputs)
+        if op.attributes.get("alias"):  # what joins tensors: read where it is used
+            return Cost(), (max(given, key=ORIGINS.index),)
         return self._plain(op, given), (None,) * len(op.outputs)
 
     def _dearer(self, op: Op, given: tuple[Origin, ...]) -> tuple[Cost, tuple[Origin, ...]]:

@@ -17,6 +17,7 @@ from .graph_cache import GraphCache
 from .module import Module
 from .named_replica_grouping import NamedReplicaGrouping
 from .named_tensors import NamedTensorData, NamedTensors
+from .ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from .ops.streams import host_load, host_store
 from .patterns import apply_pre_alias_patterns
 from .performance_utils import (
@@ -37,6 +38,7 @@ from .remote import (
     store_remote_graph,
 )
 from .route_tensor import is_subgraph, route_tensor_into_graph
+from .seed_variable import seed_variable
 from .streams import InputStreams, OutputStreams
 from .task_session import TaskSession
 from .transforms import (
@@ -87,6 +89,8 @@ __all__ = [
     "batch_serialise",
     "batch_serialise_fwd_and_grad",
     "create_remote_buffer",
+    "cross_entropy",
+    "cross_entropy_with_grad",
     "evaluate_FLOPs",
     "evaluate_ir_FLOPs",
     "format_flops_scientific",
@@ -99,6 +103,7 @@ __all__ = [
     "named_buffers",
     "named_variable_buffers",
     "ops",
+    "seed_variable",
     "pipelined_execution",
     "print_FLOPs",
     "print_tensor",

@@ -26,6 +26,7 @@ from popxl_addons.ops.replicated_strided_collectives import (
     replicated_reduce_scatter_strided,
 )
 from popxl_addons.ops.static_sparse_ops import dense_const_sparse_matmul, random_sparse
+from popxl_addons.transforms.repeat_graph import repeat_graph
 from programs import run_program
 
 GRADIENTS = [
@@ -63,8 +64,6 @@ FLOAT8 = [
 REWRITING = [
     "popxl_addons.pipelined_execution",
     "popxl_addons.batch_serialise",
-    "popxl_addons.route_tensor_into_graph",
-    "popxl_addons.transforms.repeat_graph.repeat_graph",
 ]
 
 REFUSALS = {
@@ -311,3 +310,56 @@ def test_locations_of_tensors():
     assert sharded != default
     assert sharded == popxl.TensorLocation(sharded.storage, sharded.replicated_tensor_sharding)
     assert "OffChip" in repr(sharded)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_graph_is_made_to_repeat_what_it_does(count):
+    ir = popxl.Ir()
+    with ir.main_graph:
+        kept = popxl.variable(np.float32(1))
+        stream = popxl.h2d_stream((), popxl.float32)
+        ops.add_(kept, ops.host_load(stream) * 2)
+        stored = popxl.d2h_stream((), popxl.float32)
+        ops.host_store(stored, kept + 1)
+    body = repeat_graph(ir.main_graph, count)
+    assert (body is ir.main_graph) == (count == 1)
+    ir.num_host_transfers = count
+    given = np.arange(count, dtype=np.float32)
+    with popxl.Session(ir) as session:
+        outputs = session.run({stream: given.reshape(count) if count > 1 else given[0]})
+        total = 1 + 2 * np.cumsum(given)
+        np.testing.assert_array_equal(outputs[stored].reshape(-1), total + 1)
+        assert session.get_tensor_data(kept) == total[-1]
+
+
+def test_a_graph_with_outputs_is_not_repeated(main_graph):
+    graph = main_graph.ir.create_graph(lambda x: x + 1, popxl.constant(1))
+    with pytest.raises(ValueError, match="has outputs, so it cannot be repeated"):
+        repeat_graph(graph, 2)
+
+
+@pytest.mark.parametrize("modified", [False, True])
+def test_a_tensor_is_routed_through_calls_loops_and_branches(modified):
+    ir = popxl.Ir()
+    inner, outer, other = (ir.create_empty_graph(n) for n in ("inner", "outer", "other"))
+    with outer:
+        ops.call(inner)
+        ops.conditional(popxl.constant(True), inner, other)
+    with ir.main_graph, popxl.in_sequence():
+        kept = popxl.variable(np.float32(1))
+        ops.repeat(outer, 3)
+        ops.call(inner)
+    with inner:
+        first = addons.route_tensor_into_graph(kept, modified=modified)
+        assert addons.route_tensor_into_graph(kept, modified=modified) is first
+        ops.add_(first, first)
+    assert (len(inner.inputs), len(outer.inputs), len(other.inputs)) == (1, 1, 0)
+    with popxl.Session(ir) as session:
+        session.run()
+        assert session.get_tensor_data(kept) == (2**7 if modified else 1)
+
+
+def test_a_tensor_is_not_routed_into_a_graph_that_is_not_called(main_graph):
+    t = popxl.constant(1)
+    with pytest.raises(ValueError, match="graph main of .* does not call graph alone_0"):
+        addons.route_tensor_into_graph(t, main_graph.ir.create_empty_graph("alone"))

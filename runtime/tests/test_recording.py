@@ -315,3 +315,58 @@ def test_products_with_grouped_weights_are_those_of_their_graph(rows):
     with fast, slow:
         expected = slow.run({x_slow: given})[y_slow]
         np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-2, atol=3e-2)
+
+
+def _slot_program(build: Callable[[popxl.RemoteBuffer, popxl.Tensor], popxl.Tensor]) -> list:
+    """What 6 runs of a program on a buffer of two slots give, with kernels and without."""
+
+    def made():
+        buffer = popxl.remote_buffer((4,), popxl.float32, 2)
+        given = popxl.h2d_stream((4,), popxl.float32), popxl.h2d_stream((), popxl.int32)
+        out = popxl.d2h_stream((4,), popxl.float32)
+        ops.host_store(out, build(buffer, *map(ops.host_load, given)))
+        return *given, out
+
+    found = []
+    for session, (x, at, out) in sessions(made):
+        with session:
+            runs = [
+                session.run({x: np.full(4, 1 + i, np.float32), at: np.array(i % 2, np.int32)})
+                for i in range(6)
+            ]
+        found.append(np.stack([run[out] for run in runs]))
+    return found
+
+
+def test_what_a_slot_holds_is_no_constant_of_a_recording():
+    def change(buffer):
+        def graph(x):
+            old = ops.remote_load(buffer, 0)
+            ops.remote_store(buffer, 0, old + x)
+            return x - old
+
+        return graph
+
+    found = _slot_program(lambda buffer, x, at: call(change(buffer), x))
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_slot_that_is_stored_outside_of_a_recording_is_no_constant_of_it():
+    def build(buffer, x, at):
+        doubled = call(lambda x: ops.remote_load(buffer, 0) * 2.0 + x, x)
+        ops.remote_store(buffer, 0, doubled)
+        return doubled
+
+    np.testing.assert_array_equal(*_slot_program(build))
+
+
+def test_a_slot_that_comes_to_be_while_a_graph_is_recorded_keeps_what_is_stored():
+    def build(buffer, x, at):
+        def graph(x, at):
+            old = ops.remote_load(buffer, at)
+            ops.remote_store(buffer, at, old + x)
+            return old
+
+        return call(graph, x, at)
+
+    np.testing.assert_array_equal(*_slot_program(build))

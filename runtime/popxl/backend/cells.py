@@ -9,6 +9,7 @@ import torch
 
 from popxl.backend.arrays import broadcast_shapes
 from popxl.backend.decisions import numbers
+from popxl.backend.kernels import Bounds, put_part
 from popxl.backend.placement import where
 
 
@@ -73,6 +74,11 @@ def read(cell: Cell) -> torch.Tensor:
 def write(cell: Cell, value: torch.Tensor) -> None:
     """Put `value` in the cell."""
     cell.write(value)
+
+
+def write_part(cell: Cell, value: torch.Tensor, lead: int, bounds: Bounds) -> None:
+    """Put `value` in a part of what the cell holds."""
+    put_part(cell.writable(value.shape[:lead]), value, bounds)
 
 
 class RemoteStore:
@@ -146,7 +152,7 @@ class RemoteStore:
     def _slot(self, offset: int) -> Cell:
         """The slot, where it is computed with."""
         if offset not in self._slots:
-            self._slots[offset] = Cell(self._zeros(), shared=False, lasts=True)
+            self.place(offset, Cell(self._zeros(), shared=False, lasts=True))
         return self._slots[offset]
 
     def _written(self, offset: int, cell: Cell) -> None:

@@ -56,10 +56,40 @@ def take_range(x: torch.Tensor, axis: int, start: int, step: int, length: int) -
         first = start + step * (length - 1)
         return take_range(x, axis, first, -step, length).flip(axis)
     if step == 1 or length <= 1:
-        return x.narrow(axis, min(start, x.shape[axis]), length)
+        return x.narrow(axis, min(max(start, 0), x.shape[axis]), length)  # of none, anywhere
     index = [slice(None)] * x.ndim
     index[axis] = slice(start, start + step * (length - 1) + 1, step)
     return x[tuple(index)]
+
+
+Bounds = tuple[tuple[int, int, int], ...]
+"""Of a slice: start, step and length along each logical axis."""
+
+
+def take_part(x: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+    """The elements within `bounds`; a view, except where a step is negative."""
+    for axis, (start, step, length) in enumerate(bounds, -len(bounds)):
+        if (start, step, length) != (0, 1, x.shape[axis]):
+            x = take_range(x, axis, start, step, length)
+    return x
+
+
+def put_part(target: torch.Tensor, value: torch.Tensor, bounds: Bounds) -> None:
+    """Write `value` to the elements of `target` within `bounds`."""
+    turned = [axis for axis, bound in enumerate(bounds, -len(bounds)) if bound[1] < 0]
+    forward = tuple(
+        (start + step * (length - 1), -step, length) if step < 0 else (start, step, length)
+        for start, step, length in bounds
+    )
+    take_part(target, forward).copy_(value.flip(turned) if turned else value)
+
+
+def with_part(x: torch.Tensor, value: torch.Tensor, lead: int, bounds: Bounds) -> torch.Tensor:
+    """A copy of `x` with `value` within `bounds`."""
+    mesh = broadcast_shapes(x.shape[:lead], value.shape[:lead])
+    wide = x.expand(*mesh, *x.shape[lead:]).clone()
+    put_part(wide, value, bounds)
+    return wide
 
 
 def concat(xs: list[torch.Tensor], lead: int, axis: int) -> torch.Tensor:
@@ -142,6 +172,43 @@ def reduce_logsumexp(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> to
     return wide.logsumexp(dim, keepdim).to(x.dtype)
 
 
+def reduce_l1(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    return reduce_sum(x.abs(), dim, keepdim) if dim else x.abs()
+
+
+def reduce_l2(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    if not dim:
+        return x.abs()
+    wide = x.float() if x.dtype in HALF else x
+    return wide.square().sum(dim, keepdim).sqrt().to(x.dtype)
+
+
+def reduce_logsum(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    wide = x.float() if x.dtype in HALF else x
+    return wide.sum(dim, keepdim).log().to(x.dtype)
+
+
+def reduce_median(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    """Of an even number of elements the lower one in the middle."""
+    together = x.movedim(dim, tuple(range(-len(dim), 0))).flatten(-len(dim))
+    middle = together.median(-1).values
+    if not keepdim:
+        return middle
+    return middle.reshape([1 if a in dim else n for a, n in enumerate(x.shape, -x.ndim)])
+
+
+def histogram(
+    x: torch.Tensor, lead: int, levels: tuple[float, ...], absolute: bool
+) -> torch.Tensor:
+    """int64 counts below the first level, between each two and from the last on."""
+    bounds = torch.tensor(levels, device=x.device).to(x.dtype).float()
+    values = x.flatten(lead) if x.ndim > lead else x.unsqueeze(-1)
+    values = (values.abs() if absolute else values).float()
+    place = torch.bucketize(values.contiguous(), bounds, right=True)
+    counts = torch.zeros(*x.shape[:lead], len(levels) + 1, dtype=torch.int64, device=x.device)
+    return counts.scatter_add(-1, place, torch.ones_like(place))
+
+
 def argmax(x: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
     return x.argmax(dim, keepdim).to(torch.int32)
 
@@ -179,6 +246,43 @@ def layer_norm(
     normed = F.layer_norm(x.float() if x.dtype in HALF else x, x.shape[-1:], None, None, eps)
     weight, bias = align(weight, lead, missing), align(bias, lead, missing)
     return (normed * weight.to(normed.dtype) + bias.to(normed.dtype)).to(x.dtype)
+
+
+def group_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    lead: int,
+    num_groups: int,
+    eps: float,
+) -> torch.Tensor:
+    """Of `(*mesh, batch, channels, ...)`, over groups of channels."""
+    wide = x.float() if x.dtype in HALF else x
+    size = x.shape[lead + 1 :].numel() // num_groups
+    grouped = wide.reshape(*x.shape[: lead + 1], num_groups, size)
+    normed = F.layer_norm(grouped, grouped.shape[-1:], None, None, eps).reshape(x.shape)
+    weight, bias = (_along_channels(t, x, lead).to(wide.dtype) for t in (weight, bias))
+    return (normed * weight + bias).to(x.dtype)
+
+
+def batch_norm(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    lead: int,
+    eps: float,
+) -> torch.Tensor:
+    """Of `(*mesh, batch, channels, ...)`, with the statistics given."""
+    channels = (_along_channels(t, x, lead).float() for t in (scale, bias, mean, var))
+    scale, bias, mean, var = channels
+    return ((x.float() - mean) * (torch.rsqrt(var + eps) * scale) + bias).to(x.dtype)
+
+
+def _along_channels(t: torch.Tensor, x: torch.Tensor, lead: int) -> torch.Tensor:
+    """`(*mesh, channels)`, for broadcasting against `(*mesh, batch, channels, ...)`."""
+    return t.reshape(*t.shape[:lead], 1, -1, *(1,) * (x.ndim - lead - 2))
 
 
 # --- host ---

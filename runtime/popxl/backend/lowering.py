@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from popxl.backend import cells, cuda, indexing, kernels, placement
+from popxl.backend import (
+    cells,
+    cuda,
+    indexing,
+    kernels,
+    placement,
+    rules_nn,  # noqa: F401
+    rules_random,  # noqa: F401 - imported to register their rules
+    rules_updates,  # noqa: F401
+)
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
@@ -381,11 +390,11 @@ class _GraphLowering:
 
     def _check_distinct(self, op: Op, touched: Iterable[int]) -> None:
         """Two inputs by reference must not share elements, where one of them is written to."""
-        root, split = self.values.views.root, 1 + len(op.graphs[0]._inputs)
+        overlap, split = self.values.views.overlap, 1 + len(op.graphs[0]._inputs)
         for i, j in itertools.product(touched, op.modifies):
             a, b = op.inputs[i], op.inputs[j]
             either_or = op.kind == "conditional" and (i < split) != (j < split) and a is b
-            if i != j and root(a) is root(b) and not either_or:
+            if i != j and not either_or and overlap(a, b):
                 raise ValueError(
                     f"{op.kind} of graph {op.graphs[0].name}: {a.name} and {b.name} share their "
                     "elements and both go in by reference; pass one of them by value"

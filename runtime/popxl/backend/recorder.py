@@ -42,11 +42,13 @@ class Recorder(TorchDispatchMode):
         self._program: Program | None = None
         self.kept: list[torch.Tensor] = []
         self._bytes = 0
-        self._dependent: set[int] = set()
-        self._constant: set[int] = set()
+        self._constant: set[int] = set()  # storages whose numbers are the same in every run
         self._written = False
 
     def watch(self, module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """Run `module`, whose buffers are the program's constants."""
+        for constant in module.buffers():
+            self.stays(constant)
         tokens = (
             decisions.observer.set(self.decided),
             instructions.set(self.instruction),
@@ -65,13 +67,14 @@ class Recorder(TorchDispatchMode):
         self.failed = reason
         self.steps, self.kept = [], []
 
-    def depends(self, tensor: torch.Tensor) -> None:
-        """Its numbers may differ from run to run."""
-        self._dependent.add(_storage(tensor))
+    def stays(self, tensor: torch.Tensor) -> None:
+        """Its numbers are the same in every run; those of any other tensor may differ."""
+        self._constant.add(_storage(tensor))
+        self.kept.append(tensor)
 
     def decided(self, tensor: torch.Tensor, values: Any) -> None:
         """Python code decided by the numbers of a tensor."""
-        if self.failed or _storage(tensor) not in self._dependent:
+        if self.failed or _storage(tensor) in self._constant:
             return
         if self._written:
             self._fail("a decision after the first write")
@@ -82,7 +85,6 @@ class Recorder(TorchDispatchMode):
         """A native instruction was run."""
         if self.failed:
             return
-        self.depends(result)
         self._written = True
         if self._program is None:
             self._program = Program(self.native)
@@ -96,8 +98,6 @@ class Recorder(TorchDispatchMode):
         if self.failed:
             return
         self._written = True
-        for tensor in written:
-            self.depends(tensor)
         self._step(lambda: effect() is not None or True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -147,10 +147,9 @@ class Recorder(TorchDispatchMode):
         elif new and "empty" not in func.name():
             if len(new) != len(made):
                 self._fail(f"{func.name()} gives views and values")
-            elif known and not known & self._dependent:  # the same in every run
+            elif known and known <= self._constant:
                 self._constant.update(map(_storage, new))
             else:
-                self._dependent.update(map(_storage, new))
                 self._step(lambda: _again(func, args, kwargs, made))
 
     def _note_write(self, write: Callable[[], Any], known: set[int]) -> None:
@@ -158,7 +157,6 @@ class Recorder(TorchDispatchMode):
             self._fail("a constant is written to")
             return
         self._written = True
-        self._dependent.update(known)
         self._step(lambda: write() is not None or True)
 
     def _keep(self, tensors: list[torch.Tensor], new: list[torch.Tensor]) -> None:

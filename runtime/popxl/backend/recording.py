@@ -97,8 +97,8 @@ class Recorded(torch.nn.Module):
             for i, x in enumerate(inputs)
         )
         for i, x in enumerate(fixed):
-            if i not in self.constants:
-                recorder.depends(x.tensor if isinstance(x, Cell) else x)
+            if i in self.constants:
+                recorder.stays(x)
         epoch = Cell.moves
         outputs = recorder.watch(self.module, fixed)
         if recorder.failed is not None:

@@ -75,6 +75,7 @@ _ELEMENTWISE: dict[str, Callable] = {
     "sin": torch.sin,
     "exp": torch.exp,
     "log": torch.log,
+    "log2": torch.log2,
     "sqrt": torch.sqrt,
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -146,16 +147,22 @@ _REDUCTIONS: dict[str, Callable] = {
     "prod": kernels.reduce_prod,
     "sumsquare": kernels.reduce_sumsquare,
     "logsumexp": kernels.reduce_logsumexp,
+    "logsum": kernels.reduce_logsum,
+    "median": kernels.reduce_median,
     "max": torch.amax,
     "min": torch.amin,
 }
+
+
+_OF_ONE: dict[str, Callable] = {"sumsquare": torch.square, "logsum": torch.log}
+"""What a reduction of single elements is, where it is not the element."""
 
 
 @rule(*_REDUCTIONS)
 def _reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
     dims = tuple(a - op.inputs[0].rank for a in op.axes)
     if not dims:
-        return b.call(torch.square if op.kind == "sumsquare" else kernels.clone, args[0])
+        return b.call(_OF_ONE.get(op.kind, kernels.clone), args[0])
     return b.call(_REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
 
 
@@ -203,11 +210,7 @@ def _transpose(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("slice")
 def _slice(b: Emitter, op: Op, args: list[Node]) -> Node:
-    shape, node = op.inputs[0].shape, args[0]
-    for axis, (start, step, length) in enumerate(op.bounds):
-        if (start, step, length) != (0, 1, shape[axis]):
-            node = b.call(kernels.take_range, node, axis - len(shape), start, step, length)
-    return node
+    return b.call(kernels.take_part, args[0], op.bounds)
 
 
 @rule("split")
@@ -245,7 +248,9 @@ def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("gather")
 def _gather(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(indexing.gather, *args, b.lead, op.axis, op.zero_out_of_range)
+    groups = int(op.attributes.get("grouped", False))  # their axis is as another one of the mesh
+    lead, axis = b.lead + groups, op.axis - groups
+    return b.call(indexing.gather, *args, lead, axis, op.zero_out_of_range)
 
 
 @rule("scatter")

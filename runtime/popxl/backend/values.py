@@ -8,8 +8,11 @@ written to, if it is still needed then.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable
 
+import torch
 from torch.fx import Node
 
 from popxl.backend import cells, kernels
@@ -63,7 +66,7 @@ class Values:
         """A node of what `tensor` holds at this point."""
         view = self.views.op(tensor)
         if view is not None:
-            return self._forward(view, self.node(view.inputs[0]))
+            return self._forward(view)
         if tensor in self._cells:
             return self._call(cells.read, self._cells[tensor][0])
         if tensor not in self._nodes:
@@ -72,7 +75,9 @@ class Values:
 
     def memory(self, tensor: Tensor) -> frozenset[Key]:
         """The lasting memory in which the elements of `tensor` may lie."""
-        root = self.views.root(tensor)
+        return NOWHERE.union(*map(self._memory_of_root, self.views.roots(tensor)))
+
+    def _memory_of_root(self, root: Tensor) -> frozenset[Key]:
         if root in self._cells:
             return frozenset({self._cells[root][1]})
         return self._memory.get(root, frozenset({HOST}))
@@ -80,7 +85,11 @@ class Values:
     def assign(self, tensor: Tensor, node: Node, memory: frozenset[Key] = NOWHERE) -> None:
         """Write `node` to `tensor` and all that shares elements with it."""
         view = self.views.op(tensor)
-        if view is not None:
+        if view is not None and view.kind == "concat":
+            self._assign_parts(view, node, memory)
+        elif view is not None and view.kind == "slice":
+            self._assign_slice(view, node)
+        elif view is not None:
             self.assign(view.inputs[0], self._backward(view, node), memory)
         elif tensor in self._cells:
             cell, key = self._cells[tensor]
@@ -118,14 +127,49 @@ class Values:
             )
         raise ValueError(f"{tensor.name} is used before it is made")
 
-    def _forward(self, view: Op, node: Node) -> Node:
+    def _forward(self, view: Op) -> Node:
+        """A node of what a view holds."""
+        nodes = [self.node(t) for t in view.inputs]
         if view.kind == "reshape":
-            return self._call(kernels.reshape, node, self._lead, view.shape)
-        return self._call(kernels.permute, node, self._lead, view.permutation)
+            return self._call(kernels.reshape, nodes[0], self._lead, view.shape)
+        if view.kind == "transpose":
+            return self._call(kernels.permute, nodes[0], self._lead, view.permutation)
+        if view.kind == "slice":
+            return self._call(kernels.take_part, nodes[0], view.bounds)
+        return self._call(kernels.concat, nodes, self._lead, view.axis - view.outputs[0].rank)
 
     def _backward(self, view: Op, node: Node) -> Node:
+        """What is viewed, where the view of all its elements holds `node`."""
         if view.kind == "reshape":
             return self._call(kernels.reshape, node, self._lead, view.inputs[0].shape)
         order = view.permutation
         back = tuple(order.index(axis) for axis in range(len(order)))
         return self._call(kernels.permute, node, self._lead, back)
+
+    def _assign_slice(self, view: Op, node: Node) -> None:
+        """Write `node` to a part of what is viewed."""
+        base = view.inputs[0]
+        if base in self._cells:
+            cell, key = self._cells[base]
+            self.protect({key})
+            self._call(cells.write_part, cell, node, self._lead, view.bounds)
+        else:
+            whole = self._call(kernels.with_part, self.node(base), node, self._lead, view.bounds)
+            self.assign(base, whole)
+
+    def _assign_parts(self, view: Op, node: Node, memory: frozenset[Key]) -> None:
+        """Write `node` to the tensors that a view joins.
+
+        Raises:
+            ValueError: where two of them share elements, which then had two values.
+        """
+        for a, b in itertools.combinations(view.inputs, 2):
+            if a is b or self.views.overlap(a, b):
+                raise ValueError(
+                    f"{view.outputs[0].name} joins {a.name} and {b.name}, which share elements: "
+                    "it cannot be written to; join them by ops.concat"
+                )
+        sizes, axis = [t.shape[view.axis] for t in view.inputs], view.axis - view.outputs[0].rank
+        parts = self._call(torch.split, node, sizes, axis)
+        for number, tensor in enumerate(view.inputs):
+            self.assign(tensor, self._call(operator.getitem, parts, number), memory)

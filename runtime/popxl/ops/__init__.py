@@ -14,6 +14,8 @@ from popxl.ops.calls import (
     repeat,
     repeat_with_info,
 )
+from popxl.ops.code import remote_code_load
+from popxl.ops.conv import conv, conv_transpose, multi_conv_options
 from popxl.ops.creation import init
 from popxl.ops.elementwise import (
     abs,
@@ -37,6 +39,7 @@ from popxl.ops.elementwise import (
     isinf,
     isnan,
     log,
+    log2,
     logical_and,
     logical_not,
     logical_or,
@@ -65,26 +68,46 @@ from popxl.ops.float8 import (
     pow2scale_cast_to_fp8,
 )
 from popxl.ops.host import host_load, host_store, print_tensor
+from popxl.ops.in_place import exp_, gelu_, geluerf_, relu_, scaled_add_, swish_
 from popxl.ops.indexing import (
     dynamic_slice,
     dynamic_update,
     dynamic_update_,
     gather,
+    groupedgather,
     onehot,
     scatter,
     slice,
+    slice_,
+    subsample,
+    tied_gather,
 )
+from popxl.ops.interpolate import interpolate
 from popxl.ops.ipu_copy import ipu_copy
 from popxl.ops.matmul import matmul
+from popxl.ops.negative_log_likelihood import nll_loss, nll_loss_with_softmax_grad
+from popxl.ops.norms import batch_norm_inference, group_norm, layer_norm
 from popxl.ops.optimisers import lamb_square
+from popxl.ops.pool import average_pool, max_pool
+from popxl.ops.random import (
+    dropout,
+    random_normal,
+    random_uniform,
+    shaped_dropout,
+    split_random_seed,
+)
 from popxl.ops.reductions import (
     argmax,
     argmin,
     cumsum,
-    layer_norm,
+    histogram,
+    l1,
+    l2,
+    logsum,
     logsumexp,
     max,
     mean,
+    median,
     min,
     prod,
     softmax,
@@ -93,8 +116,11 @@ from popxl.ops.reductions import (
     topk,
 )
 from popxl.ops.remote import remote_load, remote_load_, remote_store
+from popxl.ops.roi_align import roi_align
+from popxl.ops.scatter_reduce import grouped_scatter_reduce, scatter_reduce
 from popxl.ops.shape import (
     concat,
+    concat_,
     detach,
     detach_,
     flatten,

@@ -98,6 +98,11 @@ def log(t: Tensor) -> Tensor:
     return _float_unary("log", t)
 
 
+def log2(t: Tensor) -> Tensor:
+    """Logarithm to base 2."""
+    return _float_unary("log2", t)
+
+
 def sqrt(t: Tensor) -> Tensor:
     """Square root."""
     return _float_unary("sqrt", t)

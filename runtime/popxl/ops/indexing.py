@@ -38,24 +38,67 @@ def slice(
     Raises:
         ValueError: where the lists differ in length, an axis is named twice or a step is 0.
     """
-    tensor_operand("slice", t)
+    picks = _picks("slice", t, start, stop, step, axis)
+    return t if picks is None else _pick(t, picks)
+
+
+def slice_(
+    t: Tensor,
+    start: Bounds = None,
+    stop: Bounds = None,
+    step: Bounds = None,
+    axis: int | Sequence[int] | None = None,
+) -> Tensor:
+    """`slice` that shares its elements with `t`: what is written to one is seen in the other.
+
+    Raises:
+        ValueError: as `slice`.
+    """
+    picks = _picks("slice_", t, start, stop, step, axis)
+    return t if picks is None else _pick(t, picks, alias=True)
+
+
+def _picks(
+    kind: str, t: Tensor, start: Bounds, stop: Bounds, step: Bounds, axis: Any
+) -> dict[int, _slice] | None:
+    """The slice along each axis; None where all of `t` is meant."""
+    tensor_operand(kind, t)
     bounds = (start, stop, step, axis)
     given: list[Any] = [[v] if isinstance(v, int | np.integer) else v for v in bounds]
     lengths = {len(v) for v in given if v is not None}
     if len(lengths) > 1:
-        raise ValueError(f"slice: start, stop, step and axis have lengths {sorted(lengths)}")
+        raise ValueError(f"{kind}: start, stop, step and axis have lengths {sorted(lengths)}")
     if not lengths or given[:3] == [None, None, None]:
-        return t
+        return None
     count = lengths.pop()
     starts, stops, steps = ([None] * count if v is None else v for v in given[:3])
-    axes = [axis_of("slice", t, a) for a in given[3] or range(count)]
+    axes = [axis_of(kind, t, a) for a in given[3] or range(count)]
     if len(set(axes)) < count:
-        raise ValueError(f"slice: axes {axes} of {t.name} name an axis twice")
+        raise ValueError(f"{kind}: axes {axes} of {t.name} name an axis twice")
     picks = zip(axes, starts, stops, steps, strict=True)
-    return _pick(t, {a: _slice(*bounds) for a, *bounds in picks})
+    return {a: _slice(*bounds) for a, *bounds in picks}
 
 
-def _pick(t: Tensor, picks: dict[int, _slice]) -> Tensor:
+def subsample(t: Tensor, strides: int | Iterable[int]) -> Tensor:
+    """Every n-th element along each axis, from the first on.
+
+    Args:
+        strides: one for each axis, from the first on; the others have 1.
+
+    Raises:
+        ValueError: where there are more strides than axes, or one is below 1.
+    """
+    tensor_operand("subsample", t)
+    steps = (strides,) if isinstance(strides, int | np.integer) else tuple(strides)
+    if len(steps) > t.rank or any(step < 1 for step in steps):
+        raise ValueError(
+            f"subsample: strides must be at most {t.rank} integers from 1 on for {t.name} "
+            f"{t.shape}, got {steps}"
+        )
+    return _pick(t, {axis: _slice(None, None, step) for axis, step in enumerate(steps)})
+
+
+def _pick(t: Tensor, picks: dict[int, _slice], **attributes: Any) -> Tensor:
     ranges = []
     for axis, size in enumerate(t.shape):
         pick = picks.get(axis, _slice(None))
@@ -64,7 +107,7 @@ def _pick(t: Tensor, picks: dict[int, _slice]) -> Tensor:
         ranges.append(range(*pick.indices(size)))
     spec = TensorSpec((len(r) for r in ranges), t.dtype)
     bounds = tuple((r.start, r.step, len(r)) for r in ranges)
-    return emit_one("slice", [t], spec, bounds=bounds)
+    return emit_one("slice", [t], spec, bounds=bounds, **attributes)
 
 
 def getitem(t: Tensor, key: Any) -> Tensor:
@@ -128,6 +171,56 @@ def gather(
     return emit_one(
         "gather", [t, indices], TensorSpec(shape, t.dtype), axis=axis, zero_out_of_range=zero_OOR
     )
+
+
+def tied_gather(
+    t: Tensor,
+    indices: Tensor,
+    axis: int = 0,
+    available_memory_proportion: float | None = None,
+    zero_OOR: bool = False,  # noqa: N803
+) -> Tensor:
+    """`gather`; how an IPU lays out the indices is no matter here."""
+    return gather(t, indices, axis, available_memory_proportion, zero_OOR)
+
+
+def groupedgather(
+    t: Tensor,
+    indices: Tensor,
+    axis: int = 0,
+    group_size: int | None = 1,
+    available_memory_proportion: float | None = None,
+    zero_OOR: bool = False,  # noqa: N803
+) -> Tensor:
+    """`gather` in each of `group_size` groups with indices of its own.
+
+    Args:
+        t: `(group_size, ...)`; one group has no such axis.
+        indices: `(group_size, ...)`, integers; the axes after the first take the place of `axis`.
+        axis: of `t`, and not the first one where there are several groups.
+
+    Raises:
+        ValueError: where a first axis is not of size `group_size`, or `axis` is it.
+    """
+    if group_size in (None, 1):
+        return gather(t, indices, axis, available_memory_proportion, zero_OOR)
+    axis = axis_of("groupedgather", tensor_operand("groupedgather", t), axis)
+    indices = indices if isinstance(indices, Tensor) else constant(indices)
+    need_int("groupedgather", indices, "indices")
+    for each in (t, indices):
+        if each.shape[:1] != (group_size,):
+            raise ValueError(
+                f"groupedgather: {each.name} {each.shape} must have {group_size} groups along its "
+                "first axis"
+            )
+    if axis == 0:
+        raise ValueError(f"groupedgather: axis 0 of {t.name} {t.shape} is that of the groups")
+    if not t.shape[axis] and indices.nelms:
+        raise ValueError(f"groupedgather: axis {axis} of {t.name} {t.shape} has no elements")
+    shape = (*t.shape[:axis], *indices.shape[1:], *t.shape[axis + 1 :])
+    spec = TensorSpec(shape, t.dtype)
+    given = {"axis": axis, "zero_out_of_range": zero_OOR, "grouped": True}
+    return emit_one("gather", [t, indices], spec, **given)
 
 
 def scatter(

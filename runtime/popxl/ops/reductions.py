@@ -1,8 +1,9 @@
-"""Ops along axes: sums and the like, choices, softmax, layer norm. Half types add up in float32."""
+"""Ops along axes: sums and the like, norms, choices, softmax. Half types add up in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from popxl import dtypes
 from popxl.ops._build import (
@@ -12,7 +13,6 @@ from popxl.ops._build import (
     emit_one,
     need_float,
     need_number,
-    same_dtype,
     tensor_operand,
 )
 from popxl.tensor import Tensor, TensorSpec
@@ -21,7 +21,7 @@ from popxl.tensor import Tensor, TensorSpec
 def _reduce(kind: str, t: Tensor, axis: int | Iterable[int] | None, keepdims: bool) -> Tensor:
     need_number(kind, tensor_operand(kind, t))
     axes = axes_of(kind, t, axis)
-    if kind in ("max", "min"):
+    if kind in ("max", "min", "median"):
         _need_elements(kind, t, axes)
     shape = tuple(
         1 if i in axes else size for i, size in enumerate(t.shape) if keepdims or i not in axes
@@ -65,10 +65,55 @@ def sumsquare(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool
     return _reduce("sumsquare", t, axis, keepdims)
 
 
+def l1(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Sum of the magnitudes over the axes."""
+    return _reduce("l1", t, axis, keepdims)
+
+
+def l2(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Square root of the sum of the squares over the axes."""
+    need_float("l2", tensor_operand("l2", t))
+    return _reduce("l2", t, axis, keepdims)
+
+
 def logsumexp(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
     """Logarithm of the sum of the exponentials over the axes."""
     need_float("logsumexp", tensor_operand("logsumexp", t))
     return _reduce("logsumexp", t, axis, keepdims)
+
+
+def logsum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Logarithm of the sum over the axes."""
+    need_float("logsum", tensor_operand("logsum", t))
+    return _reduce("logsum", t, axis, keepdims)
+
+
+def median(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Median over the axes; of an even number of elements the lower of the two in the middle."""
+    return _reduce("median", t, axis, keepdims)
+
+
+def histogram(t: Tensor, levels: Sequence[float], absolute_of_input: bool) -> Tensor:
+    """How many elements of `t`, of any shape, lie between each two levels.
+
+    Args:
+        levels: the bounds, increasing; they are rounded to the dtype of `t`.
+        absolute_of_input: count absolute values.
+
+    Returns:
+        uint32 `(len(levels) + 1,)`: the elements below the first level, those from each level on
+        and below the next, and those from the last level on (NaN among them).
+
+    Raises:
+        TypeError: where `t` does not hold floats.
+        ValueError: where the levels do not increase or there is none.
+    """
+    need_float("histogram", tensor_operand("histogram", t))
+    bounds = tuple(float(level) for level in levels)
+    if not bounds or any(not a < b for a, b in pairwise(bounds)):
+        raise ValueError(f"histogram: levels must be at least one and increase, got {bounds}")
+    spec = TensorSpec((len(bounds) + 1,), dtypes.uint32)
+    return emit_one("histogram", [t], spec, levels=bounds, absolute=bool(absolute_of_input))
 
 
 def argmax(t: Tensor, dim: int = 0, keepdim: bool = False) -> Tensor:
@@ -126,22 +171,3 @@ def softmax(t: Tensor, axis: int) -> Tensor:
     need_float("softmax", tensor_operand("softmax", t))
     axis = axis_of("softmax", t, axis)
     return emit_one("softmax", [t], t.spec, axis=axis)
-
-
-def layer_norm(t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-05) -> Tensor:
-    """Layer norm (arXiv 1607.06450) over the last axis of `(..., hidden)`.
-
-    Raises:
-        TypeError: where they do not hold floats of one dtype.
-        ValueError: where weight or bias is not of shape `(hidden,)`.
-    """
-    same_dtype("layer_norm", *(tensor_operand("layer_norm", v) for v in (t, weight, bias)))
-    need_float("layer_norm", t)
-    if not t.rank:
-        raise ValueError(f"layer_norm: {t.name} is a scalar, there is no axis to normalise over")
-    for what, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != t.shape[-1:]:
-            raise ValueError(
-                f"layer_norm: {what} must be of shape {t.shape[-1:]}, got {parameter.shape}"
-            )
-    return emit_one("layer_norm", [t, weight, bias], t.spec, eps=float(eps))

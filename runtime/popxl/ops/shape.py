@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,19 +103,35 @@ def concat(ts: Iterable[Tensor], axis: int = 0) -> Tensor:
     Raises:
         ValueError: where their other sizes differ, or there is none.
     """
-    tensors = [tensor_operand("concat", t) for t in ts]
+    return _concat("concat", ts, axis)
+
+
+def concat_(ts: Iterable[Tensor], axis: int = 0) -> Tensor:
+    """`concat` that shares its elements with the tensors: writes to it are seen in them.
+
+    Joining is a copy here, made whenever the result is read. Tensors that share elements may be
+    joined and read; writing to the result is then refused, as an element had two values.
+
+    Raises:
+        ValueError: as `concat`.
+    """
+    return _concat("concat_", ts, axis, alias=True)
+
+
+def _concat(kind: str, ts: Iterable[Tensor], axis: int, **attributes: Any) -> Tensor:
+    tensors = [tensor_operand(kind, t) for t in ts]
     if not tensors:
-        raise ValueError("concat: at least one tensor is needed")
-    same_dtype("concat", *tensors)
+        raise ValueError(f"{kind}: at least one tensor is needed")
+    same_dtype(kind, *tensors)
     first = tensors[0]
-    axis = axis_of("concat", first, axis)
+    axis = axis_of(kind, first, axis)
     others = {(*t.shape[:axis], *t.shape[axis + 1 :]) for t in tensors}
     if len(others) > 1 or len({t.rank for t in tensors}) > 1:
         shapes = ", ".join(str(t.shape) for t in tensors)
-        raise ValueError(f"concat: sizes other than axis {axis} must agree, got {shapes}")
+        raise ValueError(f"{kind}: sizes other than axis {axis} must agree, got {shapes}")
     size = sum(t.shape[axis] for t in tensors)
     spec = TensorSpec((*first.shape[:axis], size, *first.shape[axis + 1 :]), first.dtype)
-    return emit_one("concat", tensors, spec, axis=axis)
+    return emit_one("concat", tensors, spec, axis=axis, **attributes)
 
 
 def identity(t: Tensor, output_name: str | None = None) -> Tensor:

@@ -24,7 +24,7 @@ class LayerNorm(Module):
         bias = self.add_variable_input("bias", full((size,), 0), x.dtype)
         if len(x.shape) == 2:
             return ops.layer_norm(x, weight, bias, eps)
-        # PopXL defines the op for two dimensions only
+        # Of more dimensions the op takes statistics over all but the first.
         return ops.layer_norm(x.reshape((-1, size)), weight, bias, eps).reshape(x.shape)
 
     @staticmethod

@@ -1,0 +1,1 @@
+"""Runs public PopXL programs, which nobody here wrote, on this runtime."""

@@ -1,0 +1,1 @@
+"""Stands in for cppimport, which compiles C++ at import: nothing is compiled."""

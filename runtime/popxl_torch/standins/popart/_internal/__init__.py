@@ -1,0 +1,1 @@
+"""Poplar's insides, which are not here: see `ir`."""

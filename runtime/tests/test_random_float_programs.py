@@ -1,0 +1,38 @@
+"""Random programs of what real ones are made of give what numpy gives, by every back end."""
+
+from __future__ import annotations
+
+import fuzz
+import pytest
+from fuzzing.check import RUNS, check, same_failure
+from fuzzing.code import snippet
+from fuzzing.shrink import shrunk
+from fuzzing.writer import write
+from processes import run_in_processes
+from torch.nn import functional
+
+
+@pytest.mark.parametrize("start", range(0, 500, 25))
+def test_every_back_end_gives_what_numpy_gives(start):
+    for seed in range(start, start + 25):
+        failure = check(write(seed))
+        if failure:
+            small = shrunk(write(seed), same_failure(failure), seconds=20)
+            pytest.fail(f"seed {seed}: {failure.kind}\n{failure.detail}\n{snippet(small, RUNS)}")
+
+
+def test_two_processes_give_what_numpy_gives():
+    found = run_in_processes(2, fuzz.failures_across, range(40), 2)
+    assert found == [[], []]
+
+
+def test_a_fault_is_found_and_its_program_made_small(monkeypatch):
+    """A back end whose swish is off by a thousandth."""
+    right = functional.silu
+    monkeypatch.setattr(functional, "silu", lambda x: right(x) * 1.001)
+    program = next(p for p in map(write, range(100)) if check(p))
+    small = shrunk(program, same_failure(check(program)), seconds=20)
+    kinds = {step.kind for body in small.body.all() for step in body.steps}
+    assert "swish" in kinds
+    assert small.count() <= 4 < program.count()
+    assert "ops.swish(" in snippet(small, RUNS)
