@@ -94,11 +94,15 @@ def norm(w: Writer) -> None:
 
 def normed(w: Writer, x: str) -> str:
     given = w.type(x)
-    kind = w.one_of("op", "layer", "rms", "rms")
+    kind = w.one_of("op", "layer", "rms", "rms", "distributed")
     weight = w.weight(("H",), given.dtype, "positive")
     if kind == "op" and len(given.shape) == 2:
         bias = w.weight(("H",), given.dtype, "normal")
         return w.step("layer_norm", x, weight, bias, eps=w.one_of(1e-5, 1e-3, 0.5), magnitude=1.5)
+    if kind == "distributed" and not w.pure:
+        bias, group = w.weight(("H",), given.dtype, "normal"), w.group()
+        eps = w.one_of(1e-5, 1e-3, 0.5)
+        return w.step("distributed_norm", x, weight, bias, eps=eps, group=group, magnitude=1.5)
     wide = x if given.dtype == "float32" or w.chance(0.2) else w.cast(x, "float32")
     eps, column = w.one_of(1e-6, 1e-3, 0.5), (*given.shape[:-1], 1)
     if kind == "layer":

@@ -147,6 +147,27 @@ def _gathered(a: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 _erf = np.vectorize(math.erf, otypes=[float])
 
+
+def _distributed_norm(a: np.ndarray, w, b, eps: float, group: list[int]) -> np.ndarray:
+    """Layer norm of rows whose parts the members of a group hold."""
+    numbers = np.array(group)
+    normed = np.empty_like(a)
+    for g in set(group):
+        whole = np.concatenate(list(a[:, numbers == g].swapaxes(0, 1)), axis=-1)
+        mean, variance = whole.mean(-1, keepdims=True), whole.var(-1, keepdims=True)
+        normed[:, numbers == g] = (a[:, numbers == g] - mean[:, None]) / np.sqrt(
+            variance[:, None] + eps
+        )
+    return normed * _of_rank(w, a.ndim) + _of_rank(b, a.ndim)
+
+
+def _decompressed(words: np.ndarray, scale: np.ndarray, offset: np.ndarray, dim: int) -> np.ndarray:
+    numbers = (words.astype(int)[..., None] >> np.arange(12, -4, -4)) & 15
+    values = numbers.reshape(*words.shape[:-1], -1) * scale + offset
+    values = values.reshape(*words.shape[:-2], -1)
+    return values.swapaxes(-1, -2) if dim == 0 else values
+
+
 KINDS: dict[str, Kind] = {
     "add": _binary("+", np.add),
     "sub": _binary("-", np.subtract),
@@ -180,6 +201,10 @@ KINDS: dict[str, Kind] = {
     "max": _last("max", np.max),
     "sumsquare": _last("sumsquare", lambda a, **axes: (a * a).sum(**axes)),
     "layer_norm": Kind("ops.layer_norm({0}, {1}, {2}, {eps})", _layer_norm, ulps=8),
+    "distributed_norm": Kind(
+        "distributed_norm({0}, {1}, {2}, {eps}, group{group})", _distributed_norm, ulps=8
+    ),
+    "decompress": Kind("decompress({0}, {1}, {2}, {dim})", _decompressed, ulps=4),
     "cast": Kind("ops.cast({0}, popxl.{dtype})", lambda a, dtype: a),
     "where": _moved(
         "ops.where({0}, {number}, {1})",
