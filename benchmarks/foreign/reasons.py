@@ -25,6 +25,7 @@ TEXTS = {
 }
 """Found in the error itself."""
 SOURCES = {
+    "needs a fork of transformers": r"finetuneanon",
     "needs gradients": r"autodiff\(|autodiff_with|transforms\.autodiff|optimi[sz]er_step",
     "float8": r"float8|pow2scale",
 }

@@ -6,6 +6,7 @@ Where the machine has no compiler there is nothing to test here.
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from popxl_addons.ops.group_quantize_decompress import (
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 TYPES = list(TOLERANCE)
+LAYOUTS = ["columns", "rows"]
+KINDS = ["floats", "channels", "groups", "floats in rows", "channels in rows"]
 SIZES = [(1024, 100), (100, 37), (33, 5), (7, 3), (1, 1)]
 
 
@@ -51,9 +54,10 @@ def normal(generator, *shape, dtype=torch.float32) -> torch.Tensor:
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(dtype)
 
 
-def as_stored(generator, size, outputs, dtype) -> torch.Tensor:
-    """A weight `(in, outputs)` whose bytes lie as `(outputs, in)`."""
-    return normal(generator, outputs, size, dtype=dtype).T
+def as_stored(generator, size, outputs, dtype, layout="columns") -> torch.Tensor:
+    """A weight `(in, outputs)`; its bytes lie as `(outputs, in)` in "columns", else in "rows"."""
+    w = normal(generator, outputs, size, dtype=dtype).T
+    return w if layout == "columns" else w.contiguous()
 
 
 def exact(x: torch.Tensor) -> np.ndarray:
@@ -75,9 +79,10 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size, outputs", SIZES)
-def test_a_product_and_what_follows_it(native, generator, dtype, size, outputs):
-    w = as_stored(generator, size, outputs, dtype)
+def test_a_product_and_what_follows_it(native, generator, dtype, layout, size, outputs):
+    w = as_stored(generator, size, outputs, dtype, layout)
     x, bias = normal(generator, 16, size, dtype=dtype), normal(generator, outputs, dtype=dtype)
     residual = normal(generator, 16, outputs, dtype=dtype)
     expected = tanh_gelu(exact(x) @ exact(w) + exact(bias)) + exact(residual)
@@ -96,7 +101,7 @@ def test_a_product_and_what_follows_it(native, generator, dtype, size, outputs):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
     x, weight = normal(generator, 16, 256, dtype=dtype), _weight(generator, kind, 256, 45, dtype)[0]
     alone = [linear(native, 0, row[None], weight, dtype) for row in x]
@@ -108,8 +113,9 @@ def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size, outputs", [(256, 45), (96, 17), (40, 3), (8, 1)])
 @pytest.mark.parametrize("rows", [1, 3, 8, 13])
-def test_weights_of_8_bits(native, generator, dtype, size, outputs, rows):
-    weight, values = _weight(generator, "channels", size, outputs, dtype)
+@pytest.mark.parametrize("kind", ["channels", "channels in rows"])
+def test_weights_of_8_bits(native, generator, kind, dtype, size, outputs, rows):
+    weight, values = _weight(generator, kind, size, outputs, dtype)
     x = normal(generator, rows, size, dtype=dtype)
     check(linear(native, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])
 
@@ -129,7 +135,7 @@ def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
     check(linear(native, 0, x, weight, torch.float32), exact(x) @ values, 2e-6)
 
 
-@pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [17, 64, 515])
 @pytest.mark.parametrize("size, outputs, group", [(1024, 100, 128), (96, 37, 32), (40, 3, 8)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -145,7 +151,7 @@ def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
     check(y, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_a_row_does_not_depend_on_how_many_others_there_are(native, generator, kind, dtype):
     x = normal(generator, 530, 256, dtype=dtype)
@@ -171,6 +177,9 @@ def test_what_is_not_finite_is_not_hidden_by_whole_numbers(native, generator, ki
 
 def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[Weight, np.ndarray]:
     """A weight, and its values `(in, outputs)`."""
+    if kind.endswith(" in rows"):
+        weight, values = _weight(generator, kind.removesuffix(" in rows"), size, outputs, dtype)
+        return replace(weight, tensor=weight.tensor.contiguous()), values
     if kind == "floats":
         w = as_stored(generator, size, outputs, dtype)
         return Weight(w), exact(w)
@@ -185,7 +194,7 @@ def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[Weight, np
     return Weight(*map(torch.from_numpy, (words, scale, offset))), values
 
 
-@pytest.mark.parametrize("kind", ["floats", "channels", "groups"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("summed", [None, 0, 1])
 @pytest.mark.parametrize("rows, dtype", [(3, torch.float32), (20, torch.bfloat16)])
 def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype):
@@ -196,6 +205,8 @@ def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype)
         if parts[0][0] is None:
             return None
         if kind == "groups" or part != "tensor":
+            return torch.stack([torch.stack(row) for row in parts])
+        if kind.endswith("in rows"):
             return torch.stack([torch.stack(row) for row in parts])
         stored = torch.stack([torch.stack([w.T for w in row]) for row in parts])
         return stored.transpose(-1, -2)
@@ -209,16 +220,22 @@ def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype)
     y = linear(native, 2, x, weight, torch.float32, summed=summed)
     if y is None:  # one scale a shard and channel, or no such kernel on this machine
         assert rows > FEW_ROWS and (
-            dtype not in native.many_rows or (kind == "channels" and summed is not None)
+            dtype not in native.many_rows or (kind.startswith("channels") and summed is not None)
         )
     else:  # pairs of bfloat16 round the weights of groups
         rounded = kind == "groups" and rows > FEW_ROWS
         check(y, expected, TOLERANCE[dtype] if rounded else 1e-5)
 
 
+def test_a_part_of_a_row_major_weight(native, generator):
+    """As a split of a fused weight gives it: its rows are further apart than its outputs go."""
+    w, x = normal(generator, 64, 96)[:, 7:52], normal(generator, 3, 64)
+    check(linear(native, 0, x, Weight(w), torch.float32), exact(x) @ exact(w), 2e-6)
+
+
 def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
-    w = normal(generator, 64, 32)
-    assert linear(native, 0, normal(generator, 1, 64), Weight(w), torch.float32) is None
+    w = normal(generator, 64, 64)[::2, ::2]
+    assert linear(native, 0, normal(generator, 1, 32), Weight(w), torch.float32) is None
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -396,7 +413,7 @@ def test_the_portable_code_computes_the_same(compiler, generator, tmp_path):
     build._compile(compiler, flags, target)
     portable = Library(target)
     for dtype in TYPES:
-        for kind in ("floats", "channels", "groups"):
+        for kind in KINDS:
             weight, values = _weight(generator, kind, 96, 21, dtype)
             x = normal(generator, 3, 96, dtype=dtype)
             check(linear(portable, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])

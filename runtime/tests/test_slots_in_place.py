@@ -96,3 +96,81 @@ def test_a_graph_can_return_what_it_stored(view):
 
     buffers: list = []
     check(build, 2 * X, 0 * X)
+
+
+# --- slots that a call is given by value ---
+
+
+def add_to(t, x):
+    """A graph that writes to its input and returns it, and what it was before."""
+    before = t * 1
+    return ops.add_(t, x), before
+
+
+def test_a_slot_given_to_a_call_and_stored_is_what_the_call_returned():
+    def build(x):
+        buffer = buffer_of_x()
+        graph = popxl.gir().create_graph(add_to, x, x)
+        for _ in range(2):
+            new, before = ops.call(graph, ops.remote_load(buffer, 0), x)
+            ops.remote_store(buffer, 0, new)
+        return ops.remote_load(buffer, 0), before
+
+    check(build, 3 * X, 2 * X)
+
+
+def test_what_was_loaded_before_a_call_is_as_it_was():
+    def build(x):
+        buffer = buffer_of_x()
+        graph = popxl.gir().create_graph(add_to, x, x)
+        old = ops.remote_load(buffer, 0)
+        product = old.reshape((1, 4)) @ popxl.constant(np.eye(4, dtype=np.float32))
+        new, _ = ops.call(graph, ops.remote_load(buffer, 0), x)
+        ops.remote_store(buffer, 0, new)
+        return product + 1, old, ops.remote_load(buffer, 0)
+
+    check(build, X[None] + 1, X, 2 * X)
+
+
+OTHERWISE = ["loaded", "returned", "buffer", "other slot", "twice", "not stored"]
+
+
+@pytest.mark.parametrize("use", OTHERWISE)
+def test_a_slot_that_is_used_otherwise_too_is_copied(use):
+    def build(x):
+        buffer = buffer_of_x()
+        graph = popxl.gir().create_graph(lambda t, u: (ops.add_(t, u),), x, x)
+        loaded = ops.remote_load(buffer, 0)
+        (new,) = ops.call(graph, loaded, loaded if use == "twice" else x)
+        other = x * 0
+        if use == "loaded":
+            other = loaded + 0
+        if use == "buffer":
+            other = ops.remote_load(buffer, 0)
+        if use != "not stored":
+            ops.remote_store(buffer, 1 if use == "other slot" else 0, new)
+        if use == "returned":
+            ops.remote_store(buffer, 0, x * 0)
+            other = new + 0
+        return new, ops.remote_load(buffer, 0), other
+
+    slot = {"other slot": X, "not stored": X, "returned": 0 * X}.get(use, 2 * X)
+    other = {"loaded": X, "buffer": X, "returned": 2 * X}.get(use, 0 * X)
+    check(build, 2 * X, slot, other)
+
+
+def test_slots_of_a_loop_whose_number_a_tensor_says():
+    def layer(graph, buffer, x, n):
+        new, before = ops.call(graph, ops.remote_load(buffer, n), x)
+        ops.remote_store(buffer, n, new)
+        return x + before, n + 1
+
+    def build(x):
+        ir, buffer = popxl.gir(), popxl.remote_buffer((4,), popxl.float32, 3)
+        graph = ir.create_graph(add_to, x, x)
+        n = popxl.constant(0)
+        body = ir.create_graph(lambda x, n: layer(graph, buffer, x, n), x, n)
+        ops.repeat(body, 3, x, n)
+        return tuple(ops.remote_load(buffer, i) for i in range(3))
+
+    check(build, X, X, X)

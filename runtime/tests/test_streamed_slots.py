@@ -9,9 +9,9 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend import indexing
 from popxl.backend.gpu import lanes, room
 from popxl.backend.gpu.streamed_slots import StreamedStore
+from popxl.backend.parts import Update
 from programs import store
 from recording_lanes import RecordingLanes
 
@@ -86,13 +86,13 @@ def test_results_are_those_of_a_cache_that_fits(monkeypatch, device, replicas, s
 
 
 def test_a_slot_is_copied_under_the_computing_of_the_one_before(monkeypatch, device):
-    compute = indexing.update_cell
+    compute = Update.in_cell
 
-    def watched(cell, *args, **kwargs):
+    def watched(self, cell, *args):
         device.events.append(("computing", cell.tensor.data_ptr()))
-        return compute(cell, *args, **kwargs)
+        return compute(self, cell, *args)
 
-    monkeypatch.setattr(indexing, "update_cell", watched)
+    monkeypatch.setattr(Update, "in_cell", watched)
     monkeypatch.setenv(room.DEVICE_MEMORY, "0")
     Cache().outputs()
     layers = [i for i, (kind, _) in enumerate(device.events) if kind == "computing"]

@@ -140,11 +140,11 @@ def _ends_in_its_slot(
 ) -> bool:
     load = graph._ops[start]
     (loaded,) = load.outputs
-    uses = [i for i, op in enumerate(graph._ops) if loaded in _roots(views, op.inputs)]
-    if not uses or loaded in _roots(views, graph._outputs):
+    uses = [i for i, op in enumerate(graph._ops) if loaded in roots_of(views, op.inputs)]
+    if not uses or loaded in roots_of(views, graph._outputs):
         return False
     store, between = graph._ops[uses[-1]], graph._ops[start + 1 : uses[-1]]
-    written = _roots(views, [op.inputs[i] for op in between for i in op.modifies])
+    written = roots_of(views, [op.inputs[i] for op in between for i in op.modifies])
     return (
         store.kind == "remote_store"
         and store.inputs[0] is loaded
@@ -152,16 +152,18 @@ def _ends_in_its_slot(
         and store.offset == load.offset
         and store.inputs[1:] == load.inputs
         and loaded in written
-        and not written & _roots(views, load.inputs)
-        and not any(_touches(op, load.buffer, called) for op in between)
+        and not written & roots_of(views, load.inputs)
+        and not any(touches(op, load.buffer, called) for op in between)
     )
 
 
-def _roots(views: Views, tensors: Iterable[Tensor]) -> set[Tensor]:
+def roots_of(views: Views, tensors: Iterable[Tensor]) -> set[Tensor]:
+    """The tensors whose elements any of these share."""
     return {root for tensor in tensors for root in views.roots(tensor)}
 
 
-def _touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+def touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:
+    """Whether an op loads from or stores to a buffer, or calls a graph that does."""
     if op.kind.startswith("remote_"):
         return op.buffer is buffer
     return any(buffer in called[graph] for graph in op.graphs)

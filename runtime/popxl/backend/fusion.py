@@ -6,7 +6,7 @@ computed at the place of its last op.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from popxl.backend.aliasing import buffers_of_called
 from popxl.graph import Graph, Op
@@ -16,7 +16,11 @@ from popxl.tensor import Tensor
 class Fusion:
     """The groups that were taken in one graph, and what is known of it to check further ones."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, writing: Collection[Op] = ()):
+        """
+        Args:
+            writing: ops that write to memory besides those that say so.
+        """
         self._ops = graph._ops
         self._position = {op: i for i, op in enumerate(graph._ops)}
         self._outputs = set(graph._outputs)
@@ -27,7 +31,10 @@ class Fusion:
         self._taken: set[Op] = set()
         called = {g for g, buffers in buffers_of_called(graph).items() if buffers}
         self._reaches = [
-            bool(op.modifies) or op.kind.startswith("remote_") or not called.isdisjoint(op.graphs)
+            bool(op.modifies)
+            or op in writing
+            or op.kind.startswith("remote_")
+            or not called.isdisjoint(op.graphs)
             for op in graph._ops
         ]
 

@@ -7,7 +7,7 @@ buffers, streams and calls of other graphs. `values.py` keeps what tensors stand
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.fx import GraphModule, Node
 from popxl.backend import (
     cells,
     cuda,
-    indexing,
     kernels,
     placement,
     rules_nn,  # noqa: F401
@@ -27,17 +26,23 @@ from popxl.backend import (
 from popxl.backend.across import AcrossProcesses
 from popxl.backend.aliasing import HOST, Key, slots_updated_in_place
 from popxl.backend.arrays import to_torch
+from popxl.backend.batched import RunBatched
 from popxl.backend.callees import Callee, Lowered, reaches_outside, repeated
 from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
+from popxl.backend.elementwise import Chain, chains
 from popxl.backend.fusion import Fusion
 from popxl.backend.gpu.product import RunOnGpu
+from popxl.backend.loans import loans
 from popxl.backend.mesh import Mesh
+from popxl.backend.native.elementwise import OUTER_AXES, Concat
+from popxl.backend.native.library import FLOATS
 from popxl.backend.norms import RunNorm
+from popxl.backend.parts import Update
 from popxl.backend.products import Product, RunProduct, products
-from popxl.backend.recording import Recorded, is_steady
+from popxl.backend.recording import Recorded, is_steady, only_loads
 from popxl.backend.rules import MOVES, RULES, SHARING, region
 from popxl.backend.scratch import Scratch
 from popxl.backend.values import NOWHERE, Values
@@ -97,18 +102,21 @@ class _GraphLowering:
         self.root = torch.nn.Module()
         self.values = Values(graph, self.lead, self.call, self._constant)
         self.in_place_slots = slots_updated_in_place(graph, self.values.views)
-        self.products = self._products_of_kernels()
+        self.loans = loans(graph, self.values.views)
+        self.in_place_slots |= {loan.load for loan in self.loans}
+        self.lent_by_store = {loan.store: loan.load.outputs[0] for loan in self.loans}
+        self.groups = self._groups_of_kernels()
         for index, tensor in enumerate(inputs):
             self._bind_input(tensor, index, index in by_ref)
 
     def run(self) -> Lowered:
         for position, op in enumerate(self.graph._ops):
             self.values.position = position
-            product = self.products.get(op)
-            if product is None:
+            group = self.groups.get(op)
+            if group is None:
                 self._lower_op(op)
-            elif op is product.ops[-1]:
-                self._lower_product(product)
+            elif op is group.ops[-1]:
+                self._lower_group(group)
         outputs = self.graph._outputs
         self.fx.output(tuple(self.values.node(t) for t in outputs))
         module = GraphModule(self.root, self.fx, class_name=_identifier(self.graph.name or "main"))
@@ -223,14 +231,25 @@ class _GraphLowering:
             self.values.bind(tensor, node, memory)
 
     def _lower_inplace(self, op: Op) -> None:
-        target = op.inputs[0]
-        cell = self.values.cell(target)
-        if op.kind == "dynamic_update" and cell and not _is_wide_unsigned(target):
+        self.values.assign(op.inputs[0], self._apply_rule(op)[0], self._shared_by_rule(op))
+
+    def _lower_dynamic_update(self, op: Op) -> None:
+        target, wide = op.inputs[0], _is_wide_unsigned(op.inputs[0])
+        cell = self.values.cell(target) if op.modifies and not wide else None
+        update = Update(self.around.composites.native, self.lead, **region(op))
+        if cell:
             node, key = cell
-            args = self.values.protect({key}, op.inputs[1:])
-            self.call(indexing.update_cell, node, *args, self.lead, **region(op))
+            self.call(update.in_cell, node, *self.values.protect({key}, op.inputs[1:]))
+        elif wide:
+            self._lower_inplace(op) if op.modifies else self._define(
+                op, self._apply_rule(op), NOWHERE
+            )
         else:
-            self.values.assign(target, self._apply_rule(op)[0], self._shared_by_rule(op))
+            made = self.call(update.of_copy, *(self.values.node(t) for t in op.inputs))
+            if op.modifies:
+                self.values.assign(target, made)
+            else:
+                self.values.bind(op.outputs[0], made)
 
     # --- remote buffers and streams ---
 
@@ -252,7 +271,7 @@ class _GraphLowering:
 
     def _lower_remote_store(self, op: Op) -> None:
         store, key, offset = self._remote(op, 1)
-        cell = self.values.cell(op.inputs[0])
+        cell = self.values.cell(self.lent_by_store.get(op, op.inputs[0]))
         if cell and cell[1] == key:
             self.call(store.close, cell[0], offset)
         else:
@@ -270,13 +289,29 @@ class _GraphLowering:
 
     # --- products ---
 
-    def _products_of_kernels(self) -> dict[Op, Product]:
-        """The products that kernels do, by each of their ops."""
+    def _groups_of_kernels(self) -> dict[Op, Product | Chain]:
+        """What kernels do at once, by each of its ops."""
         known = self.around.composites
         if known.native is None and known.gpu is None:
             return {}
         mesh = self.around.mesh if isinstance(self.collectives, Collectives) else None
-        return {op: p for p in products(self.graph, Fusion(self.graph), mesh) for op in p.ops}
+        fusion = Fusion(self.graph, {loan.call for loan in self.loans})
+        found: list[Product | Chain] = [*products(self.graph, fusion, mesh)]
+        if known.native is not None:
+            found += chains(self.graph, fusion, self.lead)
+        return {op: group for group in found for op in group.ops}
+
+    def _lower_group(self, group: Product | Chain) -> None:
+        if isinstance(group, Chain):
+            self._lower_chain(group)
+        else:
+            self._lower_product(group)
+
+    def _lower_chain(self, chain: Chain) -> None:
+        native = self.around.composites.native
+        assert native is not None
+        nodes = [self.values.node(t) for t in chain.inputs]
+        self.values.bind(chain.output, self.call(chain.program(native, self.lead), *nodes))
 
     def _lower_layer_norm(self, op: Op) -> None:
         nodes = [self.values.node(t) for t in op.inputs]
@@ -286,6 +321,28 @@ class _GraphLowering:
         else:
             made = self.call(RunNorm(native, self.lead, op.eps), *nodes)
         self.values.bind(op.outputs[0], made)
+
+    def _lower_concat(self, op: Op) -> None:
+        if op.attributes.get("alias"):
+            return
+        native, dtype = self.around.composites.native, op.outputs[0].dtype.as_torch()
+        nodes = [self.values.node(t) for t in op.inputs]
+        if native is None or dtype not in FLOATS or op.outputs[0].rank + self.lead > OUTER_AXES:
+            made = RULES["concat"](self, op, nodes)
+        else:
+            join = Concat(native, self.lead, op.axis - op.outputs[0].rank, dtype)
+            made = self.call(join, *nodes)
+        self._define(op, [made], NOWHERE)
+
+    def _lower_matmul(self, op: Op) -> None:
+        native = self.around.composites.native
+        x, w = op.inputs
+        if native is None or x.rank != w.rank or x.rank < 3 or not x.dtype.is_floating_point:
+            made = self._apply_rule(op)
+        else:
+            run = RunBatched(native, self.lead, op.outputs[0].dtype.as_torch())
+            made = [self.call(run, *map(self.values.node, op.inputs))]
+        self._define(op, made, NOWHERE)
 
     def _lower_product(self, product: Product) -> None:
         known = self.around.composites
@@ -301,12 +358,15 @@ class _GraphLowering:
     # --- calls of graphs ---
 
     def _lower_call(self, op: Op) -> None:
-        lowered = self.program.lower(op.graphs[0], frozenset(op.modifies))
+        by_ref = frozenset(op.modifies) | {loan.index for loan in self.loans if loan.call is op}
+        lowered = self.program.lower(op.graphs[0], by_ref)
         replaced = self.around.composites.find(op, self.around.mesh, lowered.module)
         module = lowered.module if replaced is None else replaced
         if self.graph is self.graph.main_graph:
-            module = self._recorded(op.graphs[0], module)
-        self._run_graphs(op, module, [Callee(lowered, 0)])
+            module = self._recorded(
+                op.graphs[0], module, lasting=self._lasting(op, lowered, by_ref)
+            )
+        self._run_graphs(op, module, [Callee(lowered, 0)], sorted(by_ref))
 
     def _lower_repeat(self, op: Op) -> None:
         body = self.program.lower(op.graphs[0], frozenset(op.modifies))
@@ -314,7 +374,8 @@ class _GraphLowering:
         module: torch.nn.Module = Repeat(body.module, op.count, copied)
         if not is_steady(self.graph):  # else a larger part is recorded
             constants = (i for i, t in enumerate(op.inputs) if isinstance(t, Constant))
-            module = self._recorded(op.graphs[0], module, frozenset(constants))
+            lasting = self._lasting(op, loop, frozenset(op.modifies))
+            module = self._recorded(op.graphs[0], module, frozenset(constants), lasting)
         self._run_graphs(op, module, [Callee(loop, 0)])
 
     def _lower_conditional(self, op: Op) -> None:
@@ -337,40 +398,71 @@ class _GraphLowering:
         callees = [Callee(then_branch, starts[0]), Callee(else_branch, starts[1])]
         self._run_graphs(op, module, callees)
 
+    def _lasting(self, op: Op, callee: Lowered, by_ref: frozenset[int]) -> frozenset[int]:
+        """The inputs by value that lie in memory which stays, and is not written to meanwhile."""
+        written = self._written(op, [Callee(callee, 0)], by_ref)
+        memory = {i: self.values.memory(t) for i, t in enumerate(op.inputs) if i not in by_ref}
+        return frozenset(
+            i for i, keys in memory.items() if keys and HOST not in keys and not keys & written
+        )
+
+    def _written(self, op: Op, callees: list[Callee], by_ref: Collection[int]) -> set[Key]:
+        """The memory that lasts and that a call of graphs writes to."""
+        touched = set[int]().union(*(callee.written() for callee in callees))
+        written = {key for callee in callees for key in callee.lowered.writes if key[0] != "in"}
+        cells = {i: self.values.cell(op.inputs[i]) for i in touched & set(by_ref)}
+        return written | {cell[1] for cell in cells.values() if cell}
+
     def _recorded(
-        self, graph: Graph, module: torch.nn.Module, constants: frozenset[int] = frozenset()
+        self,
+        graph: Graph,
+        module: torch.nn.Module,
+        constants: frozenset[int] = frozenset(),
+        lasting: frozenset[int] = frozenset(),
     ) -> torch.nn.Module:
         """`module`, which runs the lowered `graph`, recorded where that is of use.
 
         Args:
             constants: its inputs that are the same in every run.
+            lasting: those that may be read where they lie.
         """
         native = self.around.composites.native
-        if not is_steady(graph):
+        if not is_steady(graph) or only_loads(graph):
             return module
         if self.around.capture is not None:
             return cuda.Graphed(module, self.device, self.around.capture, constants)
         if native is None:
             return module
-        return Recorded(module, native, self.around.scratch, self.around.settled, constants)
+        around = self.around
+        return Recorded(module, native, around.scratch, around.settled, constants, lasting)
 
-    def _run_graphs(self, op: Op, module: torch.nn.Module, callees: list[Callee]) -> None:
-        """Call `module`; pass cells for inputs by reference and keep the books on memory."""
+    def _run_graphs(
+        self,
+        op: Op,
+        module: torch.nn.Module,
+        callees: list[Callee],
+        by_ref: Sequence[int] | None = None,
+    ) -> None:
+        """Call `module`; pass cells for inputs by reference and keep the books on memory.
+
+        Args:
+            by_ref: these inputs; None for those that the program says.
+        """
         values, inputs = self.values, op.inputs
+        by_ref = op.modifies if by_ref is None else by_ref
         touched = set[int]().union(*(callee.written() for callee in callees))
-        self._check_distinct(op, touched)
-        own_cells = {i: cell for i in op.modifies if (cell := values.cell(inputs[i]))}
-        written = {key for callee in callees for key in callee.lowered.writes if key[0] != "in"}
-        written |= {own_cells[i][1] for i in touched if i in own_cells}
+        self._check_distinct(op, touched, by_ref)
+        own_cells = {i: cell for i in by_ref if (cell := values.cell(inputs[i]))}
+        written = self._written(op, callees, by_ref)
         read = [t for i, t in enumerate(inputs) if i not in own_cells]
         nodes = dict(zip(read, values.protect(written, read), strict=True))
         lent = {
             inputs[i]: self.call(cells.make_cell, nodes[inputs[i]])
-            for i in op.modifies
+            for i in by_ref
             if i not in own_cells
         }
         args = [
-            own_cells[i][0] if i in own_cells else lent[t] if i in op.modifies else nodes[t]
+            own_cells[i][0] if i in own_cells else lent[t] if i in by_ref else nodes[t]
             for i, t in enumerate(inputs)
         ]
         result = self._call_module(f"{op.kind}_{op.graphs[0].name}", module, args)
@@ -388,10 +480,10 @@ class _GraphLowering:
         inputs = {op.inputs[i] for callee in callees for i in callee.shared(number)}
         return frozenset(lasting).union(*(self.values.memory(t) for t in inputs))
 
-    def _check_distinct(self, op: Op, touched: Iterable[int]) -> None:
+    def _check_distinct(self, op: Op, touched: Iterable[int], by_ref: Sequence[int]) -> None:
         """Two inputs by reference must not share elements, where one of them is written to."""
         overlap, split = self.values.views.overlap, 1 + len(op.graphs[0]._inputs)
-        for i, j in itertools.product(touched, op.modifies):
+        for i, j in itertools.product(touched, by_ref):
             a, b = op.inputs[i], op.inputs[j]
             either_or = op.kind == "conditional" and (i < split) != (j < split) and a is b
             if i != j and not either_or and overlap(a, b):

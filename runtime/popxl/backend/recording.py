@@ -43,12 +43,18 @@ def is_steady(graph: Graph, seen: set[Graph] | None = None) -> bool:
     )
 
 
+def only_loads(graph: Graph) -> bool:
+    """Whether a graph gives what slots hold, where they lie: a recording would copy that."""
+    return all(op.kind == "remote_load" for op in graph._ops)
+
+
 class Recorded(torch.nn.Module):
     """Runs a graph from a recording where there is one.
 
     Args:
         settled: whether lasting memory is where it stays, and need not be followed.
         constants: the inputs that are the same in every run.
+        lasting: the inputs that are used where they lie, as long as they lie there.
     """
 
     def __init__(
@@ -58,17 +64,19 @@ class Recorded(torch.nn.Module):
         scratch: Scratch,
         settled: Callable[[], bool],
         constants: frozenset[int] = frozenset(),
+        lasting: frozenset[int] = frozenset(),
     ):
         super().__init__()
         self.module, self.native, self.scratch = module, native, scratch
-        self.settled, self.constants = settled, constants
+        self.settled, self.constants, self.lasting = settled, constants, lasting
+        self._used_in_place = constants | lasting
         self._recordings: dict[Any, _Recording] = {}
         self._runs, self._tries = 0, 0
 
     def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
         if not self._may_record(inputs):
             return self.module(*inputs)
-        key = tuple(_key(x) for x in inputs)
+        key = tuple(_key(x, i in self.lasting) for i, x in enumerate(inputs))
         recording = self._recordings.get(key)
         if recording is not None:
             outputs = recording.run(inputs) if recording.epoch == Cell.moves else None
@@ -93,7 +101,7 @@ class Recorded(torch.nn.Module):
         self._tries += 1
         recorder = Recorder(self.native, self.scratch)
         fixed = tuple(
-            x if i in self.constants or isinstance(x, Cell) else x.clone()
+            x if i in self._used_in_place or isinstance(x, Cell) else x.clone()
             for i, x in enumerate(inputs)
         )
         for i, x in enumerate(fixed):
@@ -104,15 +112,16 @@ class Recorded(torch.nn.Module):
         if recorder.failed is not None:
             self._tries = MOST_TRIES
         elif epoch == Cell.moves:
-            varying = [None if i in self.constants else x for i, x in enumerate(fixed)]
+            varying = [None if i in self._used_in_place else x for i, x in enumerate(fixed)]
+            recorder.kept += [x for x in fixed if isinstance(x, torch.Tensor)]
             self._recordings[key] = _Recording(recorder, varying, outputs, epoch)
         return tuple(t.clone() for t in outputs)
 
 
-def _key(x: Any) -> Any:
+def _key(x: Any, lasting: bool) -> Any:
     if isinstance(x, Cell):
         return x.tensor.data_ptr(), x.tensor.shape
-    return x.shape, x.stride(), x.dtype
+    return x.data_ptr() if lasting else None, x.shape, x.stride(), x.dtype
 
 
 class _Recording:

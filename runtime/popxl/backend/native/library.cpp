@@ -12,13 +12,15 @@
 #include "attention.cpp"
 #include "chunk.cpp"
 #include "decompress.cpp"
+#include "elementwise.cpp"
 #include "finish.cpp"
 #include "linear.cpp"
 #include "norm.cpp"
+#include "place.cpp"
 
 namespace popxl {
 
-enum Kind : int64_t { LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP };
+enum Kind : int64_t { LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, ELEMENTWISE };
 
 struct Instruction {
     int64_t kind;
@@ -40,7 +42,9 @@ void run(const Instruction& instruction, const Share& share) {
         case FINISH: return run(*static_cast<const Finish*>(instruction.fields), share);
         case DECOMPRESS: return run(*static_cast<const Decompress*>(instruction.fields), share);
         case CHUNK: return run(*static_cast<const Chunk*>(instruction.fields), share);
-        default: return keep(*static_cast<const Chunk*>(instruction.fields), share);
+        case KEEP: return keep(*static_cast<const Chunk*>(instruction.fields), share);
+        case PUT: return run(*static_cast<const Put*>(instruction.fields), share);
+        default: return run(*static_cast<const Elementwise*>(instruction.fields), share);
     }
 }
 
@@ -129,6 +133,7 @@ extern "C" int64_t popxl_many_rows(int64_t type) {
 // The order of fields is known to both sides: their sizes must agree.
 extern "C" int64_t popxl_size(int64_t kind) {
     const int64_t sizes[] = {sizeof(Linear),     sizeof(Norm),  sizeof(Attention), sizeof(Finish),
-                             sizeof(Decompress), sizeof(Chunk), sizeof(Chunk)};
+                             sizeof(Decompress), sizeof(Chunk), sizeof(Chunk),     sizeof(Put),
+                             sizeof(Elementwise)};
     return sizes[kind];
 }

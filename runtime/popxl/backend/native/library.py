@@ -14,17 +14,19 @@ import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl.backend.native.build import CannotBuildError, built_library, missing_instructions
 
-LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP = range(7)
+LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, ELEMENTWISE = range(9)
 FIELDS = {
     kind: struct.Struct(form)
     for kind, form in {
-        LINEAR: "48q",
+        LINEAR: "49q",
         NORM: "9qd17q",
         ATTENTION: "53q",
         FINISH: "29q",
         DECOMPRESS: "8q",
         CHUNK: "53q",
         KEEP: "53q",
+        PUT: "55q",
+        ELEMENTWISE: "9q" + 9 * "10q" + 24 * "8Bd",
     }.items()
 }
 """Of each kind of instruction: how its fields are packed, in the order of the C++ side."""

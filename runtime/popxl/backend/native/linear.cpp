@@ -1,10 +1,11 @@
-// Products of few rows with a weight whose outputs are rows of memory: every weight is read once.
+// Products of few rows with a weight: every weight is read once.
 //
 // A row's result is one chain of sums in a fixed order, whatever the number of rows.
 
 #pragma once
 
 #include "matrix.hpp"
+#include "row_major.hpp"
 #include "rows.hpp"
 
 namespace popxl {
@@ -161,6 +162,34 @@ void run_few(const Linear& op, const Share& share) {
     }
 }
 
+void run_few_row_major(const Linear& op, const Share& share) {
+    Columns columns(op, share.threads);
+    int64_t room = up(columns.outputs, LANES), of_x = op.in * op.segments * op.rows;
+    float* x = share.room<float>(of_x + up(op.in, LANES) + (op.rows + MOST_ROWS) * room);
+    float *flat = x + of_x, *result = flat + up(op.in, LANES), *of_segment = result + op.rows * room;
+    int64_t prepared_for = -1;
+    for (int64_t item = share.next(columns.items); item >= 0; item = share.next(columns.items)) {
+        Place place(op.mesh, item / columns.count);
+        int64_t first = item % columns.count * columns.outputs;
+        int64_t outputs = std::min(columns.outputs, op.outputs - first);
+        int64_t at_x = place.offset(op.x_mesh);
+        const char* w = at(op.w, op.w_type, place.offset(op.w_mesh) + first);
+        const char* scale = nullptr;
+        if (op.w_type == INT8)
+            scale = at(op.scale, op.scale_type,
+                       place.offset(op.scale_mesh) + first * op.scale_output);
+        for (int64_t row = 0; row < op.rows; row += MOST_ROWS) {
+            int64_t rows = std::min<int64_t>(op.rows - row, MOST_ROWS);
+            float* values = x + row * op.in * op.segments;
+            if (at_x != prepared_for)
+                interleave(op, at(op.x, op.x_type, at_x + row * op.x_row), rows, values, flat);
+            row_major({op, w, scale, values, result + row * room, of_segment, room, outputs}, rows);
+        }
+        prepared_for = at_x;
+        finish(op, result, room, outputs, place, first, 0, op.rows);
+    }
+}
+
 #ifdef POPXL_PANELS
 template <Arithmetic HOW> void run_panels(const Linear& op, const Share& share) {
     int64_t count = (op.outputs + OUTPUTS - 1) / OUTPUTS, items = count_of(op.mesh) * count;
@@ -213,11 +242,11 @@ void run(const Linear& op, const Share& share) {
 #ifdef POPXL_PANELS
     if (op.rows > FEW_ROWS) return run_many(op, share);
 #endif
-    run_few(op, share);
+    is_row_major(op) ? run_few_row_major(op, share) : run_few(op, share);
 }
 
 const char* first_weights(const Linear& op, const Share& share) {
-    if (op.rows > FEW_ROWS) return nullptr;
+    if (op.rows > FEW_ROWS || is_row_major(op)) return nullptr;
     Parts parts(op, share.threads);
     int64_t item = share.begin(parts.items, share.thread);
     Place place(op.mesh, item / parts.count);

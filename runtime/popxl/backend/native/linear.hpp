@@ -18,7 +18,7 @@ struct Linear {
     int64_t rows, in, outputs, segments, group;
     int64_t mesh[3];
     int64_t x_mesh[3], x_segment, x_row;
-    int64_t w_mesh[3], w_segment, w_output;
+    int64_t w_mesh[3], w_segment, w_output, w_input;  // one of the last two is 1, or the only one
     int64_t scale_mesh[3], scale_segment, scale_output;
     int64_t bias_mesh[3];
     int64_t residual_mesh[3], residual_row;
@@ -29,6 +29,9 @@ namespace {
 
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
 constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are in the cache
+
+// Whether the outputs of an input lie side by side, not the inputs of an output.
+bool is_row_major(const Linear& op) { return op.w_input != 1; }
 
 // How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
 // are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation

@@ -66,7 +66,17 @@ class Weight:
                 and self.scale.dtype == self.offset.dtype
                 and self.scale.shape == self.offset.shape
             )
-        return self.tensor.stride(-2) == 1 or self.tensor.shape[-2] == 1
+        return 1 in self.strides()
+
+    def strides(self) -> tuple[int, int]:
+        """Of outputs and of inputs, in elements; a kernel reads along the one that is 1."""
+        if self.grouped:
+            return self.tensor.stride(-3), 1
+        inputs, outputs = self.tensor.stride()[-2:]
+        size, count, _ = self.sizes()
+        if inputs == 1 or size == 1:
+            return outputs, 1
+        return (1 if count == 1 else outputs), inputs
 
     def _scales(self) -> list[torch.Tensor]:
         return _given(self.scale, self.offset)
@@ -130,7 +140,7 @@ def linear(
         *_strides(flat, lead, summed),
         flat.stride(-2),
         *_strides(weight.tensor, lead, summed),
-        weight.tensor.stride(-3 if weight.grouped else -1),
+        *weight.strides(),
         *_scale_strides(weight, lead, summed),
         *(mesh_strides(bias, lead) if bias is not None else (0, 0, 0)),
         *((*mesh_strides(more, lead), more.stride(-2)) if more is not None else (0, 0, 0, 0)),

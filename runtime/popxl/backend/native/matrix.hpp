@@ -34,7 +34,7 @@ template <Arithmetic HOW> struct Panels {
                 fill(segment, i, count);
                 bool last = i + INPUTS >= op.in;
                 const char* next = of_segment(segment, last ? OUTPUTS : 0);
-                if (!last) next += (i + INPUTS) * weight_bytes(op) / op.in;
+                if (!last) next += of_inputs(i + INPUTS);
                 const char* from = x + (segment * op.x_segment + i) * size_of(op.x_type);
                 if (segment || i) {
                     multiply<false>(from, count, next);
@@ -48,6 +48,11 @@ template <Arithmetic HOW> struct Panels {
         return w + stride_bytes(op.w_type, segment * op.w_segment + output * op.w_output);
     }
 
+    // Bytes from an output's first weight to that of an input; all inputs of a word of four lie together.
+    int64_t of_inputs(int64_t i) const {
+        return is_row_major(op) ? stride_bytes(op.w_type, i * op.w_input) : i * weight_bytes(op) / op.in;
+    }
+
     void fill(int64_t segment, int64_t i, int64_t count) const {
         switch (op.w_type) {
             case FLOAT32: return fill_with<FLOAT32>(segment, i, count);
@@ -59,6 +64,7 @@ template <Arithmetic HOW> struct Panels {
     }
 
     template <int64_t TYPE> void fill_with(int64_t segment, int64_t i, int64_t count) const {
+        if (TYPE != NIBBLES && is_row_major(op)) return fill_row_major<TYPE>(segment, i, count);
         constexpr int64_t TOGETHER = LANES * A_WORD<HOW>;
         int shift = TYPE == NIBBLES ? __builtin_ctzll(op.group) : 0;
         for (int64_t first = 0; first < OUTPUTS; first += LANES)
@@ -78,6 +84,29 @@ template <Arithmetic HOW> struct Panels {
             }
     }
 
+    // The same of a row-major weight, whose outputs lie as a panel has them.
+    template <int64_t TYPE> void fill_row_major(int64_t segment, int64_t i, int64_t count) const {
+        const Groups none{nullptr, nullptr, 0};
+        const char* from = of_segment(segment, 0);
+        int64_t step = stride_bytes(TYPE, op.w_input);
+        for (int64_t j = 0; j < count; j += A_WORD<HOW>)
+            for (int64_t first = 0; first < OUTPUTS; first += LANES) {
+                int64_t there = std::clamp<int64_t>(outputs - first, 0, LANES);
+                const char* at = from + (i + j) * step;
+                Floats word = weights<TYPE>(at, first, 0xffff >> (LANES - there), none);
+                if constexpr (HOW == AS_PAIRS)
+                    word = pairs_of(word, weights<TYPE>(at + step, first, 0xffff >> (LANES - there), none));
+                store(panel + 4 * (j / A_WORD<HOW> * OUTPUTS + first), word);
+            }
+    }
+
+    // Pairs of bfloat16, the even input's in the low halves.
+    static Floats pairs_of(Floats even, Floats odd) {
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)to_bfloat16(even));
+        __m512i high = _mm512_cvtepu16_epi32((__m256i)to_bfloat16(odd));
+        return (Floats)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    }
+
     // `count` weights of an output, number `i` and those behind it.
     template <int64_t TYPE>
     static __m512i words(const char* from, int64_t i, int64_t count, const Groups& groups) {
@@ -92,9 +121,13 @@ template <Arithmetic HOW> struct Panels {
     // Meanwhile the weights of the next panel are asked for.
     template <bool FRESH> void multiply(const char* from, int64_t count, const char* next) const {
         int64_t step = stride_bytes(op.w_type, op.w_output), x_step = op.x_row * size_of(op.x_type);
-        int64_t lines = INPUTS * weight_bytes(op) / op.in / BLOCK, asked = 0;
+        int64_t lines = INPUTS * weight_bytes(op) / op.in / BLOCK, asked = 0, runs = OUTPUTS;
+        if (is_row_major(op)) {  // inputs take the place of outputs
+            step = stride_bytes(op.w_type, op.w_input), runs = INPUTS;
+            lines = stride_bytes(op.w_type, OUTPUTS) / BLOCK;
+        }
         for (int64_t row = 0; row < rows; row += MICRO_ROWS, from += MICRO_ROWS * x_step) {
-            for (int n = 0; n < 8 && asked < lines * OUTPUTS; n++, asked++)
+            for (int n = 0; n < 8 && asked < lines * runs; n++, asked++)
                 __builtin_prefetch(next + asked / lines * step + asked % lines * BLOCK, 0, 2);
             int64_t some = std::min<int64_t>(rows - row, MICRO_ROWS);
             const char* values = as_words(from, x_step, some, count);

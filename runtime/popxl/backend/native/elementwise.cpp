@@ -1,0 +1,250 @@
+// Elementwise ops and reductions of rows, one after another on a row that stays in the cache.
+//
+// Each op rounds its result as its dtype asks, so that nothing differs from doing it op by op.
+
+#include <cmath>
+#include <limits>
+
+#include "vectors.hpp"
+#include "work.hpp"
+
+namespace popxl {
+
+constexpr int OUTER_AXES = 7, MOST_OPERANDS = 8, MOST_STEPS = 24, MOST_REGISTERS = 16;
+
+enum Step : uint8_t {
+    LOAD, CONSTANT, ADD, SUB, MUL, DIV, MAXIMUM, NEGATE, ABS, SQRT, EXP, LOG, TANH, RELU, SWISH, COS, SIN,
+    GREATER, EQUAL, WHERE, COPY, SUM, MEAN, MAX, SOFTMAX
+};
+
+constexpr int64_t INT32_OPERAND = 5, BOOL_OPERAND = 6;  // types that are only loaded
+
+struct Strided {
+    void* data;
+    int64_t type;
+    int64_t strides[OUTER_AXES], inner;  // in elements
+};
+
+// `a`, `b` and `c` are registers, of LOAD `a` is an operand; `type` is what the result is rounded to.
+// What is `one` has one element a row.
+struct StepOf {
+    uint8_t kind, to, a, b, c, type, one, unused;
+    double value;
+};
+
+// All fields have 8 bytes, a step 16.
+struct Elementwise {
+    int64_t sizes[OUTER_AXES], row, steps;
+    Strided out;
+    Strided operands[MOST_OPERANDS];
+    StepOf program[MOST_STEPS];
+};
+
+namespace {
+
+// e^x also where it is too large or small for a float, or x is no number.
+inline Floats exp_everywhere(Floats x) {
+    Floats y = exp(x);
+    const Floats zero = {}, inf = splat(std::numeric_limits<float>::infinity());
+    y = x < -87.0f ? zero : y;
+    y = x > 88.72284f ? inf : x > 87.0f ? exp(x - 2.0f) * 7.38905610f : y;
+    return x == x ? y : x;
+}
+
+inline Floats rounded(Floats x, int64_t type) {
+    return type == FLOAT16 ? from_float16(to_float16(x)) : type == BFLOAT16 ? from_bfloat16(to_bfloat16(x)) : x;
+}
+
+template <class F> inline Floats each(Floats x, F of) {
+    for (int i = 0; i < LANES; i++) x[i] = of(x[i]);
+    return x;
+}
+
+inline Floats square_root(Floats x) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#else
+    return each(x, [](float v) { return std::sqrt(v); });
+#endif
+}
+
+// One thread's registers, `padded` floats each; what is `one` has its value in all lanes of the first
+// vector.
+struct RowMachine {
+    const Elementwise& op;
+    float* registers;
+    int64_t padded;
+    bool one[MOST_REGISTERS] = {};
+
+    float* reg(int number) const { return registers + number * padded; }
+
+    // Vector `i` of a register.
+    Floats get(int number, int64_t i) const { return load<Floats>(reg(number) + (one[number] ? 0 : i)); }
+
+    int64_t length(const StepOf& s) const { return s.one ? 1 : op.row; }
+
+    template <class F> void elementwise(const StepOf& s, F of) {
+        float* to = reg(s.to);
+        int64_t count = length(s);
+        switch (s.type) {
+            case FLOAT16:
+                for (int64_t i = 0; i < count; i += LANES) store(to + i, rounded(of(i), FLOAT16));
+                break;
+            case BFLOAT16:
+                for (int64_t i = 0; i < count; i += LANES) store(to + i, rounded(of(i), BFLOAT16));
+                break;
+            default:
+                for (int64_t i = 0; i < count; i += LANES) store(to + i, of(i));
+        }
+    }
+
+    template <class F> void unary(const StepOf& s, F of) {
+        elementwise(s, [&](int64_t i) { return of(get(s.a, i)); });
+    }
+
+    template <class F> void binary(const StepOf& s, F of) {
+        elementwise(s, [&](int64_t i) { return of(get(s.a, i), get(s.b, i)); });
+    }
+
+    // The sum of a register's row, or its greatest element, in a fixed order.
+    template <class F> float reduced(int number, float first, F of) const {
+        Floats parts[4] = {splat(first), splat(first), splat(first), splat(first)};
+        int64_t i = 0;
+        for (; i + 4 * LANES <= op.row; i += 4 * LANES)
+            for (int j = 0; j < 4; j++) parts[j] = of(parts[j], get(number, i + j * LANES));
+        for (; i + LANES <= op.row; i += LANES) parts[0] = of(parts[0], get(number, i));
+        Floats all = of(of(parts[0], parts[1]), of(parts[2], parts[3]));
+        float result = all[0];
+        for (int lane = 1; lane < LANES; lane++) result = of(splat(result), splat(all[lane]))[0];
+        const float* from = reg(number);
+        for (; i < op.row; i++) result = of(splat(result), splat(from[i]))[0];
+        return result;
+    }
+
+    float total(int number) const {
+        return reduced(number, 0, [](Floats a, Floats b) { return a + b; });
+    }
+
+    float most(int number) const {
+        return reduced(number, -std::numeric_limits<float>::infinity(), larger);
+    }
+
+    static Floats larger(Floats a, Floats b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+
+    void set(const StepOf& s, float value) { store(reg(s.to), rounded(splat(value), s.type)); }
+
+    void softmax(const StepOf& s) {
+        float greatest = most(s.a), *to = reg(s.to);
+        for (int64_t i = 0; i < op.row; i += LANES)
+            store(to + i, exp_everywhere(get(s.a, i) - greatest));
+        float all = total(s.to);
+        elementwise(s, [&](int64_t i) { return load<Floats>(to + i) / all; });
+    }
+
+    void load_operand(const StepOf& s, const int64_t (&index)[OUTER_AXES]) {
+        const Strided& from = op.operands[s.a];
+        int64_t place = offset(from, index), count = length(s);
+        float* to = reg(s.to);
+        if (s.one || from.inner == 0) {
+            Floats value = splat(single(from, place));
+            for (int64_t i = 0; i < count; i += LANES) store(to + i, value);
+        } else if (from.inner == 1 && from.type <= BFLOAT16) {
+            const char* data = at(from.data, from.type, place);
+            for (int64_t i = 0; i < count; i += LANES)
+                store(to + i, load_some(data + i * size_of(from.type), from.type, count - i));
+        } else {
+            for (int64_t i = 0; i < count; i++) to[i] = single(from, place + i * from.inner);
+        }
+    }
+
+    static int64_t offset(const Strided& t, const int64_t (&index)[OUTER_AXES]) {
+        int64_t place = 0;
+        for (int axis = 0; axis < OUTER_AXES; axis++) place += index[axis] * t.strides[axis];
+        return place;
+    }
+
+    static float single(const Strided& t, int64_t place) {
+        const char* data = static_cast<const char*>(t.data);
+        if (t.type == INT32_OPERAND) return float(load<int32_t>(data + 4 * place));
+        if (t.type == BOOL_OPERAND) return data[place] != 0;
+        return load_some(data + place * size_of(t.type), t.type, 1)[0];
+    }
+
+    void write(const int64_t (&index)[OUTER_AXES]) {
+        const Strided& to = op.out;
+        int64_t place = offset(to, index);
+        int number = op.program[op.steps - 1].to;
+        for (int64_t i = 0; i < op.row; i += LANES) {
+            int64_t count = std::min<int64_t>(op.row - i, LANES);
+            Floats y = get(number, i);
+            if (to.inner == 1) {
+                store_some(at(to.data, to.type, place + i), to.type, y, count);
+            } else {
+                for (int64_t j = 0; j < count; j++)
+                    store_some(at(to.data, to.type, place + (i + j) * to.inner), to.type, splat(y[j]), 1);
+            }
+        }
+    }
+
+    void run(const int64_t (&index)[OUTER_AXES]) {
+        for (int64_t n = 0; n < op.steps; n++) {
+            const StepOf& s = op.program[n];
+            step(s, index);
+            one[s.to] = s.one;
+        }
+        write(index);
+    }
+
+    void step(const StepOf& s, const int64_t (&index)[OUTER_AXES]) {
+        const Floats zero = {}, yes = splat(1);
+        switch (s.kind) {
+            case LOAD: return load_operand(s, index);
+            case CONSTANT: return store(reg(s.to), splat(float(s.value)));
+            case ADD: return binary(s, [](Floats a, Floats b) { return a + b; });
+            case SUB: return binary(s, [](Floats a, Floats b) { return a - b; });
+            case MUL: return binary(s, [](Floats a, Floats b) { return a * b; });
+            case DIV: return binary(s, [](Floats a, Floats b) { return a / b; });
+            case MAXIMUM: return binary(s, larger);
+            case NEGATE: return unary(s, [](Floats a) { return -a; });
+            case ABS: return unary(s, [](Floats a) { return as_floats(as_words(a) & 0x7fffffff); });
+            case SQRT: return unary(s, square_root);
+            case EXP: return unary(s, exp_everywhere);
+            case LOG: return unary(s, [](Floats a) { return each(a, [](float v) { return std::log(v); }); });
+            case TANH: return unary(s, [](Floats a) { return each(a, [](float v) { return std::tanh(v); }); });
+            case RELU: return unary(s, [=](Floats a) { return a < 0.0f ? zero : a; });
+            case SWISH: return unary(s, [](Floats a) { return a / (exp_everywhere(-a) + 1.0f); });
+            case COS: return unary(s, [](Floats a) { return each(a, [](float v) { return std::cos(v); }); });
+            case SIN: return unary(s, [](Floats a) { return each(a, [](float v) { return std::sin(v); }); });
+            case GREATER: return binary(s, [=](Floats a, Floats b) { return a > b ? yes : zero; });
+            case EQUAL: return binary(s, [=](Floats a, Floats b) { return a == b ? yes : zero; });
+            case WHERE:
+                return elementwise(s, [&](int64_t i) {
+                    return get(s.a, i) != 0.0f ? get(s.b, i) : get(s.c, i);
+                });
+            case COPY: return unary(s, [](Floats a) { return a; });
+            case SUM: return set(s, total(s.a));
+            case MEAN: return set(s, total(s.a) / float(op.row));
+            case MAX: return set(s, most(s.a));
+            default: return softmax(s);
+        }
+    }
+};
+
+}  // namespace
+
+void run(const Elementwise& op, const Share& share) {
+    int64_t padded = (op.row + LANES - 1) / LANES * LANES, rows = 1;
+    for (int64_t size : op.sizes) rows *= size;
+    RowMachine machine{op, share.room<float>(padded * MOST_REGISTERS), padded};
+    int64_t end = share.begin(rows, share.thread + 1);
+    for (int64_t row = share.begin(rows, share.thread); row < end; row++) {
+        int64_t index[OUTER_AXES], rest = row;
+        for (int axis = OUTER_AXES - 1; axis >= 0; axis--) {
+            index[axis] = rest % op.sizes[axis];
+            rest /= op.sizes[axis];
+        }
+        machine.run(index);
+    }
+}
+
+}  // namespace popxl

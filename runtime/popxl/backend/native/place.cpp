@@ -1,0 +1,67 @@
+// A part of a tensor is replaced; where it lies is said by numbers that are read when it is done.
+
+#include <cstring>
+
+#include "vectors.hpp"
+#include "work.hpp"
+
+namespace popxl {
+
+constexpr int PLACE_AXES = 8;
+
+// All fields have 8 bytes; strides are in bytes. Axes of the part, those of the mesh first, filled up
+// in front; `first` is the stride of an axis that the part moves along, by `most` steps at most.
+struct Put {
+    const void *update, *index;
+    void* target;
+    int64_t item_bytes, wide_index;  // int64 in place of int32
+    int64_t sizes[PLACE_AXES], target_strides[PLACE_AXES], update_strides[PLACE_AXES],
+        index_strides[PLACE_AXES];
+    int64_t count;  // of moved axes
+    int64_t first[PLACE_AXES], most[PLACE_AXES], index_step;
+};
+
+namespace {
+
+int64_t start(const Put& op, int64_t of_index) {
+    int64_t offset = 0;
+    for (int64_t axis = 0; axis < op.count; axis++) {
+        const char* from = static_cast<const char*>(op.index) + of_index + axis * op.index_step;
+        int64_t at = op.wide_index ? load<int64_t>(from) : load<int32_t>(from);
+        offset += std::min(std::max<int64_t>(at, 0), op.most[axis]) * op.first[axis];
+    }
+    return offset;
+}
+
+void copy_line(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t count, int64_t bytes) {
+    if (to_step == bytes && from_step == bytes) {
+        std::memcpy(to, from, count * bytes);
+        return;
+    }
+    for (int64_t i = 0; i < count; i++, to += to_step, from += from_step) std::memcpy(to, from, bytes);
+}
+
+}  // namespace
+
+// The innermost axis is a line, of which threads share the others' out.
+void run(const Put& op, const Share& share) {
+    constexpr int LAST = PLACE_AXES - 1;
+    int64_t items = 1;
+    for (int axis = 0; axis < LAST; axis++) items *= op.sizes[axis];
+    int64_t begin = share.begin(items, share.thread), end = share.begin(items, share.thread + 1);
+    for (int64_t item = begin; item < end; item++) {
+        int64_t rest = item, target = 0, update = 0, index = 0;
+        for (int axis = LAST - 1; axis >= 0; axis--) {
+            int64_t at = rest % op.sizes[axis];
+            rest /= op.sizes[axis];
+            target += at * op.target_strides[axis];
+            update += at * op.update_strides[axis];
+            index += at * op.index_strides[axis];
+        }
+        copy_line(static_cast<char*>(op.target) + target + start(op, index), op.target_strides[LAST],
+                  static_cast<const char*>(op.update) + update, op.update_strides[LAST],
+                  op.sizes[LAST], op.item_bytes);
+    }
+}
+
+}  // namespace popxl
