@@ -15,8 +15,8 @@ from collections import defaultdict
 
 from fuzzing.check import RUNS, Failure, Statistics, check, same_failure
 from fuzzing.code import snippet
+from fuzzing.generate import write
 from fuzzing.shrink import shrunk
-from fuzzing.writer import write
 from processes import run_in_processes
 
 CHUNK = 10

@@ -6,8 +6,8 @@ import fuzz
 import pytest
 from fuzzing.check import RUNS, check, same_failure
 from fuzzing.code import snippet
+from fuzzing.generate import write
 from fuzzing.shrink import shrunk
-from fuzzing.writer import write
 from processes import run_in_processes
 from torch.nn import functional
 
