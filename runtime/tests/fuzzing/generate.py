@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from fuzzing.choices import divisor
 from fuzzing.idioms import IDIOMS
 from fuzzing.program import Body, Program
-from fuzzing.writer import Writer, divisor
+from fuzzing.writer import Writer
 
 
 def write(seed: int) -> Program:

@@ -7,34 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fuzzing.choices import FLOATS, LARGEST, NAMES, PURE, divisor
 from fuzzing.program import Body, Buffer, Program, Shape, Source, Step, Type
-
-LARGEST = 8.0
-"""Estimated magnitude from which on a tensor is scaled down, so that sums stay comparable."""
-
-NAMES = (
-    "token_attention",
-    "prompt_attention",
-    "verify_attention",
-    "channel_quantized_matmul",
-    "group_quantized_matmul",
-    "layer_norm_distributed",
-    "group_quantize_decompress",
-)
-"""Names of functions that a back end might take for what they usually compute."""
-
-FLOATS = ("float32", "float16", "bfloat16")
-
-
-def divisor(rng: np.random.Generator, replicas: int) -> tuple[int, int]:
-    """Stride and size of some groups of replicas."""
-    pairs = [
-        (stride, size)
-        for stride in (1, 2, 4, 8)
-        for size in (1, 2, 4, 8)
-        if replicas % (stride * size) == 0
-    ]
-    return pairs[rng.integers(len(pairs))]
 
 
 class Writer:
@@ -267,7 +241,3 @@ class Writer:
         for result, output in zip(results, inner.body.outputs, strict=True):
             self.magnitude[result] = inner.magnitude.get(output, 1.0)
         return results
-
-
-PURE = {"products", "norm", "gate", "quantised", "elementwise", "attention", "rotary", "embedding"}
-"""Idioms that write to nothing and involve no other replica."""
