@@ -16,10 +16,10 @@ VOCABULARY = 32000
 PRODUCTS = [(LENGTH, k * HIDDEN, n * HIDDEN) for k, n in ((1, 3), (1, 1), (1, 4), (4, 1))]
 
 
-def main(rounds: int = 3) -> None:
+def main(rounds: int = 3, layers: int = LAYERS) -> None:
     config = BloomConfig()
     model, execution = config.model, config.execution
-    model.layers, model.hidden_size, model.attention.heads = LAYERS, HIDDEN, HEADS
+    model.layers, model.hidden_size, model.attention.heads = layers, HIDDEN, HEADS
     model.sequence_length, model.dtype = LENGTH, popxl.float16
     model.embedding.vocab_size = VOCABULARY
     execution.tensor_parallel_1 = execution.tensor_parallel_2 = 1
@@ -33,7 +33,7 @@ def main(rounds: int = 3) -> None:
             session.run(inputs_of(session, words=7 + number, last_token_indices=LENGTH - 1))
 
         found = share(run, work, lambda: matmul_rate(PRODUCTS, dtype), rounds)
-    show(f"BLOOM, {LAYERS} layers of {HIDDEN}, float16: {LENGTH} tokens", found, "operations/s")
+    show(f"BLOOM, {layers} layers of {HIDDEN}, float16: {LENGTH} tokens", found, "operations/s")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from inference import inference
 LAYERS, HIDDEN, INNER, HEADS, LENGTH = 24, 1024, 2816, 16, 512
 
 
-def main(rounds: int = 15) -> None:
+def main(rounds: int = 15, layers: int = LAYERS) -> None:
     config = LlamaConfig()
     model, execution = config.model, config.execution
-    model.layers, model.hidden_size, model.intermediate_size = LAYERS, HIDDEN, INNER
+    model.layers, model.hidden_size, model.intermediate_size = layers, HIDDEN, INNER
     model.attention.heads = model.attention.kv_heads = HEADS
     model.sequence_length, model.dtype = LENGTH, popxl.float16
     execution.tensor_parallel, execution.use_cache = 1, True
@@ -30,7 +30,7 @@ def main(rounds: int = 15) -> None:
             session.run(inputs_of(session, words=7 + position, last_token_indices=position))
 
         found = share(run, read, read_bandwidth, rounds)
-    show(f"LLaMA, {LAYERS} layers of {HIDDEN}, float16: weights of a token", found, "bytes/s")
+    show(f"LLaMA, {layers} layers of {HIDDEN}, float16: weights of a token", found, "bytes/s")
 
 
 if __name__ == "__main__":

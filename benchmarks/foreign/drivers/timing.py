@@ -18,9 +18,9 @@ def fill_randomly(session: TaskSession) -> int:
     """Gives all variables random values, as a program brings them; their bytes."""
     some = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
     total = 0
-    for variable in session.state.fwd.to_dict().values():
+    for variable in session.state.to_dict().values():
         shape = variable.shape_on_host
-        scale = 1.0 if len(variable.shape) == 1 else variable.shape[-2] ** -0.5
+        scale = 1.0 if len(variable.shape) < 2 else variable.shape[-2] ** -0.5
         values = np.resize(some * scale, shape).astype(variable.dtype.as_numpy())
         session.write_variables_data({variable: values})
         total += values.nbytes

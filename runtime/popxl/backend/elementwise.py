@@ -6,6 +6,7 @@ used nowhere else. An RMS norm written out is such a chain, and so are a gate, a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from popxl.backend.fusion import Fusion
@@ -30,7 +31,7 @@ OPERANDS = {
 }
 """The elementwise kinds that the kernel does, and how many operands they have."""
 
-REDUCTIONS = {"sum", "mean", "max"}
+REDUCTIONS = {"sum", "mean", "max", "sumsquare"}
 
 SLOW, MOST_OF_SLOW = {"log", "tanh", "cos", "sin"}, 1 << 13
 """Kinds that torch is quicker at where there are more elements."""
@@ -77,6 +78,14 @@ def chains(graph: Graph, fusion: Fusion, lead: int) -> list[Chain]:
                 fusion.take(chain.ops)
                 found.append(chain)
     return found
+
+
+def in_place(op: Op, lead: int) -> Chain | None:
+    """The one op that replaces its first input's elements, as a chain that makes the new ones."""
+    pure = Op(op.kind, op.inputs, op.inputs[:1], op.attributes)
+    chain = Chain((pure,), _read([pure], made=()))
+    fits = _is_known(pure) and op.kind in OPERANDS and _ends(pure, lead)
+    return chain if fits and _fits(chain) else None
 
 
 def _extended(chain: Chain, fusion: Fusion, maker: dict[Tensor, Op], order: dict[Op, int]) -> Chain:
@@ -146,9 +155,11 @@ def _belongs(op: Op, out: Tensor) -> bool:
     return rows and whole and floats and numbers and as_long <= {1, out.shape[-1]}
 
 
-def _read(ops: tuple[Op, ...] | list[Op]) -> tuple[Tensor, ...]:
+def _read(
+    ops: tuple[Op, ...] | list[Op], made: Collection[Tensor] | None = None
+) -> tuple[Tensor, ...]:
     """The tensors that ops read and do not make, each once; numbers are part of the program."""
-    made = {t for op in ops for t in op.outputs}
+    made = {t for op in ops for t in op.outputs} if made is None else made
     given = (t for op in ops for t in op.inputs if t not in made and not _is_number(t))
     return tuple(dict.fromkeys(given))
 
@@ -160,7 +171,8 @@ def _is_number(t: Tensor) -> bool:
 def _fits(chain: Chain) -> bool:
     """Whether the kernel has room for it."""
     numbers = {t for op in chain.ops for t in op.inputs if _is_number(t)}
-    count = len(chain.ops) + len(chain.inputs) + len(numbers)
+    squares = sum(op.kind == "sumsquare" for op in chain.ops)
+    count = len(chain.ops) + squares + len(chain.inputs) + len(numbers)
     return (
         0 < len(chain.inputs) <= MOST_OPERANDS
         and count <= MOST_STEPS
@@ -196,16 +208,21 @@ class _Registers:
 
     def _add(self, op: Op) -> None:
         of, out = tuple(self._loaded(t) for t in op.inputs), op.outputs[0]
-        to = self._register(out)  # another one than those that are read
-        self.steps.append(Step(op.kind, to, of, out.dtype.as_torch(), self._is_one(out)))
+        to = self._register()  # another one than those that are read
+        kind = op.kind
+        if kind == "sumsquare":
+            self.steps.append(Step("mul", to, of * 2))
+            kind, of = "sum", (to,)
+        self.steps.append(Step(kind, to, of, out.dtype.as_torch(), self._is_one(out)))
         for t in set(op.inputs):
             if self.last[t] is op:
                 self.free.append(self.held.pop(t))
+        self.held[out] = to
 
     def _loaded(self, t: Tensor) -> int:
         if t in self.held:
             return self.held[t]
-        to = self._register(t)
+        to = self.held[t] = self._register()
         if t in self.operand:
             self.steps.append(Step("load", to, (self.operand[t],), one=self._is_one(t)))
         else:
@@ -213,11 +230,10 @@ class _Registers:
             self.steps.append(Step("constant", to, value=value, one=True))
         return to
 
-    def _register(self, t: Tensor) -> int:
+    def _register(self) -> int:
         if not self.free:
             raise _NoRoomError
-        self.held[t] = self.free.pop(0)
-        return self.held[t]
+        return self.free.pop(0)
 
     def _is_one(self, t: Tensor) -> bool:
         """Whether a tensor has one element a row."""

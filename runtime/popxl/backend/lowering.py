@@ -32,7 +32,7 @@ from popxl.backend.cells import RemoteStore
 from popxl.backend.collectives import Collectives
 from popxl.backend.composites import Composites
 from popxl.backend.control import Conditional, Repeat
-from popxl.backend.elementwise import Chain, chains
+from popxl.backend.elementwise import Chain, chains, in_place
 from popxl.backend.fusion import Fusion
 from popxl.backend.gpu.product import RunOnGpu
 from popxl.backend.loans import loans
@@ -231,6 +231,12 @@ class _GraphLowering:
             self.values.bind(tensor, node, memory)
 
     def _lower_inplace(self, op: Op) -> None:
+        native = self.around.composites.native
+        chain = None if native is None else in_place(op, self.lead)
+        if native is not None and chain is not None:
+            nodes = [self.values.node(t) for t in chain.inputs]
+            self.values.assign(op.inputs[0], self.call(chain.program(native, self.lead), *nodes))
+            return
         self.values.assign(op.inputs[0], self._apply_rule(op)[0], self._shared_by_rule(op))
 
     def _lower_dynamic_update(self, op: Op) -> None:

@@ -88,6 +88,8 @@ def _sum(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
     axes = mesh.axes_of(op.group)
     if axes is None:
         return replace(product, ops=(*product.ops, op), reduced=op)
+    if not axes:  # of one replica
+        return replace(product, ops=(*product.ops, op))
     if len(axes) != 1:
         return None
     return replace(product, ops=(*product.ops, op), summed=(axes[0], mesh.dims[axes[0]]))
