@@ -118,7 +118,8 @@ class _Part:
         variables = addons.NamedTensors()
         for entry in range(entries):
             name = f"{prefix}_{entry}" if entries > 1 or prefix == "layer" else prefix
-            variables.insert(name, factories.init_remote(buffers, entry, name, empty=True))
+            with popxl.gmg():  # variables belong to the main graph
+                variables.insert(name, factories.init_remote(buffers, entry, name, empty=True))
         load, names = addons.load_remote_graph(buffers, entries)
         return cls(variables, load.graph, names)
 

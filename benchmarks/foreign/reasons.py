@@ -25,7 +25,9 @@ TEXTS = {
 }
 """Found in the error itself."""
 SOURCES = {
-    "needs gradients": r"autodiff\(|autodiff_with|transforms\.autodiff|optimi[sz]er_step",
+    "needs a fork of transformers": r"finetuneanon",
+    "needs gradients": r"autodiff\(|autodiff_with|transforms\.autodiff|optimi[sz]er_step|"
+    r"mnist(_rts|_template)?\.py",
     "float8": r"float8|pow2scale",
 }
 """Found in the test: it cannot pass, whatever it failed with."""

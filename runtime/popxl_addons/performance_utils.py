@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import popxl
-from popxl.utils import table_to_string
 
 KINDS = {"add": "Add", "sub": "Sub", "div": "Div", "mul": "Mul", "matmul": "MatMul"}
 """The kinds of ops that are counted, and PopXL's names of them."""
@@ -55,8 +54,8 @@ def print_FLOPs(  # noqa: N802 - PopXL's name
         raise ValueError(f"mode {mode!r}: allowed are 'type' and 'flat'")
     rows = flops_breakdown if mode == "type" else _flat(flops_breakdown)
     counts = sorted(((_sum(v), k) for k, v in rows.items()), reverse=True)
-    shown = [[kind, format_flops_scientific(n, numerical_format)] for n, kind in counts]
-    print(table_to_string([["Op", "FLOPs"], *shown]))
+    for number, kind in counts:
+        print(f"{format_flops_scientific(number, numerical_format):>12} {kind}")
 
 
 def format_flops_scientific(val: float, format: str = "nearest3") -> str:

@@ -72,7 +72,8 @@ def create_remote_buffer(
     if over == 1:
         return popxl.remote_buffer(spec.shape, spec.dtype, entries)
     groups = (group.num_groups,) if group.num_groups > 1 else ()
-    return popxl.replica_sharded_buffer((*groups, *spec.shape), spec.dtype, group, over, entries)
+    make = popxl.replica_sharded_buffer
+    return make((*groups, *spec.shape), spec.dtype, group, over, entries)
 
 
 def load_remote_graph(

@@ -15,8 +15,8 @@ from collections import defaultdict
 
 from fuzzing.check import RUNS, Failure, Statistics, check, same_failure
 from fuzzing.code import snippet
+from fuzzing.generate import write
 from fuzzing.shrink import shrunk
-from fuzzing.writer import write
 from processes import run_in_processes
 
 CHUNK = 10
@@ -85,9 +85,13 @@ def _show(seed: int, failure: Failure, options: argparse.Namespace) -> None:
 
 
 def _summary(found: dict[str, list[int]], seen: Statistics) -> None:
-    print(f"\n{seen.compared} results compared, {seen.loose} not for want of precision, ", end="")
-    print(f"{seen.out_of_range} programs out of range; allowed of a result's magnitude: ", end="")
-    print(f"{statistics.median(seen.allowed or [0]):.1e} (median)")
+    print(f"\n{sum(map(len, found.values()))} programs failed")
+    if seen.compared:
+        print(
+            f"{seen.compared} results compared, {seen.loose} not for want of precision, "
+            f"{seen.out_of_range} programs out of range; rounding was allowed "
+            f"{statistics.median(seen.allowed):.1e} of a result's magnitude (median)"
+        )
     for kind, seeds in sorted(found.items(), key=lambda item: -len(item[1])):
         print(f"{len(seeds):6} {kind}; first at {seeds[0]}, then {seeds[1:6]}")
 

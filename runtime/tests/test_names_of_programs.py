@@ -361,5 +361,5 @@ def test_a_tensor_is_routed_through_calls_loops_and_branches(modified):
 
 def test_a_tensor_is_not_routed_into_a_graph_that_is_not_called(main_graph):
     t = popxl.constant(1)
-    with pytest.raises(ValueError, match="graph main of .* does not call graph alone_0"):
+    with pytest.raises(ValueError, match="is not in the graph alone_0, nor in one that calls"):
         addons.route_tensor_into_graph(t, main_graph.ir.create_empty_graph("alone"))

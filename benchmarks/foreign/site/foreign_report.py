@@ -77,9 +77,12 @@ def _failure(item: Any, call: Any, report: Any) -> dict[str, Any]:
         source = inspect.getsource(item.function)
     except (AttributeError, OSError, TypeError):
         source = ""
+    message = str(call.excinfo.value)
+    if call.excinfo.typename == "CalledProcessError":  # the program that was started says why
+        message += f"\n{report.capstdout}\n{report.capstderr}"
     return {
         "kind": call.excinfo.typename,
-        "message": str(call.excinfo.value)[-3000:],
+        "message": message[-3000:],
         "trace": trace,
         "source": source,
         "text": report.longreprtext[-6000:],

@@ -1,4 +1,4 @@
-"""Stands in for Aleph Alpha's magma, which is in no registry: its classes can be named, not used."""
+"""Stands in for Aleph Alpha's magma, which is in no registry: classes that can only be named."""
 
 import sys
 

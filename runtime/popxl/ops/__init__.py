@@ -67,6 +67,7 @@ from popxl.ops.float8 import (
     pow2scale_cast_from_fp8,
     pow2scale_cast_to_fp8,
 )
+from popxl.ops.gathers import groupedgather, tied_gather
 from popxl.ops.host import host_load, host_store, print_tensor
 from popxl.ops.in_place import exp_, gelu_, geluerf_, relu_, scaled_add_, swish_
 from popxl.ops.indexing import (
@@ -74,13 +75,11 @@ from popxl.ops.indexing import (
     dynamic_update,
     dynamic_update_,
     gather,
-    groupedgather,
     onehot,
     scatter,
     slice,
     slice_,
     subsample,
-    tied_gather,
 )
 from popxl.ops.interpolate import interpolate
 from popxl.ops.ipu_copy import ipu_copy

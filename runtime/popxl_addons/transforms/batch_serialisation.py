@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import popxl
-from popxl._absent import GRADIENTS, REWRITING, absent
 
-from popxl_addons.remote import create_remote_buffer
+from .._absent import GRADIENTS, REWRITING, absent
+from ..remote import create_remote_buffer
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """The name of pipelining over the IPUs of a replica, which rewrites a graph."""
 
-from popxl._absent import REWRITING, absent
+from .._absent import REWRITING, absent
 
 pipelined_execution = absent("popxl_addons.pipelined_execution", REWRITING)

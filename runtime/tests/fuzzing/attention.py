@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fuzzing.products import product
 from fuzzing.program import Shape, Step, Type
 from fuzzing.writer import Writer
 
@@ -10,7 +11,6 @@ HEADS = ("h", "d")
 
 def attention(w: Writer) -> None:
     """Self-attention over the rows, masked or not, with a bias or not."""
-    from fuzzing.idioms import product
 
     x = w.hidden()
     q, k, v = _queries_keys_values(w, x)
@@ -24,7 +24,6 @@ def attention(w: Writer) -> None:
 
 def _queries_keys_values(w: Writer, x: str) -> list[str]:
     """Three products, or the parts of one."""
-    from fuzzing.idioms import product
 
     if w.chance(0.6):
         return [_by_head(w, product(w, x, "H", "H")) for _ in range(3)]
@@ -87,7 +86,6 @@ def _mask(w: Writer, keys: str, position: str | None = None) -> str:
 
 def cached_attention(w: Writer) -> None:
     """Attention over a KV cache, by reference, or in slots of a remote buffer."""
-    from fuzzing.idioms import product
 
     if w.pure or len(w.rows) > 1:
         return attention(w)

@@ -20,6 +20,8 @@ from popxl.ops.collectives import (
     replicated_all_reduce,
     replicated_reduce_scatter,
 )
+from popxl_addons.ops.group_quantize_decompress import group_quantize_decompress as decompress
+from popxl_addons.ops.layer_norm_distributed import layer_norm_distributed as distributed_norm
 
 try:
     from popxl_torch import composite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fuzzing.attention import HEADS, attention
+from fuzzing.products import product
 from fuzzing.writer import Writer
 
 
@@ -14,14 +15,9 @@ def declared_attention(w: Writer) -> None:
     if w.pure or len(w.rows) > 1 or not w.depth:
         return attention(w)
     everywhere = (1, w.program.replicas)
-    one = w.chance(0.4)
-    tokens, x = "T", w.hidden()
-    parts = []
-    for _ in range(3):
-        from fuzzing.idioms import product
-
-        parts.append(w.reshape(product(w, x, "H", "H"), (tokens, *HEADS)))
-    name = "verify_attention" if one else "prompt_attention"
+    x = w.hidden()
+    parts = [w.reshape(product(w, x, "H", "H"), ("T", *HEADS)) for _ in range(3)]
+    name = w.one_of("verify_attention", "prompt_attention")
     inner = w.graph(w.take(name))
     q, k, v = (inner.input(p) for p in parts)
     caches = [inner.variable(("B", "h", "L", "d"), w.float, "normal") for _ in range(2)]

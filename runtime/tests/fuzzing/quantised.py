@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzzing.program import Size
+from fuzzing.program import Shape, Size
 from fuzzing.writer import Writer
 
 
@@ -50,14 +50,27 @@ def _by_channel(w: Writer, x: str, size: Size, out: Size, wrong: bool) -> str:
 def _by_group(w: Writer, x: str, size: Size, out: Size, wrong: bool) -> str:
     """4 bits with scale and offset a group; wrong: with the offset subtracted."""
     dtype, groups = w.type(x).dtype, (out, f"{size} // G")
+    shape, magnitude = (*w.type(x).shape[:-1], out), w.magnitude.get(x, 1.0) * 2
     words = w.weight((*groups, "G // 4"), "uint16", "words")
     scale = w.weight((*groups, 1), "float16", "scale")
     offset = w.weight((*groups, 1), "float16", "offset")
-    values = w.step("mul", _numbers(w, words), w.cast(scale, "float32"))
-    values = w.step("sub" if wrong else "add", values, w.cast(offset, "float32"))
+    wide = w.cast(scale, "float32"), w.cast(offset, "float32")
+    if not wrong and w.chance(0.4):
+        weight = w.cast(_decompressed(w, words, *wide, (size, out)), dtype)
+        return w.step("matmul", x, weight, shape=shape, magnitude=magnitude)
+    values = w.step("mul", _numbers(w, words), wide[0])
+    values = w.step("sub" if wrong else "add", values, wide[1])
     weight = w.cast(w.transpose(w.reshape(values, (out, size)), (1, 0)), dtype)
-    shape = (*w.type(x).shape[:-1], out)
-    return w.step("matmul", x, weight, shape=shape, magnitude=w.magnitude.get(x, 1.0) * 2)
+    return w.step("matmul", x, weight, shape=shape, magnitude=magnitude)
+
+
+def _decompressed(w: Writer, words: str, scale: str, offset: str, shape: Shape) -> str:
+    """The weight, float32 `(in, out)`, by the function of popxl_addons."""
+    given = words, scale, offset
+    if w.chance(0.5):
+        return w.step("decompress", *given, shape=shape, dtype="float32", dim=0)
+    rows = w.step("decompress", *given, shape=shape[::-1], dtype="float32", dim=-1)
+    return w.transpose(rows, (1, 0))
 
 
 def _numbers(w: Writer, words: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
 from fuzzing.kinds import IN_PLACE
 from fuzzing.program import Body, Program, Source, Step
+
+SAME_SHAPE = ("all_reduce", "distributed_norm")
+"""Collectives whose result is as large as what goes in."""
 
 Fails = Callable[[Program], bool]
 """Whether a program fails like the one that is made small; False for one that is no program."""
@@ -60,23 +64,26 @@ def _without_step(program: Program) -> Iterator[Program]:
     """With an earlier tensor of the same type in place of what a step makes."""
     for number, body in enumerate(program.body.all()):
         for i in reversed(range(len(body.steps))):
-            stands_in = {r: _instead(program, body, i, r) for r in body.steps[i].results}
-            if None in stands_in.values():
-                continue
-            made = program.copy()
-            inner = list(made.body.all())[number]
-            del inner.steps[i]
-            _rename(inner, {name: str(other) for name, other in stands_in.items()})
-            yield made
+            for stands_in in _instead(program, body, i):
+                made = program.copy()
+                inner = list(made.body.all())[number]
+                del inner.steps[i]
+                inner.declared = ""  # it does not compute that any more
+                _rename(inner, stands_in)
+                yield made
 
 
-def _instead(program: Program, body: Body, at: int, name: str) -> str | None:
-    """A tensor of that type that is there before a step."""
-    before = [*body.steps[at].operands]
+def _instead(program: Program, body: Body, at: int) -> list[dict[str, str]]:
+    """For what a step makes, tensors of the same types that are there before: some choices."""
+    step = body.steps[at]
+    before = [*step.operands]
     before += [s.name for s in program.sources] if body is program.body else body.inputs
-    before += [r for step in body.steps[:at] for r in step.results]
-    found = [n for n in before if program.types[n] == program.types[name] and n != name]
-    return found[0] if found else None
+    before += [r for earlier in body.steps[:at] for r in earlier.results]
+    types = program.types
+    found = [
+        list(dict.fromkeys(n for n in before if types[n] == types[r]))[:3] for r in step.results
+    ]
+    return [dict(zip(step.results, names, strict=True)) for names in itertools.product(*found)][:4]
 
 
 def _rename(body: Body, names: dict[str, str]) -> None:
@@ -94,7 +101,7 @@ def _inlined(program: Program) -> Iterator[Program]:
             made = program.copy()
             outer = list(made.body.all())[number]
             outer.steps[i : i + 1] = _steps_of(made, outer.steps[i])
-            _rename(outer, {})
+            outer.declared = ""
             yield made
 
 
@@ -159,7 +166,7 @@ def _on_replicas(program: Program, replicas: int) -> Program:
         holder.group = _fitting(holder.group, replicas)
     for body in made.body.all():
         for step in body.steps:
-            if "group" in step.settings and step.kind == "all_reduce":
+            if "group" in step.settings and step.kind in SAME_SHAPE:
                 step.settings["group"] = _fitting(step.settings["group"], replicas)
     return made
 

@@ -1,72 +1,14 @@
-"""Writes random programs: tensors to choose from, weights, graphs; `idioms` says what is done."""
+"""Writes the steps of random graphs: tensors to choose from, weights, calls."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from fuzzing.choices import FLOATS, LARGEST, NAMES, PURE, divisor
 from fuzzing.program import Body, Buffer, Program, Shape, Source, Step, Type
-
-LARGEST = 8.0
-"""Estimated magnitude from which on a tensor is scaled down, so that sums stay comparable."""
-
-NAMES = (
-    "token_attention",
-    "prompt_attention",
-    "verify_attention",
-    "channel_quantized_matmul",
-    "group_quantized_matmul",
-    "layer_norm_distributed",
-    "group_quantize_decompress",
-)
-"""Names of functions that a back end might take for what they usually compute."""
-
-FLOATS = ("float32", "float16", "bfloat16")
-
-
-def write(seed: int) -> Program:
-    """A random program."""
-    from fuzzing.idioms import IDIOMS  # they are written with the writer
-
-    rng = np.random.default_rng(seed)
-    program = Program(seed, int(rng.choice([1, 1, 2, 4, 8])), _dims(rng), Body("main"))
-    writer = Writer(rng, program, program.body, None, depth=2)
-    for _ in range(int(rng.integers(1, 3))):
-        shared = _divisor(rng, program.replicas)
-        writer.stream(writer.rows_of("H"), writer.float, "normal", group=shared)
-    for _ in range(int(rng.choice([1, 1, 2, 2, 3, 4]))):
-        writer.idiom(IDIOMS)
-    known = [n for n in writer.known if n in writer.made]
-    more = [str(n) for n in rng.permutation(known)[: rng.integers(0, 4)]]
-    program.body.outputs = list(dict.fromkeys([*known[-1:], *more, *writer.told]))
-    return program
-
-
-def _dims(rng: np.random.Generator) -> dict[str, int]:
-    """Tokens T, heads h and their size d, feed-forward size F, group size G, rows B, slots S."""
-    tokens = [1, 1, 2, 3, 8, 13, 16, 17, 21, 33]
-    d = int(rng.choice([4, 8, 16]))
-    return {
-        "T": int(rng.choice(tokens)),
-        "h": int(rng.choice([1, 2, 4])),
-        "d": d,
-        "F": int(rng.choice([5, 16, 24, 48])),
-        "G": int(rng.choice([4, 8, 16][: 1 + [4, 8, 16].index(d)])),
-        "S": int(rng.integers(1, 12)),
-        "B": int(rng.choice([1, 2, 3])),
-    }
-
-
-def _divisor(rng: np.random.Generator, replicas: int) -> tuple[int, int]:
-    """Stride and size of some groups of replicas."""
-    pairs = [
-        (stride, size)
-        for stride in (1, 2, 4, 8)
-        for size in (1, 2, 4, 8)
-        if replicas % (stride * size) == 0
-    ]
-    return pairs[rng.integers(len(pairs))]
 
 
 class Writer:
@@ -78,6 +20,8 @@ class Writer:
         magnitude: an estimate of the size of their elements.
         extra: in a called graph, what its caller passes for the inputs made so far.
         told: outputs that must be looked at.
+        pure: whether no other replica takes part and nothing is written to.
+        idioms: what may be written, and how often.
     """
 
     def __init__(
@@ -102,8 +46,9 @@ class Writer:
             batched = rng.random() < 0.25
             self.rows: Shape = ("B", "T") if batched else ("T",)
             self._names = list(NAMES)
+            self.idioms: dict[Callable[[Writer], None], float] = {}
         else:
-            self.float, self.rows = parent.float, parent.rows
+            self.float, self.rows, self.idioms = parent.float, parent.rows, parent.idioms
 
     # --- chance ---
 
@@ -114,11 +59,15 @@ class Writer:
         return things[self.rng.integers(len(things))]
 
     def group(self) -> tuple[int, int]:
-        return _divisor(self.rng, self.program.replicas)
+        return divisor(self.rng, self.program.replicas)
 
-    def idiom(self, idioms: dict[Any, float]) -> None:
-        chosen = [i for i in idioms if i.__name__ in PURE or not self.pure]
-        weights = np.array([idioms[i] for i in chosen])
+    def shuffled(self, *names: str) -> list[str]:
+        return [str(n) for n in self.rng.permutation(names)]
+
+    def idiom(self) -> None:
+        """Write something, of the idioms that are allowed here."""
+        chosen = [i for i in self.idioms if i.__name__ in PURE or not self.pure]
+        weights = np.array([self.idioms[i] for i in chosen])
         chosen[self.rng.choice(len(chosen), p=weights / weights.sum())](self)
 
     # --- tensors ---
@@ -292,7 +241,3 @@ class Writer:
         for result, output in zip(results, inner.body.outputs, strict=True):
             self.magnitude[result] = inner.magnitude.get(output, 1.0)
         return results
-
-
-PURE = {"products", "norm", "gate", "quantised", "elementwise", "attention", "rotary", "embedding"}
-"""Idioms that write to nothing and involve no other replica."""

@@ -123,12 +123,19 @@ class _Layout:
     def weight(self) -> Weight | None:
         """`(replicas, ...)`, where it lies; None where that is no tensor."""
         of = self._weight
+        if any(s > w for t in (of.scale, of.offset) if t is not None for s, w in self._sizes(t)):
+            return None  # numbers that replicas have in common, with scales of their own
         tensor, scale, offset = (self._own(t) for t in (of.tensor, of.scale, of.offset))
         if of.scale is not None and not of.grouped:
             scale = self.rows(of.scale)[:, 0]  # of a channel: its shards may have it in common
         if tensor is None or (scale is None, offset is None) != (of.scale is None, not of.grouped):
             return None
         return replace(of, tensor=tensor, scale=scale, offset=offset)
+
+    def _sizes(self, part: torch.Tensor) -> list[tuple[int, int]]:
+        """Along each mesh axis, the size of a part of the weight and of its tensor."""
+        of_weight = self._weight.tensor.shape[: self.lead]
+        return list(zip(part.shape[: self.lead], of_weight, strict=True))
 
     def _own(self, part: torch.Tensor | None) -> torch.Tensor | None:
         flat = None if part is None else without_mesh(self.lead, part)

@@ -119,7 +119,7 @@ def linear(
     flat = x.reshape(*x.shape[:lead], rows, size)
     if not is_packed(flat):
         flat = flat.contiguous()
-    whole = list(joint_mesh(lead, flat, weight.tensor))
+    whole = list(joint_mesh(lead, flat, weight.tensor, *weight._scales()))
     segments = 1
     if summed is not None:
         segments, whole[summed] = whole[summed], 1
