@@ -17,7 +17,6 @@ from .named_tensors import NamedTensorData, NamedTensors
 from .streams import InputStreams, OutputStreams
 from .utils import timer
 
-
 DATALOADER = "dataloader.bin"
 """The file of a checkpoint that the dataloader writes."""
 
