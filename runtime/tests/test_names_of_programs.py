@@ -61,10 +61,7 @@ FLOAT8 = [
     "popxl_addons.ops.fp8_amax_scale.fp8_amax_scale",
     "popxl_addons.ops.fp8_mse_scale.fp8_mse_scale",
 ]
-REWRITING = [
-    "popxl_addons.pipelined_execution",
-    "popxl_addons.batch_serialise",
-]
+REWRITING = []
 
 REFUSALS = {
     "gradients are not there": GRADIENTS,
