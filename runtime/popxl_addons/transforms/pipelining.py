@@ -52,9 +52,7 @@ class StageContext:
 
     def _created(self, op: Any) -> None:
         if self._stage is None:
-            raise RuntimeError(
-                f"{op.kind} belongs to no stage: make it in `with pipeline.stage(i):`"
-            )
+            raise RuntimeError(f"{op.kind} is in no stage: make it in `with pipeline.stage(i):`")
         self.ops[self._stage].append(op)
 
 
@@ -116,7 +114,7 @@ def _check_apart(stages: dict[int, list[Any]]) -> None:
             for at, t in enumerate(op.inputs):
                 for kept in outside(t):
                     users[kept].add(stage)
-                    if at in op.modifies and (kept not in written):
+                    if at in op.modifies:
                         written[kept] = stage
             for place, writes in _places(op):
                 users[place].add(stage)
@@ -144,7 +142,7 @@ def _outside(makers: dict[popxl.Tensor, Any]) -> Callable[[popxl.Tensor], set[po
 
 
 def _places(op: Any) -> Iterator[tuple[Any, bool]]:
-    """The streams and remote buffers that an op uses, and whether their order or contents change."""
+    """The streams and remote buffers that an op uses, and whether it changes what others find."""
     for name in ("stream", "buffer"):
         if name in op.attributes:
             yield op.attributes[name], not op.kind.startswith("remote_load")

@@ -90,14 +90,20 @@ def test_stages_that_see_what_another_keeps_are_refused(first, second):
 def test_what_is_no_pipeline_is_refused():
     with pytest.raises(ValueError, match="2 stages need at least 4 steps, got 3"):
         _pipeline(lambda v, s, b: v + 1, lambda v, s, b, x: x + 1, steps=3)
-    with popxl.Ir().main_graph, pytest.raises(RuntimeError, match="add belongs to no stage"):
-        with pipelined_execution(STEPS):
-            popxl.constant(1) + 1
-    with popxl.Ir().main_graph, pytest.raises(ValueError, match="stage 0 uses .*, which stage 1"):
-        with pipelined_execution(STEPS) as pipeline:
-            with pipeline.stage(1):
-                x = popxl.constant(1) + 1
-            with pipeline.stage(0):
-                x + 1
+    with (
+        popxl.Ir().main_graph,
+        pytest.raises(RuntimeError, match="add is in no stage"),
+        pipelined_execution(STEPS),
+    ):
+        popxl.constant(1) + 1
+    with (
+        popxl.Ir().main_graph,
+        pytest.raises(ValueError, match="stage 0 uses .*, which stage 1"),
+        pipelined_execution(STEPS) as pipeline,
+    ):
+        with pipeline.stage(1):
+            x = popxl.constant(1) + 1
+        with pipeline.stage(0):
+            x + 1
     with pytest.raises(RuntimeError, match="stash_and_restore_tensor belongs"):
         pipeline.stash_and_restore_tensor(x)
