@@ -10,23 +10,26 @@ OURS = "ours"
 TEXTS = {
     "needs the package magma": r"\bmagma\.\w+(\.\w+)? is compiled code",
     "needs gradients": r"autodiff|popxl\.transforms|[Gg]radient|grad_graph|optimi[sz]er|recompute|"
-    r"has no attribute 'transforms'|batch_serialisation",
+    r"has no attribute 'transforms'",
     "needs Poplar's internals": r"_pb_\w|popart\._internal|\b_ir\b|_from_pb|popart\.\w+|"
     r"compiled code that is not here|No module named 'p(va|opart)'|PartOfPopart|"
     r"tryAttach|_to_device_info|has no attribute modifiesIndex",
-    "float8": r"float8|fp8|pow2scale|belong to 8-bit floats",
+    "float8": r"float8|fp8|pow2scale|belong to 8-bit floats|8-bit floats are not supported|"
+    r"no attribute 'max_value'",
     "needs the network": r"urlopen|Name or service not known|ConnectionError|Max retries|offline|"
     r"couldn't connect|LocalEntryNotFound|does not appear to have a file|is not a local folder",
     "needs several processes": r"mpi4py|MPI\b|poprun",
     "transformers' version": r"from 'transformers|No module named 'transformers\.",
     "needs Jupyter": r"NoSuchKernel|No module named 'nb",
     "took too long": r"took longer",
+    "checks names that the SDK makes up": r"^KeyError: 100$",
     "reads the SDK's log": r"variable w_remote is float32 \(2, 2, 2\), a slot of|"
     r"Failed to find warning message .* in log",
     "stops under the SDK, too": r"axes \(0, 3\), sizes \(4, 1\) and index attention",
     "takes more than the SDK": r"DID NOT RAISE NotImplementedError",
     "reads what the SDK leaves undefined": r"IndexError: gather: index -?\d+ is outside the axis",
-    "builds what cannot run": r"swish_?: variable must hold floats, got int32|"
+    "builds what cannot run": r"matmul: operands must have one dtype, but x is float32, input is "
+    r"float16|swish_?: variable must hold floats, got int32|"
     r"nll_loss_with_softmax_grad: labels variable__1 must hold integers, got float32|"
     r"sparse_accumulate_: axis 1 is outside variable of shape \(2,\)|"
     r"dynamic_update_?: t_update must be of shape \(1, 5, 3\), variable__2 is \(1, 3\)|"
@@ -112,4 +115,6 @@ def _of_other_packages(result: Result, error: str) -> list[str]:
     in_torch = bool(last) and "/torch/nn/" in last[-1]
     if any("/onnx/" in line for line in last):
         return ["onnx's version"]
+    if last and "/scipy/" in last[-1]:
+        return ["scipy's version"]
     return ["transformers' version"] if theirs or in_torch else []
