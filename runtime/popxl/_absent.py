@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 GRADIENTS = "gradients are not there, this runtime runs programs forward only"
 OPTIMISERS = "optimisers are not there, this runtime runs programs forward only"
 FLOAT8 = "8-bit floats are not supported here; use float16, bfloat16 or float32"
-REWRITING = "graphs that are built already are not rewritten here"
 
 
 def absent(name: str, why: str) -> Callable[..., NoReturn]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from popxl.context import get_current_graph
 from popxl.graph import Graph, Op
@@ -28,16 +28,29 @@ def repeat_graph(graph: Graph, repeat_count: int) -> Graph:
         return graph
     if graph.outputs:
         raise ValueError(f"repeat_graph: graph {graph.name} has outputs, so it cannot be repeated")
-    body = graph.ir.create_empty_graph("repeat_graph")
+    return repeat_ops(graph, graph._ops, repeat_count, "repeat_graph")
+
+
+def repeat_ops(graph: Graph, ops: Iterable[Op], repeat_count: int, name: str) -> Graph:
+    """Move some ops of `graph` to a new graph, in this order, and repeat it at the end of `graph`.
+
+    What the ops use and do not make goes in by reference; what they make is not there afterwards.
+
+    Returns:
+        The new graph.
+    """
+    ops = list(ops)
+    body = graph.ir.create_empty_graph(name)
     given: dict[Tensor, Tensor] = {}
     moved: dict[Tensor, Tensor] = {}
     with body:
-        for op in graph._ops:
+        for op in ops:
             inputs = tuple(_inside(t, moved, given) for t in op.inputs)
             moved |= {t: Tensor._make(body, t.spec, t.name) for t in op.outputs}
             outputs = tuple(moved[t] for t in op.outputs)
             body._ops.append(Op(op.kind, inputs, outputs, op.attributes, op.graphs, op.modifies))
-    graph._ops.clear()
+    gone = set(ops)
+    graph._ops[:] = [op for op in graph._ops if op not in gone]
     with graph:
         repeat(body, repeat_count, inputs_dict=given)
     return body

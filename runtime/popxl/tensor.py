@@ -343,6 +343,11 @@ class Variable(Tensor):
     _sharding: Sharding | None
 
     @property
+    def _memmap_arr(self) -> np.memmap | None:
+        """The memory map it was made from; programs written for the SDK ask for it."""
+        return self._map
+
+    @property
     def replica_grouping(self) -> ReplicaGrouping:
         return self._grouping
 

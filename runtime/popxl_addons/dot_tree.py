@@ -63,25 +63,35 @@ class DotTree(Generic[L]):
     def insert(self, key: str | int, value: L | DotTree[L], overwrite: bool = False) -> None:
         """Add a leaf or a tree; dots in `key` make the trees on the way.
 
+        Args:
+            overwrite: take the place of what has this name, and go below trees that are there.
+
         Raises:
-            ValueError: for an invalid name, or one that is taken (unless `overwrite`).
+            ValueError: for an invalid name, or where the first name in `key` is taken (unless
+                `overwrite`).
         """
+        self._put(key, value, overwrite, merge=overwrite)
+
+    def _put(self, key: str | int, value: L | DotTree[L], overwrite: bool, merge: bool) -> None:
+        """`insert`; where `merge`, it goes below trees that are there."""
         if isinstance(key, int) and key < 0:
             raise ValueError(f"a numeric name cannot be negative, got {key}")
         head, _, rest = str(key).partition(".")
         if not head.isidentifier() and not head.isdecimal():
             raise ValueError(f"{head!r} in {key!r} is neither an identifier nor a whole number")
+        child = self._map.get(head)
+        below = merge and rest and isinstance(child, DotTree)
+        if child is not None and not overwrite and not below:
+            raise ValueError(
+                f"{head!r} already exists, {key!r} needs overwrite=True; "
+                f"there are: {', '.join(self._map)}"
+            )
         if not rest:
-            if head in self._map and not overwrite:
-                raise ValueError(f"{head!r} already exists; there are: {', '.join(self._map)}")
             self._map[head] = value
             return
-        child = self._map.get(head)
-        if child is not None and not isinstance(child, DotTree) and not overwrite:
-            raise ValueError(f"{head!r} is a leaf, {key!r} cannot be put below it")
         # inserted into a copy, so that a failure further down leaves this tree as it was
         child = child.copy() if isinstance(child, DotTree) else type(self)()
-        child.insert(rest, value, overwrite)
+        child._put(rest, value, overwrite, merge)
         self._map[head] = child
 
     def update(self, values: DotTree[L], overwrite: bool = False) -> None:
@@ -91,7 +101,7 @@ class DotTree(Generic[L]):
             ValueError: where a leaf's name is taken (unless `overwrite`).
         """
         for key, value in values.to_dict().items():
-            self.insert(key, value, overwrite)
+            self._put(key, value, overwrite, merge=True)
 
     def pop(self, key: str | int) -> Any:
         """Remove and return the leaf or tree called `key`.
@@ -169,7 +179,7 @@ class DotTree(Generic[L]):
         """
         tree = cls()
         for key, value in d.items():
-            tree.insert(key, value)
+            tree._put(key, value, overwrite=False, merge=True)
         return tree
 
     def to_mapping(self, values: DotTree[V]) -> dict[L, V]:
@@ -189,6 +199,14 @@ class DotTree(Generic[L]):
             ValueError: where there are more of one than of the other.
         """
         return cls.from_dict(dict(zip(keys, values, strict=True)))
+
+    def _clear(self) -> None:
+        """Remove all leaves; the trees stay, empty. Programs written for the SDK call it."""
+        for key, value in list(self._map.items()):
+            if isinstance(value, DotTree):
+                value._clear()
+            else:
+                del self._map[key]
 
     def _resolve(self, key: str | int) -> str:
         number = key if isinstance(key, int) else int(key) if _is_negative(key) else None

@@ -8,13 +8,15 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import popxl
+from popxl.context import get_current_context
 
 from .graph import BoundGraph, GraphWithNamedArgs
 
 
 class GraphCache:
-    """The graphs of a function, one for each Ir and way of calling it.
+    """The graphs of functions, one for each Ir, place in a replica and way of calling them.
 
+    Modules that have a `__hash__` of their own share graphs where it gives the same.
     It keeps neither an Ir nor a graph alive, so it may live as long as the program.
     """
 
@@ -29,7 +31,7 @@ class GraphCache:
         """
         ir = popxl.gir()
         graphs = self._graphs.setdefault(ir, weakref.WeakValueDictionary())
-        key = call_key(fn, *args, **kwargs)
+        key = _function_key(fn), get_current_context().place, call_key(fn, *args, **kwargs)
         graph = graphs.get(key)
         if graph is None:
             graph = graphs[key] = ir.create_graph(fn, *args, **kwargs)
@@ -47,9 +49,16 @@ def call_key(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Hashable:
     return tuple((name, _key(name, value)) for name, value in bound.arguments.items())
 
 
+def _function_key(fn: Callable[..., Any]) -> Hashable:
+    own = type(fn)
+    if own.__hash__ is not object.__hash__ and own.__eq__ is object.__eq__:
+        return own, hash(fn)
+    return fn
+
+
 def _key(name: str, value: Any) -> Hashable:
     if isinstance(value, (popxl.Tensor, popxl.TensorSpec)):
-        return "tensor", tuple(value.shape), value.dtype
+        return "tensor", tuple(value.shape), value.dtype, tuple(value.meta_shape or ())
     if isinstance(value, GraphWithNamedArgs):
         return "graph", value.graph
     if isinstance(value, BoundGraph):

@@ -43,22 +43,29 @@ class Module(popxl.Module):
     adds to the same graph, and its variables are named `attribute.variable`.
     """
 
+    _name_scope: str | None = None  # also of a module that does not call `super().__init__()`
+
     def __init__(self, cache: bool = False, grad_inlining_error: str = "error"):
         """
         Args:
-            cache: `create_graph` gives the graph it made before for arguments like these.
+            cache: `create_graph` gives the graph it made before for arguments like these; not for
+                a module that writes its own gradient graph (`build_grad`).
             grad_inlining_error: of gradient graphs ("error", "warning" or "none"); no effect.
 
         Raises:
-            ValueError: for another `grad_inlining_error`.
+            ValueError: for another `grad_inlining_error`, or a `cache` with `build_grad`.
         """
         if grad_inlining_error not in ("error", "warning", "none"):
             raise ValueError(
                 f"grad_inlining_error is 'error', 'warning' or 'none', got {grad_inlining_error!r}"
             )
+        if cache and hasattr(self, "build_grad"):
+            raise ValueError(
+                f"{type(self).__name__} has a build_grad, so its graphs cannot be cached: "
+                "leave cache=False"
+            )
         self._children: dict[str, Module] = {}
         self._built = _Built()
-        self._name_scope: str | None = None
         self._sub_modules: list[Module] = []
         self._graphs: dict[Hashable, tuple[NamedVariableFactories, GraphWithNamedArgs]] = {}
         self._caches = cache
@@ -263,8 +270,8 @@ class Module(popxl.Module):
         collected = _Built(self._built.factories.copy(), self._built.inputs.copy())
         for name, child in self._children.items():
             below = child._collect()
-            for key, factory in below.factories.to_dict().items():
-                collected.add(f"{name}.{key}", factory, below.inputs.get(key), overwrite=False)
+            collected.factories.update(NamedVariableFactories.from_dict({name: below.factories}))
+            collected.inputs.update(NamedTensors.from_dict({name: below.inputs}))
         return collected
 
     def _tree(self) -> list[Module]:

@@ -40,10 +40,17 @@ class WeightsDict(MutableMapping[popxl.Variable, np.ndarray]):
         return self._data[key]
 
     def __setitem__(self, key: popxl.Variable, value: np.ndarray) -> None:
-        """Raises ValueError where dtype or host shape differ from the variable's."""
+        """Keep a value in the variable's host shape.
+
+        Raises:
+            ValueError: where the dtype or the host shape differs from the variable's; for one
+                replica group the value may have a first axis of 1.
+        """
         dtype = popxl.dtypes.dtype.as_dtype(value.dtype)
         if dtype != key.dtype:
             raise ValueError(f"variable {key.name} is {key.dtype}, its value is {dtype}")
+        if value.shape == (1, *key.shape_on_host) and key.replica_grouping.num_groups == 1:
+            value = value[0]
         if tuple(value.shape) != tuple(key.shape_on_host):
             raise ValueError(
                 f"variable {key.name} has shape {tuple(key.shape_on_host)} on the host, "

@@ -48,8 +48,8 @@ class VariableFactory:
         """
         self.name = name
         self.by_ref = by_ref
-        self.replica_grouping = replica_grouping or popxl.gir().replica_grouping()
         self._source = DataSource(data_iter, name)
+        self.replica_grouping = replica_grouping or popxl.gir().replica_grouping()
         self.shape: tuple[int, ...] = self._source.shape
         self.meta_shape: tuple[int, ...] | None = None
         self.replica_sharded = shard_over > 1

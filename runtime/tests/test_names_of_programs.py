@@ -61,16 +61,11 @@ FLOAT8 = [
     "popxl_addons.ops.fp8_amax_scale.fp8_amax_scale",
     "popxl_addons.ops.fp8_mse_scale.fp8_mse_scale",
 ]
-REWRITING = [
-    "popxl_addons.pipelined_execution",
-    "popxl_addons.batch_serialise",
-]
 
 REFUSALS = {
     "gradients are not there": GRADIENTS,
     "optimisers are not there": OPTIMISERS,
     "8-bit floats are not supported": FLOAT8,
-    "graphs that are built already are not rewritten": REWRITING,
 }
 
 MODULES = [

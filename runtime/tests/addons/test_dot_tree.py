@@ -53,14 +53,22 @@ def test_numeric_names_are_not_negative():
 def test_insert_refuses_a_taken_name_unless_it_may_overwrite(tree):
     with pytest.raises(ValueError, match="'norm' already exists"):
         tree.insert("norm", 4)
-    with pytest.raises(ValueError, match="'weight' already exists"):
-        tree.insert("attention.qkv.weight", 4)
-    with pytest.raises(ValueError, match="'norm' is a leaf"):
-        tree.insert("norm.weight", 4)
+    for name in ("attention.qkv.weight", "attention.new", "norm.weight"):
+        with pytest.raises(ValueError, match="already exists"):
+            tree.insert(name, 4)
     tree.insert("attention.qkv.weight", 4, overwrite=True)
+    tree.insert("attention.qkv.bias", 5, overwrite=True)
 
-    assert tree.attention.qkv.weight == 4
+    assert tree.attention.qkv.to_dict() == {"weight": 4, "bias": 5}
     assert tree.attention.output.weight == 2
+
+
+def test_a_cleared_tree_keeps_its_trees_and_no_leaf(tree):
+    tree._clear()
+
+    assert tree.to_dict() == {}
+    assert tree.keys() == ["attention"]
+    assert tree.attention.qkv.len() == 0
 
 
 def test_a_failed_insert_leaves_the_tree_as_it_was(tree):
@@ -84,6 +92,8 @@ def test_update_merges_trees_of_the_same_name(tree):
     }
     with pytest.raises(ValueError, match="already exists"):
         tree.update(DotTree(norm=7))
+    with pytest.raises(ValueError, match="already exists"):
+        DotTree.from_dict({"norm": 1, "norm.weight": 2})
     tree.update(DotTree(norm=7), overwrite=True)
     assert tree.norm == 7
 
@@ -98,7 +108,7 @@ def test_pop_removes_leaves_and_trees(tree):
 
 def test_a_copy_is_independent_of_its_original(tree):
     twin = tree.copy()
-    twin.insert("attention.qkv.bias", 9)
+    twin.insert("attention.qkv.bias", 9, overwrite=True)
     twin.attention.insert("new", 9)
 
     assert tree.keys_flat() == ["attention.qkv.weight", "attention.output.weight", "norm"]

@@ -95,6 +95,29 @@ def test_gradient_graphs_are_refused(values):
         GraphWithNamedArgs(_graph().graph, grad_graph_info=object())
 
 
+def test_a_cache_tells_functions_and_places_apart(values):
+    class Layer:
+        def __init__(self, size):
+            self.size = size
+
+        def __call__(self, x, a):
+            return x + a * self.size
+
+        def __hash__(self):
+            return hash(self.size)
+
+    cache = GraphCache()
+    arguments = (SCALAR, SCALAR)
+    added = cache.create_graph(lambda x, a: x + a, *arguments)
+    layer = cache.create_graph(Layer(2), *arguments)
+
+    assert cache.create_graph(lambda x, a: x - a, *arguments) is not added
+    assert cache.create_graph(Layer(2), *arguments) is layer
+    assert cache.create_graph(Layer(3), *arguments) is not layer
+    with popxl.ipu(1):
+        assert cache.create_graph(Layer(2), *arguments) is not layer
+
+
 def test_a_cache_does_not_keep_programs_alive():
     import gc
     import weakref

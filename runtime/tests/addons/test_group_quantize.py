@@ -22,7 +22,7 @@ def weight(rng):
 def test_a_word_holds_four_numbers_the_first_in_its_highest_bits():
     t = np.array([[0, 1, 2, 15, 15, 14, 0, 7]], np.float16)
 
-    words, scale, bias = group_quantize_compress_numpy(t, 8, -1)
+    words, scale, bias = group_quantize_compress_numpy(t, 8)
 
     assert [_numbers(w) for w in words[0, 0]] == [[0, 1, 2, 15], [15, 14, 0, 7]]
     assert (scale.item(), bias.item()) == (1, 0)
@@ -32,7 +32,7 @@ def test_decompression_follows_its_definition(rng):
     words = rng.integers(0, 2**16, (2, 3, 2)).astype(np.uint16)
     scale, bias = (rng.standard_normal((2, 3, 1)).astype(np.float32) for _ in range(2))
 
-    values = group_quantize_decompress_numpy(words, scale, bias, -1)
+    values = group_quantize_decompress_numpy(words, scale, bias)
 
     expected = [
         [
@@ -88,15 +88,13 @@ def test_compressing_what_was_decompressed_changes_nothing(weight):
 def test_equal_elements_come_back_as_they_were():
     t = np.full((1, 8), 0.5, np.float32)
 
-    assert (
-        group_quantize_decompress_numpy(*group_quantize_compress_numpy(t, 8, -1), -1) == t
-    ).all()
+    assert (group_quantize_decompress_numpy(*group_quantize_compress_numpy(t, 8), -1) == t).all()
 
 
 def test_a_narrow_group_far_from_zero_keeps_to_its_words():
     t = np.linspace(1000, 1000.3, 8, dtype=np.float32)[None]  # float16 has steps of 0.5 here
 
-    words, scale, bias = group_quantize_compress_numpy(t, 8, -1)
+    words, scale, bias = group_quantize_compress_numpy(t, 8)
 
     back = group_quantize_decompress_numpy(words, scale, bias, -1)
     np.testing.assert_allclose(back.astype(np.float32), t, atol=0.5)

@@ -292,3 +292,36 @@ def test_what_asks_for_gradients_is_refused(main_graph):
 
 def _call_module(**asked):
     return Module().call_module(Scale(2), **asked)
+
+
+def test_a_module_with_its_own_gradient_graph_is_not_cached():
+    class Layer(Module):
+        def build_grad(self, *gradients):
+            return gradients
+
+    with pytest.raises(ValueError, match="Layer has a build_grad.*cache=False"):
+        Layer(cache=True)
+    assert Layer()
+
+
+def test_a_module_without_parts_need_not_call_its_base(main_graph):
+    class Plus(Module):
+        def __init__(self, value):
+            self.value = value
+
+        def build(self, x: popxl.Tensor) -> popxl.Tensor:
+            return x + self.value
+
+    graph = main_graph.ir.create_graph(Plus(1), X)
+
+    assert graph.outputs[0].shape == (2, 3)
+
+
+def test_variables_cannot_be_put_below_a_taken_name_unasked(main_graph):
+    class Pair(Module):
+        def build(self, x: popxl.Tensor) -> popxl.Tensor:
+            first = self.add_variable_input("scale.first", full((), 1), x.dtype)
+            return x * first * self.add_variable_input("scale.second", full((), 1), x.dtype)
+
+    with pytest.raises(ValueError, match="'scale' already exists"):
+        Pair().create_graph(X)

@@ -46,6 +46,17 @@ def test_weights_dict_refuses_another_shape_than_the_hosts(weight):
     assert len(weights) == 0
 
 
+def test_weights_dict_takes_a_leading_1_for_one_group():
+    with popxl.Ir().main_graph:
+        whole = popxl.variable(np.zeros((2, 3), np.float32), name="whole")
+
+    weights = WeightsDict({whole: np.ones((1, 2, 3), np.float32)})
+
+    assert weights[whole].shape == (2, 3)
+    with pytest.raises(ValueError, match=r"whole has shape \(2, 3\)"):
+        weights[whole] = np.ones((1, 1, 2, 3), np.float32)
+
+
 def test_timer_logs_its_title(caplog):
     with caplog.at_level(logging.INFO, logger="popxl_addons.utils"), timer("Loading weights"):
         pass

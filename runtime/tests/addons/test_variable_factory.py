@@ -105,6 +105,11 @@ def test_unusable_data_is_refused_by_name(main_graph, data, message):
         VariableFactory(data, name="w")
 
 
+def test_unusable_data_is_refused_outside_a_program_too():
+    with pytest.raises(ValueError, match="data_iter failed"):
+        VariableFactory(lambda: sum(1))
+
+
 def test_data_of_a_changing_shape_is_refused(main_graph):
     factory = VariableFactory([np.zeros(2), np.zeros(3)], name="w")
     factory.next_data()

@@ -52,7 +52,7 @@ def group_quantize_decompress(
 
 
 def group_quantize_decompress_numpy(
-    t: np.ndarray, group_scale: np.ndarray, group_bias: np.ndarray, dim: int
+    t: np.ndarray, group_scale: np.ndarray, group_bias: np.ndarray, dim: int = -1
 ) -> np.ndarray:
     """`group_quantize_decompress` in numpy, for any number of dimensions.
 
@@ -70,7 +70,7 @@ def group_quantize_decompress_numpy(
 
 
 def group_quantize_compress_numpy(
-    t: np.ndarray, group_size: int, dim: int
+    t: np.ndarray, group_size: int, dim: int = -1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quantise `t` in groups of `group_size` along `dim`.
 
