@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from foreign.environment import SITE, MissingPython, make_environment, variables
+from foreign.environment import SITE, EnvironmentFault, make_environment, variables
 from foreign.groups import GROUPS, Group
 from foreign.reasons import OURS, reason_of
 from foreign.running import Result, run_pytest
@@ -43,7 +43,7 @@ def main() -> int:
         return 2
     try:
         python = make_environment(options.environment)
-    except MissingPython as error:
+    except EnvironmentFault as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.speed:

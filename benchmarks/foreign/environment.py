@@ -22,6 +22,7 @@ PACKAGES = (
     "setuptools<81",  # clip's pkg_resources
     "nbformat",
     "nbconvert",
+    "ipykernel",
     "transformers==4.31.0",  # what is compared with
     "simple-parsing==0.0.19.post1",
     "numpy>=2.0",
@@ -43,19 +44,27 @@ PACKAGES = (
 """What the programs import. transformers 4.31 needs tokenizers 0.13, which ends at Python 3.11."""
 
 
-class MissingPython(Exception):
+class EnvironmentFault(Exception):
     """The environment cannot be made, in one line."""
 
 
 def make_environment(folder: Path) -> Path:
-    """The Python of an environment in `folder`, which is made where it is not there yet."""
+    """The Python of an environment in `folder`, which is made where it is not there yet.
+
+    Raises:
+        EnvironmentFault: where `folder` is something else, or there is no Python 3.11.
+        subprocess.CalledProcessError: where pip fails, which says why.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EnvironmentFault(f"{folder} is no folder")
     python = folder / "bin" / "python"
     stamp = folder / "packages.txt"
     wanted = "\n".join((TORCH, *PACKAGES))
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
+    print(f"making an environment in {folder}: this takes minutes", file=sys.stderr, flush=True)
     subprocess.run([_python311(), "-m", "venv", str(folder)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     if subprocess.run([*pip, TORCH], capture_output=True).returncode:  # no wheel at hand
         subprocess.run([*pip, TORCH, "--index-url", CPU_WHEELS], check=True)
     subprocess.run([*pip, TORCH, *PACKAGES], check=True)
@@ -67,7 +76,7 @@ def variables(python: Path, clones: Path, paths: Sequence[Path]) -> dict[str, st
     """Environment variables for programs in `paths`, which import this checkout's runtime."""
     places = [SITE, *paths, RUNTIME, DRIVERS, clones / "examples" / "utils"]
     return os.environ | {
-        "PATH": os.pathsep.join(map(str, (python.parent, SITE / "bin", os.environ["PATH"]))),
+        "PATH": os.pathsep.join(map(str, (SITE / "bin", python.parent, os.environ["PATH"]))),
         "PYTHONPATH": os.pathsep.join(map(str, places)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "FOREIGN_CLONES": str(clones),
@@ -85,5 +94,5 @@ def _python311() -> str:
         return sys.executable
     found = shutil.which("python3.11")
     if found is None:
-        raise MissingPython("Python 3.11 is needed: transformers 4.31 has no later wheels")
+        raise EnvironmentFault("Python 3.11 is needed: transformers 4.31 has no later wheels")
     return found
