@@ -28,7 +28,6 @@ class Result:
     kind: str = ""
     message: str = ""
     trace: list[str] = field(default_factory=list)
-    source: str = ""
     reason: str = ""
 
     @property

@@ -1,12 +1,11 @@
 """A pytest plugin: what each test did, as one line of JSON in a file, as soon as it is known.
 
-Tests have a time limit; those named in the file `FOREIGN_DONE` are left out, so that a process can
+Tests have a time limit; those named in `FOREIGN_DONE` are left out, so that a process can
 go on where one before it died.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -67,16 +66,12 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any]:
     elif report.skipped:
         record["text"] = _skip_reason(report)
     elif report.failed:
-        record |= _failure(item, call, report)
+        record |= _failure(call, report)
     _write(**record)
 
 
-def _failure(item: Any, call: Any, report: Any) -> dict[str, Any]:
+def _failure(call: Any, report: Any) -> dict[str, Any]:
     trace = [f"{entry.path}:{entry.lineno + 1} {entry.name}" for entry in call.excinfo.traceback]
-    try:
-        source = inspect.getsource(item.function)
-    except (AttributeError, OSError, TypeError):
-        source = ""
     message = str(call.excinfo.value)
     if call.excinfo.typename == "CalledProcessError":  # the program that was started says why
         message += f"\n{report.capstdout}\n{report.capstderr}"
@@ -84,7 +79,6 @@ def _failure(item: Any, call: Any, report: Any) -> dict[str, Any]:
         "kind": call.excinfo.typename,
         "message": message[-3000:],
         "trace": trace,
-        "source": source,
         "text": report.longreprtext[-6000:],
     }
 
