@@ -3,9 +3,12 @@
     python benchmarks/foreign_programs.py FOLDER_OF_CLONES
     python benchmarks/foreign_programs.py FOLDER_OF_CLONES --group LLaMA --json llama.json
 
+    python benchmarks/foreign_programs.py FOLDER_OF_CLONES --speed
+
 FOLDER_OF_CLONES holds clones of Graphcore's public repositories: examples, examples-utils, popart
 and popxl-addons. Nothing is written there. The first call makes a virtual environment with the
 packages of these programs' time. Each test has a time limit; the table says why one does not pass.
+With --speed no tests are run: the speed of some programs is measured, as a share of the machine's.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from foreign.environment import SITE, MissingPython, make_environment, variables
 from foreign.groups import GROUPS, Group
 from foreign.reasons import OURS, reason_of
 from foreign.running import Result, run_pytest
+from foreign.speed import show, speed
 
 ENVIRONMENT = Path.home() / ".cache" / "popxl" / "foreign" / "venv"
 
@@ -41,11 +46,18 @@ def main() -> int:
     except MissingPython as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    results: dict[str, list[Result]] = {}
-    for group in groups:
-        print(f"{group.name} ...", file=sys.stderr, flush=True)
-        results[group.name] = run_group(group, clones, python, options.limit, options.only)
-        print(_row(group.name, results[group.name]), file=sys.stderr, flush=True)
+    if options.speed:
+        for row in speed(clones, python):
+            print(show(row), flush=True)
+        return 0
+
+    def run(group: Group) -> list[Result]:
+        found = run_group(group, clones, python, options.limit, options.only)
+        print(_row(group.name, found), file=sys.stderr, flush=True)
+        return found
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = dict(zip([group.name for group in groups], pool.map(run, groups), strict=True))
     print(table(results))
     if options.json:
         listing = {name: [asdict(result) for result in found] for name, found in results.items()}
@@ -116,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", metavar="NAME", help="only groups whose name contains this")
     parser.add_argument("--only", metavar="WORD", help="only tests that pytest's -k takes")
     parser.add_argument("--limit", type=int, default=120, metavar="SECONDS", help="for each test")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="groups at the same time")
+    parser.add_argument("--speed", action="store_true", help="measure speed instead of testing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all results, with tracebacks")
     parser.add_argument(
         "--environment", type=Path, default=ENVIRONMENT, metavar="FOLDER", help="made once"

@@ -51,12 +51,17 @@ def speed(clones: Path, python: Path, drivers: Sequence[str] = tuple(PROGRAMS)) 
     return rows
 
 
+def show(row: dict) -> str:
+    """A row in one line."""
+    share, seconds, limit = row["share"], row["seconds"], row["limit"] / 1e9
+    return f"{row['name']}: {share:.0%} of {limit:.1f} G{row['unit']}, {seconds * 1e3:.1f} ms"
+
+
 def main() -> None:
     clones, *drivers = sys.argv[1:]
     python = make_environment(Path.home() / ".cache" / "popxl" / "foreign" / "venv")
     for row in speed(Path(clones).resolve(), python, drivers or tuple(PROGRAMS)):
-        share, seconds, limit = row["share"], row["seconds"], row["limit"] / 1e9
-        print(f"{row['name']}: {share:.0%} of {limit:.1f} G{row['unit']}, {seconds * 1e3:.1f} ms")
+        print(show(row))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Context(threading.local):
         self.scopes: list[str] = []
         self.in_sequence = False
         self.io_tiles = False
-        self.ipu = 0
+        self.ipu: int | None = 0
 
     @property
     def graph(self) -> Graph:
@@ -32,8 +32,8 @@ class Context(threading.local):
         return self.graphs[-1]
 
     @property
-    def place(self) -> tuple[int, str]:
-        """Where ops are placed in a replica: the IPU, and "io" or "compute" tiles of it."""
+    def place(self) -> tuple[int | None, str]:
+        """Where ops are placed in a replica: the IPU (or None), "io" or "compute" tiles of it."""
         return self.ipu, "io" if self.io_tiles else "compute"
 
     @property
@@ -96,8 +96,12 @@ def name_scope(name: str) -> Iterator[list[str]]:
 
 
 @contextmanager
-def ipu(ipu: int) -> Iterator[int]:
-    """Place the ops made inside on one IPU of a replica; here a replica is one device."""
+def ipu(ipu: int | None) -> Iterator[int | None]:
+    """Place the ops made inside on one IPU of a replica, or for None on no one in particular.
+
+    Here a replica is one device; but tensors of two IPUs are copied (`ops.ipu_copy`) before an op
+    takes both.
+    """
     previous, _context.ipu = _context.ipu, ipu
     try:
         yield ipu
@@ -107,7 +111,11 @@ def ipu(ipu: int) -> Iterator[int]:
 
 @contextmanager
 def io_tiles() -> Iterator[None]:
-    """Place the ops made inside on an IPU's I/O tiles; without effect here."""
+    """Place the ops made inside on an IPU's I/O tiles.
+
+    Here there are none; but tensors of these and of other tiles are copied (`ops.io_tile_copy`)
+    before an op takes both.
+    """
     previous, _context.io_tiles = _context.io_tiles, True
     try:
         yield

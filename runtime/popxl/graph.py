@@ -164,7 +164,13 @@ class Graph:
         return isinstance(tensor, Tensor) and tensor._graph is self
 
     def __enter__(self) -> Graph:
-        get_current_context().graphs.append(self)
+        graphs = get_current_context().graphs
+        if graphs and graphs[-1].ir is not self._ir:
+            raise RuntimeError(
+                f"graph {self._name or 'main'} of {self._ir} cannot be current inside graph "
+                f"{graphs[-1].name or 'main'} of another Ir, {graphs[-1].ir}"
+            )
+        graphs.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+from popxl.dot import Drawings
 from popxl.graph import Declaration, Graph
 from popxl.module import Module
 from popxl.replica_grouping import ReplicaGrouping
@@ -42,7 +45,8 @@ class Ir:
         self._names: dict[str, int] = {}
         self._taken: set[str] = set()
         self._remote_buffers: list[RemoteBuffer] = []
-        self._pb_ir = PartOfPopart()
+        self._pb_ir = PartOfPopart(self)
+        self._drawings = Drawings(self)
         self._graphs: list[Graph] = []
         self._main_graph = Graph._make(self, "")
         self.replication_factor = self._instances if replication == "popdist" else replication
@@ -154,6 +158,24 @@ class Ir:
     def get_all_d2h_streams(self) -> set[DeviceToHostStream]:
         """The streams that some op of the program stores to."""
         return {op.stream for op in self._reachable_ops() if op.kind == "host_store"}
+
+    def dot_checkpoint(self, check: str, save_dir: Path | str | None = None) -> None:
+        """Write the program as it is now to `<check>.dot`, for Graphviz; again to `<check>_1.dot`.
+
+        The environment variable POPART_DOT_CHECKS names the checkpoints that are to be written, as
+        in "first:FINAL", or ALL; FINAL is the program that a session is made of. Where neither it
+        nor the option `dotChecks` is there, all are.
+
+        Args:
+            save_dir: where files of this and later checkpoints go; made where it is missing.
+        """
+        options = self._pb_ir.getSessionOptions()
+        if save_dir is not None:
+            Path(save_dir).mkdir(parents=True, exist_ok=True)
+            options.logDir = str(save_dir)
+        if "POPART_DOT_CHECKS" not in os.environ and not options.dotChecks:
+            options.dotChecks = {"ALL"}
+        self._drawings.checkpoint(check)
 
     def memory(self) -> tuple[int, int]:
         """Ours: bytes a replica of variables, and of remote slots that the program fills itself."""

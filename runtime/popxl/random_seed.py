@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+MAX_UINT64 = 2**64 - 1
 _LOW = 2**32 - 1
 
 

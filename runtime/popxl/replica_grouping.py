@@ -71,7 +71,7 @@ class ReplicaGrouping:
         Raises:
             ValueError: where groups differ in size.
         """
-        sizes = {len(members) for members in self._members()}
+        sizes = self._sizes()
         if len(sizes) > 1:
             raise ValueError(f"{self} has groups of sizes {sorted(sizes)}: no single group_size")
         return sizes.pop()
@@ -81,22 +81,19 @@ class ReplicaGrouping:
         """Distance between neighbours in a group; 1 where groups have a single member.
 
         Raises:
-            ValueError: where the distances differ.
+            NotImplementedError: where the distances differ.
         """
-        strides = {
-            b - a for group in self._members() for a, b in zip(group, group[1:], strict=False)
-        }
+        strides = self._strides()
         if len(strides) > 1:
-            raise ValueError(f"{self} has neighbours {sorted(strides)} apart: no single stride")
+            raise NotImplementedError(
+                f"{self} has neighbours {sorted(strides)} apart: no single stride"
+            )
         return strides.pop() if strides else 1
 
     @property
     def is_const(self) -> bool:
         """True where one stride and one group size describe the grouping."""
-        try:
-            return self.group_size > 0 and self.stride > 0
-        except ValueError:
-            return False
+        return len(self._sizes()) == 1 and len(self._strides()) <= 1
 
     @property
     def const_rg(self) -> ReplicaGrouping:
@@ -116,6 +113,12 @@ class ReplicaGrouping:
             self._ir, [rank_in_group[r] for r in range(len(self._assignment))]
         )
 
+    def _sizes(self) -> set[int]:
+        return {len(members) for members in self._members()}
+
+    def _strides(self) -> set[int]:
+        return {b - a for members in self._members() for a, b in itertools.pairwise(members)}
+
     def _crosses(self, together: int) -> bool:
         """Whether a group has members in two processes of `together` replicas each."""
         return any(len({r // together for r in members}) > 1 for members in self._members())
@@ -133,7 +136,12 @@ class ReplicaGrouping:
         return hash(self._assignment)
 
     def __repr__(self) -> str:
-        return f"ReplicaGrouping(assignment={self.assignment})"
+        if not self.is_const:
+            return f"ReplicaGrouping(assignment={self.assignment})"
+        return (
+            f"ReplicaGrouping(num_replicas={len(self._assignment)}, stride={self.stride}, "
+            f"group_size={self.group_size}, num_groups={self.num_groups})"
+        )
 
 
 def _runs(members: list[int], stride: int) -> list[int]:

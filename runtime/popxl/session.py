@@ -53,6 +53,7 @@ class Session:
 
         self._ir = ir
         self._attached = 0
+        ir._drawings.checkpoint("FINAL")
         with _memory_told():
             self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
         self._host = HostValues(self._engine, ir.main_graph.variables, weights_to_host_on_exit)
@@ -71,6 +72,10 @@ class Session:
     def device(self) -> str:
         """Ours: the kind of device that it is on, "cpu" or "cuda"."""
         return self._engine.device.type
+
+    @device.setter
+    def device(self, value: Any) -> None:
+        """Programs written for the SDK set an IPU here: this session stays where it is."""
 
     @property
     def traffic(self) -> Traffic:

@@ -1,15 +1,27 @@
-"""The options that PopXL programs set to tune an IPU: accepted, without effect."""
+"""The options that PopXL programs set, mostly to tune an IPU: accepted, without effect."""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from popxl.ir import Ir
 
 
 class SessionOptions:
-    """Takes any option. One that was not set is None; those that are tables start empty."""
+    """Takes any option. One that was not set is None; those that are tables start empty.
 
-    def __init__(self) -> None:
+    The number of replicas and what `Ir.dot_checkpoint` asks for do have an effect.
+    """
+
+    def __init__(self, ir: Ir) -> None:
+        self._ir = ir
+        self.dotChecks: set[str] = set()
+        self.logDir = "."
+        cache = os.environ.get("POPXL_CACHE_DIR")
+        self.enableEngineCaching, self.cachePath = cache is not None, cache
         self.engineOptions: dict[str, str] = {}
         self.convolutionOptions: dict[str, str] = {}
         self.matmulOptions: dict[str, str] = {}
@@ -17,6 +29,15 @@ class SessionOptions:
         self.gclOptions: dict[str, str] = {}
         self.lstmOptions: dict[str, str] = {}
         self.virtualGraphSettings: dict[str, Any] = defaultdict(dict)
+
+    @property
+    def replicatedGraphCount(self) -> int:  # noqa: N802 - PopART's name
+        """`Ir.replication_factor`."""
+        return self._ir.replication_factor
+
+    @replicatedGraphCount.setter
+    def replicatedGraphCount(self, count: int) -> None:  # noqa: N802 - PopART's name
+        self._ir.replication_factor = count
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -27,9 +48,9 @@ class SessionOptions:
 class PartOfPopart:
     """What stands where PopXL keeps PopART's own Ir, which programs ask for the options."""
 
-    def __init__(self) -> None:
-        self._options = SessionOptions()
+    def __init__(self, ir: Ir) -> None:
+        self._options = SessionOptions(ir)
 
     def getSessionOptions(self) -> SessionOptions:  # noqa: N802 - PopART's name
-        """The options, kept and not used."""
+        """The options, kept; few are used."""
         return self._options

@@ -87,7 +87,7 @@ class Tensor:
     _graph: Graph
     _spec: TensorSpec
     _name: str
-    _place: tuple[int, str] | None = None
+    _place: tuple[int | None, str] | None = None
 
     def __init__(self):
         raise RuntimeError("popxl.Tensor cannot be constructed directly: ops and variables make it")
@@ -140,9 +140,12 @@ class Tensor:
         """The IPU of a replica that `popxl.ipu` placed it on; the first by default.
 
         Raises:
-            UndefinedValue: where no op makes this tensor.
+            UndefinedValue: where no op makes this tensor, or one inside `popxl.ipu(None)`.
         """
-        return self._placed("IPU")[0]
+        ipu = self._placed("IPU")[0]
+        if ipu is None:
+            raise UndefinedValue(f"{self.name} is made on no IPU in particular")
+        return ipu
 
     @property
     def tile_set(self) -> str:
@@ -153,7 +156,7 @@ class Tensor:
         """
         return self._placed("tile set")[1]
 
-    def _placed(self, what: str) -> tuple[int, str]:
+    def _placed(self, what: str) -> tuple[int | None, str]:
         if self._place is None:
             raise UndefinedValue(f"{self.name} is made by no op: its {what} is not defined")
         return self._place

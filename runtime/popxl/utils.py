@@ -28,13 +28,18 @@ def to_numpy(
         log2_scale, nan_on_overflow: of 8-bit floats, which this runtime does not have.
 
     Raises:
-        ValueError: for a scale, or where `x` cannot be an array.
+        TypeError: for text and other things that hold no numbers.
+        ValueError: for a scale, or where rows differ in length.
     """
     if log2_scale is not None or nan_on_overflow is not None:
         raise ValueError(
             "log2_scale and nan_on_overflow belong to 8-bit floats, not supported here"
         )
     array = _torch_to_numpy(x) if is_torch(x) else np.asarray(x)
+    if array.dtype.kind in "SU":
+        raise TypeError(f"a tensor holds numbers, not text, got {x!r}")
+    if array.dtype == object and not array.ndim:
+        raise TypeError(f"a tensor holds numbers, got {type(x).__name__} {x!r}")
     if array.dtype == object:
         raise ValueError(f"cannot make an array of {type(x).__name__}: rows of different lengths?")
     wanted = dtypes.dtype.as_dtype(dtype if dtype is not None else array.dtype)

@@ -204,7 +204,7 @@ def other() -> Things:
         return Things(graph.ir)
 
 
-def test_another_programs_things_are_refused(things, other):
+def test_another_programs_things_are_refused(other, things):
     group = other.ir.replica_grouping()
     uses = {
         "add: tensor x belongs to graph main": lambda: things.x + other.x,

@@ -59,7 +59,9 @@ class Chain:
     def program(self, native: Library, lead: int) -> RowProgram:
         """What does the chain."""
         out = self.output
-        return RowProgram(native, _steps(self), out.shape, out.dtype.as_torch(), lead)
+        steps = _steps(self)
+        assert steps is not None
+        return RowProgram(native, steps, out.shape, out.dtype.as_torch(), lead)
 
 
 def chains(graph: Graph, fusion: Fusion, lead: int) -> list[Chain]:
@@ -226,6 +228,7 @@ class _Registers:
         if t in self.operand:
             self.steps.append(Step("load", to, (self.operand[t],), one=self._is_one(t)))
         else:
+            assert isinstance(t, Constant)
             value = float(t._data.reshape(()).astype("float64"))
             self.steps.append(Step("constant", to, value=value, one=True))
         return to

@@ -240,22 +240,20 @@ class _GraphLowering:
         self.values.assign(op.inputs[0], self._apply_rule(op)[0], self._shared_by_rule(op))
 
     def _lower_dynamic_update(self, op: Op) -> None:
-        target, wide = op.inputs[0], _is_wide_unsigned(op.inputs[0])
-        cell = self.values.cell(target) if op.modifies and not wide else None
+        target = op.inputs[0]
         update = Update(self.around.composites.native, self.lead, **region(op))
-        if cell:
+        if _is_wide_unsigned(target):
+            made = self._apply_rule(op)[0]
+        elif op.modifies and (cell := self.values.cell(target)):
             node, key = cell
             self.call(update.in_cell, node, *self.values.protect({key}, op.inputs[1:]))
-        elif wide:
-            self._lower_inplace(op) if op.modifies else self._define(
-                op, self._apply_rule(op), NOWHERE
-            )
+            return
         else:
             made = self.call(update.of_copy, *(self.values.node(t) for t in op.inputs))
-            if op.modifies:
-                self.values.assign(target, made)
-            else:
-                self.values.bind(op.outputs[0], made)
+        if op.modifies:
+            self.values.assign(target, made)
+        else:
+            self.values.bind(op.outputs[0], made)
 
     # --- remote buffers and streams ---
 

@@ -12,6 +12,11 @@ from popxl.context import get_current_context, get_current_graph, get_ir
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor, TensorSpec, constant
 
+_ANYWHERE = frozenset(
+    ("call", "repeat", "conditional", "dropout", "remote_load", "remote_load_", "remote_store")
+)
+"""Ops whose inputs may lie on different IPUs of a replica, and tiles of different kinds."""
+
 
 def emit(
     kind: str,
@@ -27,22 +32,39 @@ def emit(
 
     Raises:
         TypeError: where an input is no tensor.
-        ValueError: where an input belongs to another graph.
+        ValueError: where an input belongs to another graph, or inputs lie on different IPUs or
+            tile sets of a replica.
     """
     graph = get_current_graph()
     for tensor in inputs:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{kind}: expected a tensor, got {type(tensor).__name__} {tensor!r}")
         graph._check_owned(tensor, kind)
+    if kind not in _ANYWHERE:
+        check_places(f"{kind}: ", ((t.name, t) for t in inputs))
     scope = get_current_context().name_scope
     label = f"{scope}/{name or kind}" if scope else name or kind
     made = tuple(Tensor._make(graph, spec, label) for spec in outputs)
-    for tensor in made:
-        tensor._place = get_current_context().place
+    inside = [t._place for t in graphs[0]._outputs] if graphs else [None] * len(made)
+    for tensor, place in zip(made, inside, strict=True):
+        tensor._place = place or get_current_context().place
     op = Op(kind, tuple(inputs), made, attributes, graphs, modifies)
     graph._ops.append(op)
     graph._created(op)
     return made
+
+
+def check_places(where: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises ValueError where tensors that ops made lie on different IPUs or tile sets."""
+    placed = [(name, t._place) for name, t in tensors if t._place is not None]
+    for index, what, copy in ((0, "IPUs", "ipu_copy"), (1, "tile sets", "io_tile_copy")):
+        known = [(name, place[index]) for name, place in placed if place[index] is not None]
+        for name, place in known[1:]:
+            if place != known[0][1]:
+                raise ValueError(
+                    f"{where}{known[0][0]} and {name} lie on different {what}, {known[0][1]} and "
+                    f"{place}: use ops.{copy}"
+                )
 
 
 def emit_one(kind: str, inputs: Sequence[Tensor], output: TensorSpec, **rest: Any) -> Tensor:

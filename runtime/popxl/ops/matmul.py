@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from popxl import dtypes
+from popxl.context import get_ir
 from popxl.ops._build import emit_one, need_number, same_dtype, tensor_operand
 from popxl.tensor import Tensor, TensorSpec
 
@@ -22,14 +23,21 @@ def matmul(
         output_type: dtype of the result; that of the operands where None.
 
     Raises:
-        ValueError: where the inner sizes differ, an operand is a scalar, or batches do not
-            broadcast.
+        ValueError: where the inner sizes differ, an operand is a scalar, batches do not
+            broadcast, or the option `partialsTypeMatMuls` is neither "half" nor "float".
     """
     same_dtype("matmul", tensor_operand("matmul", lhs), tensor_operand("matmul", rhs))
     need_number("matmul", lhs)
     output = lhs.dtype if output_type is None else dtypes.dtype.as_dtype(output_type)
     spec = TensorSpec(_shape(lhs, rhs), output)
+    if partials_type is None:
+        _check_partials(get_ir()._pb_ir.getSessionOptions().partialsTypeMatMuls)
     return emit_one("matmul", [lhs, rhs], spec, output_type=output)
+
+
+def _check_partials(option: str | None) -> None:
+    if option not in (None, "", "half", "float"):
+        raise ValueError(f"partialsTypeMatMuls {option!r}: allowed are half and float")
 
 
 def _shape(lhs: Tensor, rhs: Tensor) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl import dtypes
 from popxl.graph import Graph
+from popxl.ops._build import check_places
 from popxl.ops.elementwise import cast
 from popxl.tensor import Tensor
 
@@ -22,7 +23,12 @@ def check_in_graph(graph: Graph, **tensors: Tensor) -> None:
 
 
 def check_tensor_ipu_and_tile_set(**tensors: Tensor) -> None:
-    """See that these are in one place of an IPU; everything is in one place here."""
+    """See that these lie on one IPU and tile set, as far as these are known.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    check_places("", tensors.items())
 
 
 def cast_if_needed(t: Tensor, data_type: dtypes.dtype) -> Tensor:

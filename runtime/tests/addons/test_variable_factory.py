@@ -138,6 +138,10 @@ def test_initialisers_make_what_they_say():
 
 @pytest.fixture
 def factories(main_graph):
+    return _factories()
+
+
+def _factories():
     return NamedVariableFactories.from_dict(
         {
             "norm.weight": VariableFactory(full((3,), 1), popxl.float32, "weight"),
@@ -155,8 +159,10 @@ def test_init_makes_named_variables(factories):
     assert _host(variables.attention.weight).tolist() == [[2] * 3] * 2
 
 
-def test_variables_outlive_the_program_in_a_memory_map(factories, tmp_path):
-    first = factories.init("layer.0", memmap_dir=str(tmp_path))
+def test_variables_outlive_the_program_in_a_memory_map(tmp_path):
+    with popxl.Ir().main_graph:
+        factories = _factories()
+        first = factories.init("layer.0", memmap_dir=str(tmp_path))
     expected = {name: np.array(_host(t)) for name, t in first.to_dict().items()}
 
     def fail(shape):
@@ -223,7 +229,7 @@ def test_empty_variables_of_terabytes_take_no_memory(two_groups, tmp_path, in_fi
     assert peak < 2**20
 
 
-def test_init_zero_makes_tensors_in_any_graph(run, factories):
+def test_init_zero_makes_tensors_in_any_graph(run):
     (zeros,) = run(lambda: NamedVariableFactories(w=_factory()).init_zero().w)
 
     assert zeros.tolist() == [[0.0] * 3] * 2
