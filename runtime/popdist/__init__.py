@@ -38,6 +38,25 @@ def getNumInstances() -> int:  # noqa: N802
     return count
 
 
+def getNumLocalReplicas() -> int:  # noqa: N802
+    """Replicas that each process runs: POPDIST_NUM_LOCAL_REPLICAS, or 1 where that is not set.
+
+    Raises:
+        ValueError: where it is no positive number.
+    """
+    if "POPDIST_NUM_LOCAL_REPLICAS" not in os.environ:
+        return 1
+    count = _number("POPDIST_NUM_LOCAL_REPLICAS")
+    if count < 1:
+        raise ValueError(f"POPDIST_NUM_LOCAL_REPLICAS is {count}, it must be at least 1")
+    return count
+
+
+def getNumTotalReplicas() -> int:  # noqa: N802
+    """Replicas of all processes together."""
+    return getNumInstances() * getNumLocalReplicas()
+
+
 def _number(variable: str) -> int:
     text = os.environ[variable]
     try:

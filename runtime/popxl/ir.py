@@ -28,8 +28,8 @@ class Ir:
     """PopXL's intermediate representation of one program.
 
     Args:
-        replication: how many replicas run it, or "popdist": as many as there are processes
-            (set `replication_factor` for more than one a process).
+        replication: how many replicas run it, or "popdist": `popdist.getNumTotalReplicas()`, one
+            a process unless POPDIST_NUM_LOCAL_REPLICAS or `replication_factor` says more.
 
     Raises:
         ValueError: for a replication below 1 or of another kind.
@@ -49,7 +49,9 @@ class Ir:
         self._drawings = Drawings(self)
         self._graphs: list[Graph] = []
         self._main_graph = Graph._make(self, "")
-        self.replication_factor = self._instances if replication == "popdist" else replication
+        self.replication_factor = (
+            popdist.getNumTotalReplicas() if replication == "popdist" else replication
+        )
 
     @property
     def id(self) -> int:
@@ -74,6 +76,11 @@ class Ir:
                 f"{self._instances} processes"
             )
         self._replication_factor = value
+        if self._popdist:
+            import popdist
+
+            offset = popdist.getInstanceIndex() * self.instance_replication_factor
+            self._pb_ir.getSessionOptions().globalReplicaOffset = offset
 
     @property
     def instance_replication_factor(self) -> int:
