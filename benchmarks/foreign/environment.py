@@ -67,7 +67,9 @@ def variables(python: Path, clones: Path, paths: Sequence[Path]) -> dict[str, st
     """Environment variables for programs in `paths`, which import this checkout's runtime."""
     places = [SITE, *paths, RUNTIME, DRIVERS, clones / "examples" / "utils"]
     return os.environ | {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": os.pathsep.join(
+            (f"{SITE / 'bin'}", f"{python.parent}", os.environ.get("PATH", ""))
+        ),
         "PYTHONPATH": os.pathsep.join(map(str, places)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "FOREIGN_CLONES": str(clones),
