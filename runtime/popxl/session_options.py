@@ -21,6 +21,7 @@ class SessionOptions:
         self._ir = ir
         self.dotChecks: set[str] = set()
         self.logDir = "."
+        self.globalReplicaOffset = 0  # the first replica of this process
         cache = os.environ.get("POPXL_CACHE_DIR")
         self.enableEngineCaching, self.cachePath = cache is not None, cache
         self.engineOptions: dict[str, str] = {}
