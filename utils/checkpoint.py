@@ -6,7 +6,6 @@ sharded copy that is made from it is the only one.
 
 from __future__ import annotations
 
-import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any
 import torch
 
 from config import BloomConfig
+from utils.escaping import cell
 from utils.hub import checkpoint_folder
+from utils.outside import read_mapping
 from utils.weight_files import CheckpointError, WeightFiles
 
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
@@ -64,7 +65,7 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config = _read_config(path / "config.json")
+        self.config = read_mapping(path / "config.json", CheckpointError)
         self._files = WeightFiles(path)
         self._stored = {name.removeprefix(PREFIX): name for name in self._files.names()}
 
@@ -153,18 +154,6 @@ class CheckpointModule:
             raise IndexError(str(error)) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must map settings to values")
-    return config
-
-
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether all values are equal, found out without temporaries of the whole size."""
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -190,7 +179,7 @@ def _differences(config: BloomConfig, checkpoint: dict[str, Any]) -> list[tuple[
 
 def _table(rows: list[tuple[str, Any, Any]]) -> str:
     header = ("setting", "configuration", "checkpoint")
-    cells = [header, *(tuple(str(value) for value in row) for row in rows)]
+    cells = [header, *(tuple(cell(value) for value in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(3)]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -25,11 +25,14 @@ class MemoryMaps:
 
     Attributes:
         config: the configuration given, with what the maps' checkpoint decides.
+        held: what must be there as long as these are, if anything: a folder that is kept open.
 
     Raises:
         UserError: where there are none, they are made for other settings, or a file is missing
             or altered.
     """
+
+    held: object = None
 
     def __init__(self, config: BloomConfig):
         self.path = Path(str(config.execution.memmap_dir)).expanduser()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from popxl.backend import cache
@@ -62,12 +60,7 @@ def built_library() -> Path:
     def make(place: Path) -> None:
         _compile(program, flags, place / NAME)
 
-    place = cache.entry("native", key, make)
-    if place is None:
-        place = Path(tempfile.mkdtemp(prefix="popxl-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        make(place)
-    return place / NAME
+    return cache.entry("native", key, make) / NAME
 
 
 def maker() -> str | None:
