@@ -17,7 +17,7 @@ from config.config import (
     ModelConfig,
     setting_names,
 )
-from utils.escaping import shown
+from utils.escaping import cell, shown
 from utils.outside import read_yaml
 
 PRESETS_FILE = Path(__file__).resolve().with_name("inference.yml")
@@ -58,7 +58,9 @@ def read_preset(name: str | None, file: Path) -> BloomConfig:
     if name is None:
         name = next(iter(presets)) if len(presets) == 1 else DEFAULT_PRESET
     if name not in presets:
-        raise ConfigError(f"unknown preset {name!r} in {file}; known: {', '.join(map(str, presets))}")
+        raise ConfigError(
+            f"unknown preset {name!r} in {file}; known: {', '.join(map(cell, presets))}"
+        )
     place = f"preset {name!r} of {file}"
     sections = _mapping(presets[name], place)
     _check_keys(sections, SECTIONS, place)
@@ -117,7 +119,7 @@ def _mapping(value: Any, place: str) -> dict[str, Any]:
 
 
 def _check_keys(given: Iterable[str], allowed: Iterable[str], place: str) -> None:
-    if unknown := [str(key) for key in given if key not in allowed]:
+    if unknown := [cell(key) for key in given if key not in allowed]:
         raise ConfigError(f"unknown {', '.join(unknown)} in {place}; known: {', '.join(allowed)}")
 
 

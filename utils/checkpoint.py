@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from config import BloomConfig
-from utils.escaping import cell
+from utils.escaping import cell, shown
 from utils.hub import checkpoint_folder
 from utils.outside import read_mapping
+from utils.tensor_shapes import tensor_shapes
 from utils.weight_files import CheckpointError, WeightFiles
 
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
@@ -67,6 +68,7 @@ class Checkpoint:
         self.path = path
         self.config = read_mapping(path / "config.json", CheckpointError)
         self._files = WeightFiles(path)
+        self._shapes: dict[str, tuple[int, ...]] = {}  # those wanted, once that is known
         self._stored = {name.removeprefix(PREFIX): name for name in self._files.names()}
 
     def keys(self) -> list[str]:
@@ -83,7 +85,12 @@ class Checkpoint:
         stored = self._stored.get(name.removeprefix(PREFIX))
         if stored is None:
             raise MissingTensorError(f"no tensor {name} in checkpoint {self.path}")
-        return self._files.tensor(stored)
+        tensor = self._files.tensor(stored)
+        wanted = self._shapes.get(name.removeprefix(PREFIX), tensor.shape)
+        if tensor.shape != wanted:
+            found = f"{name} in checkpoint {self.path} has shape {shown(tuple(tensor.shape))}"
+            raise CheckpointError(f"{found}, its config.json says {wanted}")
+        return tensor
 
     @cached_property
     def tied(self) -> bool:
@@ -108,6 +115,8 @@ class Checkpoint:
     def check_against(self, config: BloomConfig) -> None:
         """Return if the checkpoint is of the model that `config` describes.
 
+        From then on, a tensor of another shape than that model's is refused.
+
         Raises:
             CheckpointError: with a table of all differences.
         """
@@ -118,6 +127,7 @@ class Checkpoint:
                 f"{_table(differences)}\n"
                 "Set what differs to the checkpoint's values, or give another --hf_model."
             )
+        self._shapes = tensor_shapes(config.model)
 
 
 class CheckpointModule:

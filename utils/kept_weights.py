@@ -66,7 +66,9 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
     except CheckpointError:
         raise
     except (OSError, UserError, NotPrivateError) as error:
-        _warn("quantised weights are not kept for the next time: %s", error, place, root.path / name)
+        _warn(
+            "quantised weights are not kept for the next time: %s", error, place, root.path / name
+        )
         return None
     maps.held = held
     return maps

@@ -31,7 +31,8 @@ YAML_BYTES = 1 << 18
 """Of YAML, which is read slowly."""
 
 DEPTH, VALUES = 64, 1_000_000
-"""How deep values may be nested, and how many there may be, aliases counted as what they stand for."""
+"""How deep values may be nested, and how many there may be; an alias counts as what it stands for.
+"""
 
 DIGITS = 100
 """Of a whole number: more than transformers' "very large" one has, fewer than floats can hold."""

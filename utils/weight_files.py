@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.escaping import shown
+from utils.memory import tell_bus_errors
 from utils.outside import (
     INDEX_BYTES,
     Fields,
@@ -59,6 +60,7 @@ class WeightFiles:
                 f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}"
             )
         self._opened: tuple[Path, _Shard] | None = None
+        tell_bus_errors()
         if present[0].suffix == ".json":
             self._places = _read_index(present[0])
         else:

@@ -199,7 +199,9 @@ class Generator:
 def copied_files(folder: Path) -> dict[str, Path]:
     """The files beside the weights, by name: settings and tokenizer."""
     found = [path for pattern in DESCRIPTION for path in folder.glob(pattern)]
-    return {path.name: path for path in sorted(found) if is_file_name(path.name) and is_regular(path)}
+    return {
+        path.name: path for path in sorted(found) if is_file_name(path.name) and is_regular(path)
+    }
 
 
 def _for_generation(config: BloomConfig, tied: bool) -> BloomConfig:

@@ -134,9 +134,7 @@ def _from_content(path: Path, content: dict[str, Any]) -> Manifest:
         hf_model=given.text("hf_model"),
         fingerprint=given.text("fingerprint"),
         settings=UNQUANTIZED | given.mapping("settings"),
-        files={
-            name: file_entry(entry, f"{path}, {name}") for name, entry in files.items()
-        },
+        files={name: file_entry(entry, f"{path}, {name}") for name, entry in files.items()},
     )
 
 

@@ -15,6 +15,7 @@ from utils.memmap.manifest import MANIFEST, map_settings
 from utils.memmap.parts import part_files, variables_of
 from utils.memmap.tensor_file import map_tensors
 from utils.memmap.verification import open_manifest, refuse, verify
+from utils.memory import tell_bus_errors
 from utils.setup import UserError
 
 
@@ -52,6 +53,7 @@ class MemoryMaps:
 
     def write(self, session: InferenceSession) -> None:
         """Make the maps the session's weights: nothing of them is read."""
+        tell_bus_errors()
         for file, part in part_files(session).items():
             session.write_variables_data(_fitting(self.path / file, variables_of(session, part)))
 

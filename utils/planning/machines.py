@@ -159,7 +159,9 @@ def _arithmetic(rates: Any, place: str) -> dict[str, float]:
             known = ", ".join(PRECISIONS)
             raise UserError(f"{place}: teraflops: unknown type {shown(kind)}; known: {known}")
         if type(rate) not in (int, float) or not 0 < rate < math.inf:
-            raise UserError(f"{place}: teraflops: {kind} must be a number over 0, not {shown(rate)}")
+            raise UserError(
+                f"{place}: teraflops: {kind} must be a number over 0, not {shown(rate)}"
+            )
     return {kind: rate * 1e12 for kind, rate in rates.items()}
 
 

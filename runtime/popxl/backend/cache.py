@@ -46,6 +46,8 @@ SAMPLES, SAMPLE = 64, 1 << 16
 _open: list[PrivateFolder] = []
 """Folders that were given out."""
 
+_warned: set[tuple[Path, str]] = set()
+
 _log = logging.getLogger(__name__)
 
 
@@ -250,6 +252,9 @@ def _kept_open(place: PrivateFolder) -> Path:
 
 def _cannot_keep(root: Path, error: Exception) -> None:
     told = f"({error.strerror})" if isinstance(error, OSError) and error.strerror else f"{error}"
+    if (root, told) in _warned:
+        return
+    _warned.add((root, told))
     _log.warning(
         "nothing is kept for the next launch: %s %s; set %s to a folder of your own, with room, "
         "that nobody else can write to",

@@ -1,12 +1,13 @@
 """Folders that nobody but this user can write to, held open so that they stay the ones looked at.
 
-What lies in a cache is loaded as code, so it must be of this user's making. Owner and mode are asked
-of the open folder or file, never of a name; names are looked up in the open folder, and no link is
-followed.
+What lies in a cache is loaded as code, so it must be of this user's making. Owner and mode are
+asked of the open folder or file, never of a name; names are looked up in the open folder, and no
+link is followed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -62,10 +63,8 @@ class PrivateFolder:
         """A folder in this one. Raises like `open`, and a `FileNotFoundError` where it is not
         there and not to be made."""
         if make:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self.descriptor)
-            except FileExistsError:
-                pass
         inner = PrivateFolder(self.path / name, self._open(name, OPEN_FOLDER))
         check_owner(os.fstat(inner.descriptor))
         return inner
@@ -89,10 +88,8 @@ class PrivateFolder:
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it, as far as that is possible."""
         shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self.descriptor)
-        except OSError:
-            pass
 
     def check_contents(self) -> None:
         """Raises a `NotPrivateError` where anything below is not this user's alone."""
@@ -106,17 +103,15 @@ class PrivateFolder:
     def _open(self, name: str, flags: int) -> int:
         try:
             return os.open(name, flags | NO_LINK, 0o600, dir_fd=self.descriptor)
-        except (NotADirectoryError, OSError) as error:
+        except OSError:
             found = _status(name, self.descriptor)
             if found is not None and stat.S_ISLNK(found.st_mode):
                 raise NotPrivateError("has a link in it") from None
-            raise error
+            raise
 
     def __del__(self) -> None:
-        try:
+        with contextlib.suppress(OSError, AttributeError):  # where it was never opened
             os.close(self.descriptor)
-        except (OSError, AttributeError):
-            pass
 
 
 def check_owner(found: os.stat_result) -> None:
