@@ -128,6 +128,13 @@ class Checkpoint:
                 "Set what differs to the checkpoint's values, or give another --hf_model."
             )
         self._shapes = tensor_shapes(config.model)
+        modules = {
+            name[:at] for name in self._shapes for at, sign in enumerate(name) if sign == "."
+        }
+        if both := modules & self._stored.keys():
+            raise CheckpointError(
+                f"checkpoint {self.path} has a tensor {min(both)}, where the model has a module"
+            )
 
 
 class CheckpointModule:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from utils.escaping import shown
+from utils.escaping import in_one_line, shown
 
 SETTINGS_BYTES = 1 << 22
 """Of a file of settings or a manifest."""
@@ -71,7 +71,7 @@ def open_regular(
             raise
         raise fault(f"cannot read {path}: {error.strerror}") from None
     except (OSError, ValueError) as error:
-        raise fault(f"cannot read {shown(str(path))}: {_reason(error)}") from None
+        raise fault(f"cannot read {in_one_line(str(path))}: {_reason(error)}") from None
     try:
         _check_kind(path, os.fstat(descriptor), fault, most)
         return os.fdopen(descriptor, "rb", buffering=0)
@@ -114,13 +114,13 @@ def read_json(path: Path, fault: Fault, most: int = SETTINGS_BYTES, *, absent: b
     return parse_json(read_bytes(path, fault, most, absent=absent), path, fault)
 
 
-def parse_json(data: bytes, path: Path, fault: Fault) -> Any:
-    """What JSON that was read from `path` says."""
+def parse_json(data: bytes, path: Path, fault: Fault, most: int = VALUES) -> Any:
+    """What JSON that was read from `path` says, which has at most so many values."""
     try:
         found = json.loads(
             data.decode(), parse_int=_whole, parse_float=_float, parse_constant=_no_constant
         )
-        check_values(found)
+        check_values(found, most)
     except RecursionError:
         raise fault(f"{path} is damaged: it is nested too deeply") from None
     except (ValueError, MemoryError) as error:
@@ -182,15 +182,15 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
     return count, depth
 
 
-def check_values(value: Any) -> None:
+def check_values(value: Any, most: int = VALUES) -> None:
     """Raises a `ValueError` for values that are too many, too deep or too large, and for text that
     is not Unicode."""
     pending, count = [(value, 0)], 0
     while pending:
         found, depth = pending.pop()
         count += 1
-        if count > VALUES or depth > DEPTH:
-            raise ValueError(f"more than {VALUES:,} values, or nested more than {DEPTH} deep")
+        if count > most or depth > DEPTH:
+            raise ValueError(f"more than {most:,} values, or nested more than {DEPTH} deep")
         if isinstance(found, dict):
             pending += [(part, depth + 1) for pair in found.items() for part in pair]
         elif isinstance(found, list | tuple | set):

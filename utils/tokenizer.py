@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer as BackendTokenizer
 
 from utils.escaping import in_one_line, shown
-from utils.outside import is_regular, read_bytes, read_mapping
+from utils.outside import is_regular, parse_json, read_bytes, read_mapping
 from utils.setup import UserError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
@@ -39,6 +39,12 @@ CLASSES = ("PreTrainedTokenizerFast", "BloomTokenizerFast", "TokenizersBackend",
 
 CODE = "auto_map"
 """The setting that names Python files of the folder's to be run."""
+
+ADDED = {"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
+"""What a file says of an added token."""
+
+LARGEST_VOCABULARY = 20_000_000
+"""Values in a tokenizer.json; BLOOM's has 750,000."""
 
 COPIED = (".json", ".txt", ".model", ".jinja")
 """Endings of the files that tokenizers consist of."""
@@ -77,9 +83,13 @@ def open_with_transformers(folder: Path) -> Any:
     with tempfile.TemporaryDirectory(prefix="bloom-tokenizer-") as copies:
         _copy(folder, Path(copies))
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 copies, local_files_only=True, trust_remote_code=False
             )
+            # What is used of it: some settings are only looked at then.
+            _ = tokenizer("A dog").input_ids, tokenizer.eos_token_id, tokenizer.all_special_ids
+            _ = tokenizer.backend_tokenizer.decoder
+            return tokenizer
         except BaseException as error:  # whatever it trips over in files that are no tokenizer's
             if not _is_fault(error):
                 raise
@@ -101,9 +111,25 @@ def _copy(folder: Path, copies: Path) -> None:
             settings = _read(folder / name) or {}
             _refuse_code(settings, folder / name)
             plain = {key: value for key, value in settings.items() if not key.endswith("_file")}
+            _check_added(plain, folder / name)
             (copies / name).write_text(json.dumps(plain))
         else:
-            (copies / name).write_bytes(read_bytes(folder / name, UserError, TOKENIZER_BYTES))
+            data = read_bytes(folder / name, UserError, TOKENIZER_BYTES)
+            if name == "tokenizer.json":
+                found = parse_json(data, folder / name, UserError, LARGEST_VOCABULARY)
+                _check_added(
+                    found.get("added_tokens") if isinstance(found, dict) else None, folder / name
+                )
+            (copies / name).write_bytes(data)
+
+
+def _check_added(value: Any, path: Path) -> None:
+    """Raises where a token says more than transformers knows: that would be printed as it is."""
+    if isinstance(value, dict) and "content" in value and not value.keys() <= ADDED:
+        raise UserError(f"{path}: a token has unknown settings: {shown(value)}")
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        _check_added(part, path)
 
 
 def _is_weights(name: str) -> bool:

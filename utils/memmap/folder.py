@@ -94,7 +94,7 @@ class MapFolder:
                 path = self.path / MANIFEST
                 if self._content(path) != manifest:
                     write_file(path, manifest)
-                shutil.rmtree(self._notes, ignore_errors=True)
+                self._remove_notes()
         return [name for name in self.names if name not in files]
 
     def _content(self, path: Path) -> bytes | None:
@@ -145,8 +145,12 @@ class MapFolder:
         """Remove what was made here; what lists it goes last, if this is interrupted."""
         for path in paths:
             path.unlink(missing_ok=True)
-        shutil.rmtree(self._notes, ignore_errors=True)
+        self._remove_notes()
         (self.path / MANIFEST).unlink(missing_ok=True)
+
+    def _remove_notes(self) -> None:
+        if self._notes.is_dir():  # rmtree would open something else, and wait where it is a pipe
+            shutil.rmtree(self._notes, ignore_errors=True)
 
     def _check_foreign(self, discarded: set[Path]) -> None:
         own = {*discarded, self.path / MANIFEST} if discarded else set()

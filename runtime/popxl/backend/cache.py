@@ -103,7 +103,8 @@ def entry(kind: str, key: Mapping[str, str], make: Callable[[Path], None]) -> Pa
             _cannot_keep(root.path, error)
             return _kept_open(_made(make))
         with lock, _locked(lock):
-            place = _whole(root, name) or _stored(root, name, _made(make))  # made while we waited
+            place = _whole(root, name, tell=True)  # somebody may have made it while we waited
+            place = place or _stored(root, name, _made(make))
     return _kept_open(place)
 
 
@@ -201,8 +202,8 @@ def _rename(root: PrivateFolder, made: str, name: str) -> None:
     root.remove(old)
 
 
-def _whole(root: PrivateFolder, name: str) -> PrivateFolder | None:
-    """An entry that is there, is this user's alone and as it was made."""
+def _whole(root: PrivateFolder, name: str, tell: bool = False) -> PrivateFolder | None:
+    """An entry that is there, is this user's alone and as it was made; `tell` says what is not."""
     try:
         place = root.folder(name)
         with open(place.file(MANIFEST), "rb") as file:
@@ -218,7 +219,8 @@ def _whole(root: PrivateFolder, name: str) -> PrivateFolder | None:
         reason = str(error)
     except (OSError, ValueError, RecursionError):
         reason = "is damaged"
-    _log.warning("%s %s: it is made again", root.path / name, reason)
+    if tell:
+        _log.warning("%s %s: it is made again", root.path / name, reason)
     return None
 
 

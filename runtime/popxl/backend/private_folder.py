@@ -87,9 +87,12 @@ class PrivateFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it, as far as that is possible."""
-        shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=self.descriptor)
+        found = _status(name, self.descriptor)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
+        elif found is not None:  # rmtree would open it, and wait where it is a pipe
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self.descriptor)
 
     def check_contents(self) -> None:
         """Raises a `NotPrivateError` where anything below is not this user's alone."""
