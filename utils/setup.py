@@ -72,7 +72,7 @@ def escape_errors() -> None:
         say(warnings.formatwarning(in_one_line(str(message)), category, filename, line))
 
     sys.excepthook, threading.excepthook = fault, fault_of_thread
-    warnings.showwarning = warned
+    warnings.showwarning = warned  # type: ignore[assignment]
 
 
 def setup_logging(level: str = "info") -> None:

@@ -8,7 +8,10 @@ from config import ModelConfig
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """By their names without ``transformer.``, the head's included, which may not be stored."""
     width, embedding = model.hidden_size, (model.vocab_size, model.hidden_size)
-    shapes = {"word_embeddings.weight": embedding, "lm_head.weight": embedding}
+    shapes: dict[str, tuple[int, ...]] = {
+        "word_embeddings.weight": embedding,
+        "lm_head.weight": embedding,
+    }
     shapes |= _norm("word_embeddings_layernorm", width) | _norm("ln_f", width)
     for layer in range(model.layers):
         place = f"h.{layer}"

@@ -282,6 +282,35 @@ def test_a_default_folder_is_made_ours_alone(tmp_path, monkeypatch):
     assert (tmp_path / "popxl").stat().st_mode & 0o777 == 0o755
 
 
+def test_a_folder_for_another_program_is_below_ours(root):
+    place = cache.subfolder("other")
+    assert place == root / "other"
+    assert place.stat().st_mode & 0o777 == 0o700
+    (place / "kept").write_text("content")
+    assert (cache.subfolder("other") / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "reason", ["all may write", "a link in it", "all may rename it", "another's"]
+)
+def test_a_folder_that_another_user_can_change_is_given_to_no_program(reason, root, caplog):
+    needs_root(reason)
+    place = cache.subfolder("other")
+    if reason == "all may write":
+        root.chmod(0o777)
+    elif reason == "a link in it":
+        (place / "kept").symlink_to("/dev/null")
+    elif reason == "all may rename it":
+        root.parent.chmod(0o777)
+    else:
+        (place / "kept").write_text("content")
+        os.chown(place / "kept", 12345, 12345)
+    temporary = cache.subfolder("other")
+    assert root not in temporary.parents
+    assert temporary.stat().st_mode & 0o777 == 0o700
+    assert len(caplog.records) == 1
+
+
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
     def end(*_: object) -> None:
