@@ -322,6 +322,16 @@ def test_a_checkpoints_python_is_not_run_nor_asked_about(planted, small, tmp_pat
     assert "never run" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("token", [{"content": "x", ESCAPE: 1}, {ESCAPE: "x"}])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokens_unknown_settings_are_not_printed(name, token, place, capfd):
+    path = place(name)
+    setting = "added_tokens" if name == "tokenizer.json" else "additional_special_tokens"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: [token]}))
+    assert "\x1b" not in line(lambda: load_tokenizer(path.parent))
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("length", ["512", [512], None])
 def test_a_length_that_is_no_number_is_refused_or_of_no_effect(length, place):
     path = place("tokenizer_config.json")

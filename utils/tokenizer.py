@@ -40,6 +40,12 @@ CLASSES = ("PreTrainedTokenizerFast", "BloomTokenizerFast", "TokenizersBackend",
 CODE = "auto_map"
 """The setting that names Python files of the folder's to be run."""
 
+LISTED = (
+    *("added_tokens", "added_tokens_decoder"),
+    *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
+)
+"""Settings that have a list or mapping of tokens each."""
+
 ADDED = {"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 """What a file says of an added token."""
 
@@ -111,25 +117,27 @@ def _copy(folder: Path, copies: Path) -> None:
             settings = _read(folder / name) or {}
             _refuse_code(settings, folder / name)
             plain = {key: value for key, value in settings.items() if not key.endswith("_file")}
+            _check_tokens(plain, folder / name)
             _check_added(plain, folder / name)
             (copies / name).write_text(json.dumps(plain))
         else:
             data = read_bytes(folder / name, UserError, TOKENIZER_BYTES)
             if name == "tokenizer.json":
                 found = parse_json(data, folder / name, UserError, LARGEST_VOCABULARY)
-                _check_added(
-                    found.get("added_tokens") if isinstance(found, dict) else None, folder / name
-                )
+                _check_added(found if isinstance(found, dict) else {}, folder / name)
             (copies / name).write_bytes(data)
 
 
-def _check_added(value: Any, path: Path) -> None:
+def _check_added(settings: dict[str, Any], path: Path) -> None:
     """Raises where a token says more than transformers knows: that would be printed as it is."""
-    if isinstance(value, dict) and "content" in value and not value.keys() <= ADDED:
-        raise UserError(f"{path}: a token has unknown settings: {shown(value)}")
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in parts:
-        _check_added(part, path)
+    tokens = [settings.get(name) for name in (*SPECIAL, "mask_token")]
+    for name in LISTED:
+        found = settings.get(name)
+        tokens += found.values() if isinstance(found, dict) else []
+        tokens += found if isinstance(found, list) else []
+    for token in tokens:
+        if isinstance(token, dict) and not token.keys() <= ADDED:
+            raise UserError(f"{path}: a token has unknown settings: {shown(token)}")
 
 
 def _is_weights(name: str) -> bool:
@@ -215,14 +223,13 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if settings is None:
         return None
     _refuse_code(settings, folder / "tokenizer_config.json")
-    if (folder / "added_tokens.json").exists():
-        return None
     extra = folder / "special_tokens_map.json"  # of older transformers: what the settings say too
     special = _read(extra) or {}
     _check_tokens(settings, folder / "tokenizer_config.json")
     _check_tokens(special, extra)
     plain = (
-        settings.keys() <= KNOWN
+        not (folder / "added_tokens.json").exists()
+        and settings.keys() <= KNOWN
         and settings.get("tokenizer_class") in CLASSES
         and not settings.get("add_prefix_space")
         and all(_content(settings.get(name)) == _content(t) for name, t in special.items())

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from utils.escaping import cell
 from utils.outside import Fields, open_regular, parse_json
 from utils.setup import UserError
 
@@ -130,7 +131,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot map {path}: {error}") from None
     arrays = {
-        name: _view(data, Fields(entry, f"{path}, {name}", UserError))
+        name: _view(data, Fields(entry, f"{path}, {cell(name)}", UserError))
         for name, entry in entries.values.items()
         if name != "__metadata__"
     }
