@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from memmap_checkpoints import REPOSITORY, Small, environment
@@ -73,3 +77,34 @@ def test_a_file_that_is_cut_short_is_named(kind, run, small, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {folder}/")
     assert "cut short" in line
+
+
+def test_the_server_names_it_too(small, tmp_path):
+    maps = small.generate(tmp_path / "maps")
+    words = [*small.words(maps), "--port", "0", "--log_level", "warning"]
+    server = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "run_inference_gradio.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1].rstrip("/")
+        for path in maps.glob("*.safetensors"):
+            os.truncate(path, 4096)
+        request = urllib.request.Request(
+            f"{address}/gradio_api/call/generate",
+            json.dumps({"data": ["A dog", 8, 0.0, 0, 1.0, 1.0, None, []]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with contextlib.suppress(OSError):  # it may be gone before it answers
+            urllib.request.urlopen(request, timeout=20).read()
+        _, errors = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode == 2
+    assert [line for line in errors.splitlines() if line.startswith(f"error: {maps}/")]
+    assert "cut short" in errors
+    assert "Traceback" not in errors

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from utils.escaping import in_one_line, shown
 from utils.outside import is_regular, parse_json, read_bytes, read_mapping
 from utils.setup import UserError
+from utils.text import TextStream
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 """Settings that name one special token each."""
@@ -75,7 +76,10 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
     if settings is None or backend is None:
         return None
     tokenizer = Tokenizer(backend, settings)
-    return tokenizer if tokenizer.is_complete else None
+    if not tokenizer.is_complete:
+        return None
+    _check_decoder(tokenizer, folder)
+    return tokenizer
 
 
 def open_with_transformers(folder: Path) -> Any:
@@ -94,14 +98,23 @@ def open_with_transformers(folder: Path) -> Any:
             )
             # What is used of it: some settings are only looked at then.
             _ = tokenizer("A dog").input_ids, tokenizer.eos_token_id, tokenizer.all_special_ids
-            _ = tokenizer.backend_tokenizer.decoder
+            _check_decoder(tokenizer, folder)
             return tokenizer
+        except UserError:
+            raise
         except BaseException as error:  # whatever it trips over in files that are no tokenizer's
             if not _is_fault(error):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             reason = in_one_line(reason.replace(copies, str(folder))[:300])
             raise UserError(f"no tokenizer in {folder}: {reason}") from None
+
+
+def _check_decoder(tokenizer: Any, folder: Path) -> None:
+    try:
+        TextStream(tokenizer)
+    except UserError as error:
+        raise UserError(f"no tokenizer in {folder} that can be used: {error}") from None
 
 
 def _copy(folder: Path, copies: Path) -> None:

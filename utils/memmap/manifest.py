@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from config import BloomConfig
-from utils.escaping import cell, in_one_line
+from utils.escaping import cell
 from utils.memmap.tensor_file import read_header
 from utils.outside import Fields, is_file_name, open_regular, read_json
 from utils.setup import UserError
@@ -70,12 +70,12 @@ class Manifest:
         """What keeps maps that are there, `other`, from being used as these, which are wanted."""
         ours, theirs = self.settings, other.settings
         found = [
-            f"{name} is {_told(theirs, name)} there, {_told(ours, name)} here"
+            f"{cell(name)} is {_told(theirs, name)} there, {_told(ours, name)} here"
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
         if self.fingerprint != other.fingerprint:
-            there = in_one_line(other.hf_model)
+            there = cell(other.hf_model)
             found.insert(0, f"{there} there has other weights than {self.hf_model} here")
         return found
 
