@@ -38,7 +38,7 @@ sys.path[:0] = [str(REPOSITORY / part) for part in ("", "runtime", "tests", "run
 LIMIT = 20
 """Seconds that a case may take; it is ended by its own process, or by this one twice as late."""
 
-MEMORY = 24 << 30
+MEMORY = 12 << 30
 """Bytes of addresses that a process may have."""
 
 LONGEST_LINE = 2000

@@ -114,8 +114,15 @@ def test_an_altered_weight_is_found_and_made_again_where_checksums_are_asked_for
     np.testing.assert_array_equal(logits(verified), expected)
 
 
-@pytest.mark.parametrize("place", ["", "maps", "maps/layer_0001.safetensors", "maps/manifest.json"])
-@pytest.mark.parametrize("how", ["others may write", "another owner", "a link"])
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [
+        ("", "others may write"),
+        *((place, how) for place in ("", "maps") for how in ("another owner", "a link")),
+        ("maps/layer_0001.safetensors", "another owner"),
+        ("maps/layer_0001.safetensors", "a link"),
+    ],
+)
 def test_an_entry_that_is_not_ours_alone_is_made_again(place, how, small, cache, caplog):
     expected = logits(settings(small))
     path = entries(cache)[0].parent / place

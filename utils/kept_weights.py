@@ -56,7 +56,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
     name = f"weights-{_key(config, checkpoint)}"
     place = root.path / name
     try:
-        held = _folder(root, name)
+        held = root.own_folder(name)
         place = held.opened  # from here on nothing is looked up under the name
         execution = dataclasses.replace(config.execution, memmap_dir=str(place / MAPS))
         config = dataclasses.replace(config, execution=execution)
@@ -72,19 +72,6 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
         return None
     maps.held = held
     return maps
-
-
-def _folder(root: PrivateFolder, name: str) -> PrivateFolder:
-    """The folder of an entry, of this user's alone; one that is not so is removed."""
-    try:
-        held = root.folder(name, make=True)
-        held.check_contents()
-    except NotPrivateError as error:
-        logger.warning("%s %s; it is made again", root.path / name, error)
-        root.remove(name)
-        held = root.folder(name, make=True)
-        held.check_contents()
-    return held
 
 
 def _whole_maps(config: BloomConfig, held: PrivateFolder) -> MemoryMaps | None:

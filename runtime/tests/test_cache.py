@@ -290,25 +290,39 @@ def test_a_folder_for_another_program_is_below_ours(root):
     assert (cache.subfolder("other") / "kept").exists()
 
 
-@pytest.mark.parametrize(
-    "reason", ["all may write", "a link in it", "all may rename it", "another's"]
-)
-def test_a_folder_that_another_user_can_change_is_given_to_no_program(reason, root, caplog):
+@pytest.mark.parametrize("reason", ["a link in it", "another's file", "all may write to it"])
+def test_a_folder_for_another_program_that_is_not_ours_alone_is_made_again(reason, root, caplog):
     needs_root(reason)
     place = cache.subfolder("other")
-    if reason == "all may write":
-        root.chmod(0o777)
-    elif reason == "a link in it":
+    if reason == "a link in it":
         (place / "kept").symlink_to("/dev/null")
-    elif reason == "all may rename it":
-        root.parent.chmod(0o777)
+    elif reason == "all may write to it":
+        (place / "kept").write_text("content")
+        place.chmod(0o777)
     else:
         (place / "kept").write_text("content")
         os.chown(place / "kept", 12345, 12345)
+    assert cache.subfolder("other") == place
+    assert not list(place.iterdir())
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("reason", ["all may write", "all may rename it"])
+def test_a_folder_that_another_user_can_change_is_given_to_no_program(reason, root, caplog):
+    cache.subfolder("other")
+    (root if reason == "all may write" else root.parent).chmod(0o777)
     temporary = cache.subfolder("other")
     assert root not in temporary.parents
     assert temporary.stat().st_mode & 0o777 == 0o700
     assert len(caplog.records) == 1
+
+
+def test_a_permissive_umask_of_another_program_costs_nothing(root):
+    file = cache.subfolder("other") / "kept"
+    file.write_text("content")
+    file.chmod(0o664)
+    assert (cache.subfolder("other") / "kept").exists()
 
 
 @contextlib.contextmanager

@@ -132,8 +132,7 @@ def subfolder(name: str) -> Path:
     root = opened_root()
     if root is not None:
         try:
-            inner = root.folder(name, make=True)
-            inner.check_contents()
+            inner = root.own_folder(name)
             if not is_stable(inner.path):
                 raise NotPrivateError("is in a folder that others can write to")
             return inner.path.resolve()

@@ -8,14 +8,19 @@ link is followed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
 from pathlib import Path
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+_log = logging.getLogger(__name__)
 
 
 class NotPrivateError(Exception):
@@ -82,6 +87,19 @@ class PrivateFolder:
             raise
         return descriptor
 
+    def own_folder(self, name: str) -> PrivateFolder:
+        """`folder`, made where it is not there, with all that is in it this user's alone; one that
+        is not so is removed first, with a warning."""
+        try:
+            inner = self.folder(name, make=True)
+            inner.check_contents()
+        except NotPrivateError as error:
+            _log.warning("%s %s: it is made again", self.path / name, error)
+            self.remove(name)
+            inner = self.folder(name, make=True)
+            inner.check_contents()
+        return inner
+
     def names(self) -> list[str]:
         return sorted(os.listdir(self.descriptor))
 
@@ -95,11 +113,15 @@ class PrivateFolder:
                 os.unlink(name, dir_fd=self.descriptor)
 
     def check_contents(self) -> None:
-        """Raises a `NotPrivateError` where anything below is not this user's alone."""
+        """Raises a `NotPrivateError` where anything below is not this user's alone.
+
+        In a folder that nobody else can enter, nobody else can write, whatever the modes.
+        """
+        entered = os.fstat(self.descriptor).st_mode & OTHERS
         for _, folders, files, descriptor in os.fwalk(dir_fd=self.descriptor):
             for name in (*folders, *files):
                 found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                check_owner(found)
+                check_owner(found, modes=bool(entered))
                 if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                     raise NotPrivateError("has something in it that is no file")
 
@@ -117,11 +139,11 @@ class PrivateFolder:
             os.close(self.descriptor)
 
 
-def check_owner(found: os.stat_result) -> None:
+def check_owner(found: os.stat_result, modes: bool = True) -> None:
     """Raises a `NotPrivateError` where what was found is another's, or others can write to it."""
     if found.st_uid != _user():
         raise NotPrivateError(f"has another owner (user {found.st_uid})")
-    if found.st_mode & WRITABLE_BY_OTHERS:
+    if modes and found.st_mode & WRITABLE_BY_OTHERS:
         raise NotPrivateError(f"can be written to by others (mode {stat.S_IMODE(found.st_mode):o})")
 
 
