@@ -26,7 +26,7 @@ from utils.planning.machines import load_machine
 from utils.setup import UserError
 from utils.tokenizer import load_tokenizer
 
-SECONDS = 10
+SECONDS = 60
 ROOM = 8 << 30
 BRACKETS = "[" * 100_000
 ESCAPE = "\x1b]0;owned\x07"

@@ -184,7 +184,7 @@ def test_an_entry_that_is_not_ours_alone_is_made_again(change, root, caplog):
     needs_root(change)
     ENTRIES[change](planted(root))
     maker = Maker(b"ours")
-    with limited(10):
+    with limited(60):
         place = cache.entry("test", KEY, maker)
     assert (place / "file").read_bytes() == b"ours"
     assert maker.count == 1
