@@ -41,7 +41,7 @@ REACHABLE_BELOW = ("/assets/", "/static/", f"{API}/call/", f"{API}/heartbeat/")
 page's own functions under `/run/`."""
 
 PATH = re.compile(r"/[A-Za-z0-9._~/@:+-]*")
-QUESTIONS = ("session_hash", "page", "all_session", "view", "lang", "__theme")
+QUESTIONS = ("session_hash", "all_session", "view", "lang", "__theme")
 """Names in a query that are let through; what else there is makes no difference to this page."""
 
 FORWARDING = ("forwarded", "x-real-ip", "x-gradio-server", "x-original-host")
