@@ -265,16 +265,24 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(root: Path, folder: Path, account: str | None) -> Iterator[Server]:
-    """`tests/run_scripted_page.py` of a repository, logging all it logs into a file."""
+def running(
+    root: Path, folder: Path, account: str | None = None, descriptors: int = 1024
+) -> Iterator[Server]:
+    """`tests/run_scripted_page.py` of a repository, logging all it logs into a file.
+
+    Args:
+        account: user and password as `user:password`.
+        descriptors: files and connections that the process may have open.
+    """
     log = folder / f"log_{'account' if account else 'open'}.txt"
     environment = {k: v for k, v in os.environ.items() if k != "BLOOM_AUTH"}
     environment |= {"BLOOM_AUTH": account} if account else {}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "runtime")))}
+    script = [sys.executable, str(root / "tests" / "run_scripted_page.py")]
     options = ["--port", "0", "--max_tokens", "20", "--time_limit", "5", "--log_level", "info"]
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(root / "tests" / "run_scripted_page.py"), *options],
+            ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *script, *options],
             env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
         )  # fmt: skip
         try:

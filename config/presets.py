@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from config.config import (
 )
 
 PRESETS_FILE = Path(__file__).resolve().with_name("inference.yml")
+MOST_NESTING = 64
 DEFAULT_PRESET = "bloom_tiny"
 SECTIONS = {"model": ModelConfig, "execution": ExecutionConfig}
 
@@ -88,12 +90,29 @@ def to_yaml(config: BloomConfig) -> str:
 def _read_presets(file: Path) -> dict[str, Any]:
     """Preset name -> its sections. A file of bare sections is one preset, named after the file."""
     try:
-        presets = _mapping(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+        text = file.read_text(encoding="utf-8")
+        _check_nesting(text, file)
+        loaded = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except RecursionError:
+        raise ConfigError(f"{file} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # of values, too
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    presets = _mapping(loaded, str(file))
     return {file.stem: presets} if "model" in presets else presets
+
+
+def _check_nesting(text: str, file: Path) -> None:
+    """The parser's time is the square of the nesting. Settings need two levels of it."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > MOST_NESTING:
+        raise ConfigError(f"{file} is nested too deeply: at most {MOST_NESTING} brackets are open")
 
 
 def _section(kind: type, settings: Any, place: str) -> Any:
@@ -112,6 +131,9 @@ def _section(kind: type, settings: Any, place: str) -> Any:
 def _mapping(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{place} must map names to values, not be a {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{place} must have texts as names, not {key!r}")
     return value
 
 

@@ -145,6 +145,13 @@ class BoundedProtocol(H11Protocol):
             return
         self._settle(expecting=True)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; the request that it was a part of has its answer with that."""
+        super().send_400_response(msg)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing():

@@ -40,6 +40,9 @@ REACHABLE_BELOW = ("/assets/", "/static/", f"{API}/call/", f"{API}/heartbeat/")
 """Where all that is served lies. Gradio has more, among it uploads, files of the server's, and the
 page's own functions under `/run/`."""
 
+LONGEST_NAME = 200
+"""Characters between two slashes: no file has more, and a file system none over 255."""
+
 PATH = re.compile(r"/[A-Za-z0-9._~/@:+-]*")
 QUESTIONS = ("session_hash", "all_session", "view", "lang", "__theme")
 """Names in a query that are let through; what else there is makes no difference to this page."""
@@ -134,7 +137,8 @@ class Gate:
             raise Refusal(414, f"the path of an address may have at most {most} characters")
         below = path.startswith(REACHABLE_BELOW) and ".." not in path.split("/")
         reachable = path == "/" or path.rstrip("/") in REACHABLE or below
-        if not reachable or not PATH.fullmatch(path):
+        short = all(len(part) <= LONGEST_NAME for part in path.split("/"))
+        if not reachable or not short or not PATH.fullmatch(path):
             raise Refusal(404, "Not Found")
         heartbeat = f"{API}/heartbeat/"
         if path.startswith(heartbeat):

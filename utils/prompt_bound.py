@@ -51,7 +51,7 @@ class PromptBound:
             if len(piece) > 1:
                 counts = np.bincount(np.frombuffer(piece, np.uint8), minlength=257)
                 counts[256] = len(piece)
-                np.maximum(most, counts, most)
+                np.maximum(most, counts, out=most)
         return most
 
 
