@@ -90,6 +90,7 @@ def build_app(
     )
     hosts = hosts or Hosts()
     mounted = next(route.app for route in inner.routes if isinstance(route, Mount))
+    assert isinstance(mounted, GradioApp)
     gate = Gate(inner, Calls(page.fns, service.limits), hosts, service.limits)
     return Application(gate, mounted, hosts)
 
