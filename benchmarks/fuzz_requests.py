@@ -298,13 +298,14 @@ def running(
 
 
 def fuzz(count: int, seed: int, seconds: float, root: Path = REPOSITORY) -> Findings:
-    """Send `count` requests, or as many as there is time for."""
-    findings, end = Findings(), time.monotonic() + seconds
+    """Send `count` requests, or as many as there is time for once the servers have started."""
+    findings = Findings()
     with (
         tempfile.TemporaryDirectory() as name,
         running(root, Path(name), None) as plain,
         running(root, Path(name), "user:pass") as closed,
     ):
+        end = time.monotonic() + seconds
         for number in range(count):
             if time.monotonic() > end:
                 break

@@ -489,6 +489,7 @@ def test_no_page_may_frame_this_one(site: Served, path: str) -> None:
 def fuzzed(fuzz: Callable[..., Any], count: int, seconds: float) -> None:
     findings = fuzz(count, 1, seconds)
     assert findings.wrong == []
+    assert findings.slowest > 0
 
 
 def test_a_slice_of_the_fuzzed_requests() -> None:
