@@ -22,7 +22,10 @@ from simple_parsing import field
 
 from config import BloomConfig, ExecutionConfig, parse_arguments
 from utils import distributed
+from utils.hosts import Hosts
+from utils.limits import Limits
 from utils.listening import bind, is_public, listen, url
+from utils.quiet_log import make_quiet
 from utils.setup import UserError, run_script, setup_logging
 
 FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
@@ -51,6 +54,24 @@ class ServerArguments:
         metavar="USER:PASSWORD",
         help="what the page asks for; better in the environment's BLOOM_AUTH, which no `ps` shows",
     )
+    allow_host: list[str] = field(
+        default_factory=list,
+        action="append",
+        nargs=None,
+        type=str,
+        metavar="NAME",
+        help="a name that the page may be reached by, besides localhost and its own addresses; may "
+        "be given several times",
+    )
+    proxy: list[str] = field(
+        default_factory=list,
+        action="append",
+        nargs=None,
+        type=str,
+        metavar="ADDRESS",
+        help="address or network of a proxy whose X-Forwarded-For, -Host and -Proto are believed; "
+        "may be given several times",
+    )
     max_queue: int = field(
         default=32, help="requests that may wait for a row, 0 or more; further ones are refused"
     )
@@ -63,6 +84,10 @@ class ServerArguments:
         action="store_true",
         help="log the prompts of requests, not their length only",
     )
+
+    def hosts(self) -> Hosts:
+        """Names and proxies. Raises a `UserError` for one that is none."""
+        return Hosts.given(self.allow_host, self.proxy, bound=self.host)
 
     def account(self) -> tuple[str, str] | None:
         """User and password. Raises a `UserError` where one of them is missing."""
@@ -91,8 +116,9 @@ def main(
     )
     config = for_many(config, sys.argv[1:] if argv is None else argv)
     setup_logging(config.execution.log_level)
-    account = arguments.account()
-    return serve(config, arguments, account, load)
+    make_quiet(Limits())
+    account, hosts = arguments.account(), arguments.hosts()
+    return serve(config, arguments, account, hosts, load)
 
 
 def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
@@ -114,6 +140,7 @@ def serve(
     config: BloomConfig,
     arguments: ServerArguments,
     account: tuple[str, str] | None,
+    hosts: Hosts,
     load: Callable[[BloomConfig], Any] | None,
 ) -> int:
     """Load the model and serve it; the exit status."""
@@ -140,9 +167,9 @@ def serve(
         def ready() -> None:
             print(f"the page is at {url(listener)}", flush=True)
             if arguments.share:
-                share(listener)
+                share(listener, hosts)
 
-        app = build_app(service, account)
+        app = build_app(service, account, hosts)
         listen(listener)
         WebServer(app, service, ready).run([listener])
     finally:

@@ -25,12 +25,28 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 WEIGHT_PRECISIONS = ("full", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LONGEST_ERROR = 500
+"""Characters of an error about settings."""
+
 MOST_LOOKUP_TOKENS = 15
 """With the one before them they are 16 rows: so many are still computed as one row is."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: one line that names it, its value and what is allowed."""
+    """A setting that cannot be used: one line that names it, its value and what is allowed.
+
+    What is in it from elsewhere cannot end the line, control a terminal, or fill a screen.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_one_line(message))
+
+
+def _one_line(text: str) -> str:
+    """The text with escapes for what cannot be printed, and without most of a long middle."""
+    if len(text) > LONGEST_ERROR:
+        text = f"{text[: LONGEST_ERROR - 200]} … {text[-190:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     kinds = {
         bool: ("true or false", lambda v: type(v) is bool),
         int: ("a whole number", lambda v: type(v) is int),
-        float: ("a finite number", lambda v: type(v) in (int, float) and math.isfinite(v)),
+        float: ("a finite number", _is_finite),
         str: ("a text that is not empty", lambda v: isinstance(v, str) and v),
         str | None: ("a text or left out", lambda v: v is None or (isinstance(v, str) and v)),
         tuple[int, ...]: (
@@ -175,6 +191,13 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     wanted, accepts = kinds[kind]
     if not accepts(value):
         raise ConfigError(f"{name} must be {wanted}, not {_shown(value)}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond floats
+        return False
 
 
 def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:

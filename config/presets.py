@@ -115,6 +115,9 @@ def _section(kind: type, settings: Any, place: str) -> Any:
 def _mapping(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{place} must map names to values, not be a {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{place} must have texts as names, not {key!r}")
     return value
 
 

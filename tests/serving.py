@@ -163,12 +163,16 @@ class Served:
 
 
 @contextmanager
-def served(passes: Any, tokenizer: Any, *, auth: Any = None, **options: Any) -> Iterator[Served]:
+def served(
+    passes: Any, tokenizer: Any, *, auth: Any = None, hosts: Any = None, **options: Any
+) -> Iterator[Served]:
     """A page on `passes`, at a port that was free. `options` are the engine's and the service's."""
-    ours = {name: options.pop(name) for name in ("max_tokens", "log_prompts") if name in options}
+    names = ("max_tokens", "log_prompts", "limits")
+    ours = {name: options.pop(name) for name in names if name in options}
     with Engine(passes, **options) as engine:
         service = Service(engine, tokenizer, **ours)
-        with serving(service, auth) as address:
+        allowed = {} if hosts is None else {"hosts": hosts}
+        with serving(service, auth, **allowed) as address:
             yield Served(address, service, engine, passes, tokenizer)
 
 

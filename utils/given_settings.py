@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+from utils.limits import Limits
 from utils.sampling import SamplingConfig
 from utils.setup import UserError
+
+LARGEST = (1 << 63) - 1
+"""The largest number that JSON is written with everywhere."""
+
+MOST_DIGITS = 20
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 200, 200
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,11 @@ class GivenSettings:
     seed: Any = None
     stop: Any = ()
 
-    def checked(self, max_tokens: int) -> CheckedSettings:
+    def checked(self, max_tokens: int, limits: Limits | None = None) -> CheckedSettings:
         """The settings, once they are known to be possible.
+
+        Args:
+            limits: of the stop strings.
 
         Raises:
             UserError: naming the first that is not, its value and what is allowed.
@@ -51,7 +64,8 @@ class GivenSettings:
         num_tokens = _whole("num_tokens", self.num_tokens)
         if not 1 <= num_tokens <= max_tokens:
             raise UserError(f"num_tokens must be from 1 to {max_tokens}, not {num_tokens}")
-        return CheckedSettings(sampling.seeded(), num_tokens, _texts("stop", self.stop))
+        stop = _bounded(_texts("stop", self.stop), limits or Limits())
+        return CheckedSettings(sampling.seeded(), num_tokens, stop)
 
 
 def setting_names() -> list[str]:
@@ -62,6 +76,8 @@ def setting_names() -> list[str]:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} must be a number, not {_shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{name} must be a number from -{LARGEST} to {LARGEST}")
     return value
 
 
@@ -76,9 +92,11 @@ def _seed(value: Any) -> int | None:
     """A whole number or its digits, or None for none."""
     if isinstance(value, str):
         digits = value.strip()
-        if digits and not digits.lstrip("-").isdecimal():
+        if digits and not digits.removeprefix("-").isdecimal():
             raise UserError(f"seed must be a whole number, 0 or more, not {_shown(value)}")
-        value = int(digits[:4000]) if digits else None
+        if len(digits) > MOST_DIGITS:
+            raise UserError(f"seed must be a whole number from 0 to {LARGEST}")
+        value = int(digits) if digits else None
     return None if value is None else _whole("seed", value)
 
 
@@ -90,7 +108,17 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _bounded(stop: tuple[str, ...], limits: Limits) -> tuple[str, ...]:
+    """The stop strings themselves, where they are few and short enough."""
+    most, longest = limits.stop_strings, limits.stop_characters
+    if len(stop) > most:
+        raise UserError(f"stop must be at most {most} texts, not {len(stop)}")
+    if (length := max(map(len, stop), default=0)) > longest:
+        raise UserError(f"stop must be texts of at most {longest} characters, not {length}")
+    return stop
+
+
 def _shown(value: Any) -> str:
     """The value as it may stand in a message: nobody reads a megabyte of it."""
-    text = "empty" if value in (None, "") else repr(value)
+    text = "empty" if value in (None, "") else _SHORT.repr(value)
     return text if len(text) <= 60 else text[:60] + "…"

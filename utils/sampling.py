@@ -7,7 +7,6 @@ top-k, top-p. The rules do not change their arguments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ import numpy as np
 from utils.setup import UserError
 
 SMALLEST = 1e-6  # divisor of logits: a smaller one could make float32 overflow
+LARGEST = 1e6  # factor and divisor of logits, for the same reason
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         temperature = self.temperature
         _check(
-            temperature == 0 or SMALLEST <= temperature < math.inf,
+            temperature == 0 or SMALLEST <= temperature <= LARGEST,
             "temperature",
             temperature,
-            f"0 (greedy) or a finite number from {SMALLEST:g}",
+            f"0 (greedy) or a finite number from {SMALLEST:g} to {LARGEST:g}",
         )
         _check(
             _is_whole(self.top_k) and self.top_k >= 0,
@@ -48,10 +48,10 @@ class SamplingConfig:
         )
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "over 0 and at most 1 (off)")
         _check(
-            SMALLEST <= self.repetition_penalty < math.inf,
+            SMALLEST <= self.repetition_penalty <= LARGEST,
             "repetition_penalty",
             self.repetition_penalty,
-            f"a finite number from {SMALLEST:g} (1 is off)",
+            f"a finite number from {SMALLEST:g} to {LARGEST:g} (1 is off)",
         )
         _check(
             self.seed is None or (_is_whole(self.seed) and self.seed >= 0),

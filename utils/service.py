@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from utils.engine import Engine
 from utils.generation import Request, encode_prompt
 from utils.given_settings import GivenSettings
+from utils.limits import Limits
 from utils.next_tokens import LikelyToken, NextTokens
+from utils.prompt_bound import PromptBound
 from utils.setup import UserError
 from utils.ticket import EndReason, Ticket, Work
 
@@ -59,6 +62,7 @@ class Service:
     Args:
         max_tokens: that a request may ask for; None is the context.
         log_prompts: write prompts to the log, which otherwise has only their lengths.
+        limits: of what a request may cost.
     """
 
     def __init__(
@@ -68,13 +72,17 @@ class Service:
         *,
         max_tokens: int | None = None,
         log_prompts: bool = False,
+        limits: Limits | None = None,
     ):
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"max_tokens must be 1 or more, not {max_tokens}")
         context = engine.passes.sequence_length
         self.engine, self.tokenizer = engine, tokenizer
         self.max_tokens = min(max_tokens or context, context)
+        self.limits = limits or Limits()
         self._log_prompts = log_prompts
+        self._bound = PromptBound(tokenizer)
+        self._long = ThreadPoolExecutor(1, "long prompt")  # one at a time: others need cores too
         self._owned: defaultdict[str, set[Ticket]] = defaultdict(set)
 
     async def generate(
@@ -83,15 +91,17 @@ class Service:
         """Continue a prompt; the last `Progress` has the `end_reason`.
 
         Args:
-            owner: whose it is, for `stop`.
+            owner: whose it is, for `stop`; '' is nobody's, and cannot be stopped by one.
 
         Raises:
             UserError: prompt or settings are not possible, or the queue is full.
             ServerError: an error ended it.
         """
-        checked = settings.checked(self.max_tokens)
-        request = Request(
-            await self._ids(prompt),
+        checked = settings.checked(self.max_tokens, self.limits)
+        ids = await self._ids(prompt)
+        request = await asyncio.to_thread(
+            Request,
+            ids,
             self.tokenizer,
             checked.sampling,
             checked.num_tokens,
@@ -122,7 +132,7 @@ class Service:
 
     def stop(self, owner: str) -> None:
         """End all that this owner has running or waiting, at the next token."""
-        for ticket in list(self._owned.get(owner, ())):
+        for ticket in list(self._owned.get(owner, ())) if owner else []:
             ticket.cancel()
 
     async def settled(self, owner: str) -> None:
@@ -137,7 +147,21 @@ class Service:
             raise UserError("the prompt is empty: write something for the model to continue")
         if not isinstance(prompt, str):
             raise UserError(f"the prompt must be a text, not {type(prompt).__name__}")
-        return await asyncio.to_thread(encode_prompt, self.tokenizer, prompt, self.engine.passes)
+        size = len(prompt.encode("utf-8", "surrogatepass"))
+        pool = self._long if size > self.limits.plain_prompt_bytes else None
+        return await asyncio.get_running_loop().run_in_executor(pool, self._encoded, prompt, size)
+
+    def _encoded(self, prompt: str, size: int) -> list[int]:
+        """The ids; a long prompt that cannot fit is not tokenized first."""
+        passes = self.engine.passes
+        if size > self.limits.plain_prompt_bytes:
+            least = self._bound.least_tokens(prompt)
+            if least > passes.sequence_length:
+                raise UserError(
+                    f"the prompt has {least} tokens at least, but the context (sequence_length) "
+                    f"holds {passes.sequence_length}: shorten the prompt"
+                )
+        return encode_prompt(self.tokenizer, prompt, passes)
 
     async def _events(
         self, work: Work, prompt: str, owner: str

@@ -1,7 +1,7 @@
-"""The web server of the page: what of it can be reached, its health, and its end.
+"""The web server of the page: its parts put together, its health, and its end.
 
-Gradio's own server is not used: this one lets through only what the page needs, waits for no other
-host, and leaves within seconds.
+Gradio's own server is not used: this one waits for no other host, leaves within seconds, and stands
+behind a gate (`utils.gate`) and limits (`utils.limits`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
+from urllib.parse import urlsplit
 
 import fastapi
 import gradio as gr
@@ -22,9 +25,14 @@ import uvicorn
 from fastapi.responses import JSONResponse
 from gradio.routes import App as GradioApp
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from utils.calls import Calls
+from utils.connections import BoundedProtocol, Connections
+from utils.gate import Gate
+from utils.hosts import Hosts
 from utils.listening import bind, url
+from utils.logins import checker
 from utils.page.layout import build_page
 from utils.page.style import CSS, theme
 from utils.service import Service
@@ -34,71 +42,40 @@ logger = logging.getLogger(__name__)
 GRACE = 3
 """Seconds that connections have to end in, once the server is told to."""
 
-LARGEST_BODY = 1 << 20
-"""Bytes of a request: a prompt that fills the context has far fewer."""
 
-REACHABLE = (
-    "/",
-    "/health",
-    "/config",
-    "/theme.css",
-    "/manifest.json",
-    "/favicon.ico",
-    "/robots.txt",
-    "/login",
-    "/logout",
-    "/gradio_api/info",
-    "/gradio_api/openapi.json",
-    "/gradio_api/login_check",
-    "/gradio_api/app_id",
-    "/gradio_api/token",
-    "/gradio_api/user",
-    "/gradio_api/startup-events",
-    "/gradio_api/queue/join",
-    "/gradio_api/queue/data",
-    "/gradio_api/queue/status",
-    "/gradio_api/cancel",
-    "/gradio_api/reset",
-)
-REACHABLE_BELOW = (
-    "/assets/",
-    "/static/",
-    "/gradio_api/call/",
-    "/gradio_api/heartbeat/",
-    "/gradio_api/run/",
-)
-"""Where all that is served lies. Gradio has more, among it uploads and files of the server's."""
+@dataclass(frozen=True)
+class Application:
+    """The page and `/health`: `app` behind the gate, `page` without."""
 
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'"
-)
-"""What a browser may fetch for the page: nothing of another host's. gr.HTML needs the eval."""
+    app: ASGIApp
+    page: GradioApp
+    hosts: Hosts
 
 
-def build_app(service: Service, auth: tuple[str, str] | None = None) -> fastapi.FastAPI:
-    """The page and `/health` as an ASGI application.
+def build_app(
+    service: Service, auth: tuple[str, str] | None = None, hosts: Hosts | None = None
+) -> Application:
+    """What is served, as an ASGI application.
 
     Args:
         auth: user and password that the page asks for.
+        hosts: by which names it may be called, besides loopback ones.
     """
-    app = fastapi.FastAPI(openapi_url=None)
+    inner = fastapi.FastAPI(openapi_url=None)
 
-    @app.get("/health")
-    def health() -> JSONResponse:
+    @inner.get("/health")
+    async def health() -> JSONResponse:
         statistics = service.engine.statistics()
         status = {"status": "ok" if statistics.alive else "stopping"}
         code = 200 if statistics.alive else 503
         return JSONResponse(status | dataclasses.asdict(statistics), code)
 
-    app.add_middleware(_Gate)
-    return gr.mount_gradio_app(
-        app,
-        build_page(service),
+    page = build_page(service)
+    gr.mount_gradio_app(
+        inner,
+        page,
         path="/",
-        auth=auth,
+        auth=checker(*auth) if auth else None,
         allowed_paths=[],
         max_file_size=0,
         show_error=False,
@@ -111,68 +88,36 @@ def build_app(service: Service, auth: tuple[str, str] | None = None) -> fastapi.
         theme=theme(),
         css=CSS,
     )
-
-
-class _Gate:
-    """Lets through what is reachable, in bodies of a sane size, and tells browsers the policy."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path = scope["path"]
-        if path.rstrip("/") not in REACHABLE and path != "/" and not _is_below(path):
-            await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
-            return
-        if not _is_small(scope):
-            message = {
-                "detail": f"a request may have at most {LARGEST_BODY} bytes, with its length"
-            }
-            await JSONResponse(message, 413)(scope, receive, send)
-            return
-
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-                message = {**message, "headers": [*message["headers"], *headers]}
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-
-def _is_below(path: str) -> bool:
-    return path.startswith(REACHABLE_BELOW) and ".." not in path.split("/")
-
-
-def _is_small(scope: Scope) -> bool:
-    """By what its headers say: the server reads no more than that."""
-    headers = dict(scope["headers"])
-    if b"transfer-encoding" in headers:
-        return False
-    return int(headers.get(b"content-length", 0)) <= LARGEST_BODY
+    hosts = hosts or Hosts()
+    mounted = next(route.app for route in inner.routes if isinstance(route, Mount))
+    assert isinstance(mounted, GradioApp)
+    gate = Gate(inner, Calls(page.fns, service.limits), hosts, service.limits)
+    return Application(gate, mounted, hosts)
 
 
 class WebServer(uvicorn.Server):
     """Serves an application on a socket until it is told to end, with `service`'s engine."""
 
-    def __init__(self, app: fastapi.FastAPI, service: Service, ready: Callable[[], None]):
+    def __init__(self, application: Application, service: Service, ready: Callable[[], None]):
+        limits = service.limits
+        book = Connections(limits, application.hosts.is_proxy)
         super().__init__(
             uvicorn.Config(
-                app,
+                application.app,
+                http=partial(BoundedProtocol, book, limits),  # type: ignore[arg-type]
+                ws="none",
+                lifespan="on",
+                log_config=None,  # ours, which does not repeat itself
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,  # the gate reads those of a proxy that was named
+                server_header=False,
                 timeout_graceful_shutdown=GRACE,
-                timeout_keep_alive=75,
+                timeout_keep_alive=limits.keep_alive_seconds,
+                h11_max_incomplete_event_size=limits.header_bytes,
             )
         )
-        self._app, self._service, self._ready = app, service, ready
+        self._page, self._service, self._ready = application.page, service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -182,9 +127,7 @@ class WebServer(uvicorn.Server):
         """Ends generations, and the streams that tell whether a tab is still open, so that
         connections can end."""
         self._service.engine.begin_to_close()
-        for mount in self._app.routes:
-            if isinstance(mount, Mount) and isinstance(mount.app, GradioApp):
-                mount.app.stop_event.set()
+        self._page.stop_event.set()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -196,10 +139,12 @@ class WebServer(uvicorn.Server):
 
 
 @contextmanager
-def serving(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
+def serving(
+    service: Service, auth: tuple[str, str] | None = None, hosts: Hosts | None = None
+) -> Iterator[str]:
     """The page served by a thread of this process, at the address it gives."""
     listener, ready = bind("127.0.0.1", 0), threading.Event()
-    server = WebServer(build_app(service, auth), service, ready.set)
+    server = WebServer(build_app(service, auth, hosts), service, ready.set)
     thread = threading.Thread(target=server.run, args=[[listener]], daemon=True)
     thread.start()
     ready.wait()
@@ -210,12 +155,13 @@ def serving(service: Service, auth: tuple[str, str] | None = None) -> Iterator[s
         thread.join()
 
 
-def share(listener: socket.socket) -> None:
+def share(listener: socket.socket, hosts: Hosts) -> None:
     """Have gradio.live forward a public address to the server; print it, or why there is none."""
-    threading.Thread(target=_share, args=listener.getsockname()[:2], daemon=True).start()
+    arguments = (*listener.getsockname()[:2], hosts)
+    threading.Thread(target=_share, args=arguments, daemon=True).start()
 
 
-def _share(host: str, port: int) -> None:
+def _share(host: str, port: int, hosts: Hosts) -> None:
     from gradio.networking import setup_tunnel
 
     try:
@@ -223,4 +169,7 @@ def _share(host: str, port: int) -> None:
     except Exception as error:
         logger.error("no public link: %s", str(error).strip() or type(error).__name__)
     else:
+        name = urlsplit(url).hostname or ""
+        hosts.names.add(name)
+        hosts.https.add(name)
         print(f"public link: {url}", flush=True)

@@ -41,6 +41,8 @@ def build_page(service: Service) -> gr.Blocks:
                 gr.Markdown(words.EXPLANATION, elem_id="explanation")
         add_endpoints(service)  # first: the names are theirs
         _bind(handlers, writing, settings)
+    for function in page.fns.values():  # what is not queued could be run without a tab
+        function.queue = function.fn is not None
     served = service.engine.passes.batch_size + service.engine.max_queue
     # Gradio keeps 60 kB of a tab until so many others have come. The page needs none of it.
     page.state_session_capacity = served
@@ -51,6 +53,21 @@ def build_page(service: Service) -> gr.Blocks:
 
 class _Page(gr.Blocks):
     """Keeps what was sent in a call that fails out of the log, where Gradio writes it."""
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **named: Any) -> list[Any]:
+        """The values of a call as a function has them.
+
+        Raises:
+            gr.Error: they are not what the page sends.
+        """
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **named)
+        except gr.Error:
+            raise
+        except Exception:
+            raise gr.Error(
+                f"{block_fn.api_name} does not take these values", print_exception=False
+            ) from None
 
     async def process_api(
         self, block_fn: Any, inputs: list[Any], *arguments: Any, **named: Any
