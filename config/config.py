@@ -242,5 +242,6 @@ def _check(possible: bool, name: str, value: Any, allowed: str) -> None:
 if __name__ == "__main__":
     sys.path[0] = str(REPOSITORY)  # instead of this folder, where `config` would be this file
     from config.arguments import print_config
+    from utils import streams
 
-    sys.exit(print_config())
+    sys.exit(streams.guarded(print_config))

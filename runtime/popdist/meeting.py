@@ -10,7 +10,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ import popdist
 from popdist.member import Member, state
 from popdist.seconds import seconds_of
 from popdist.siblings import ranks, siblings
+from popdist.terminal import say
 from popdist.watch import first_beat
 
 WAIT = "POPDIST_WAIT"
@@ -103,11 +103,9 @@ class Meeting:
         """Say whom this process waits for, if it is the first one of its machine."""
         missing = self._missing() if self.members else [0]  # who holds the store
         if missing and self.speaks:
-            print(
+            say(
                 f"rank {self.index} waits for {ranks(missing)} of {self.count} to come to "
-                f"{_address()}, for {self._limit:g} s at most ({WAIT})",
-                file=sys.stderr,
-                flush=True,
+                f"{_address()}, for {self._limit:g} s at most ({WAIT})"
             )
 
     @property

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from popdist.member import Member
 from popdist.progress import Progress
 from popdist.seconds import seconds_of
-from popdist.terminal import TerminalSettings
+from popdist.terminal import TerminalSettings, say
 
 SILENCE = "POPDIST_SILENCE"
 """Environment variable: seconds without a beat after which a process counts as lost."""
@@ -294,7 +294,7 @@ class Watch:
         self._terminal.restore()
         alike = self._status == ending.status > SIGNALLED  # the same signal came to both
         if ending.reason and self._speaks(ending) and not alike:
-            print(f"error: {ending.reason}", file=sys.stderr, flush=True)
+            say(f"error: {ending.reason}")
         if not self._store_lost:  # or this might wait for it
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"left/{self.index}", "1")
