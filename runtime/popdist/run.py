@@ -1,0 +1,34 @@
+"""`torchrun` whose store listens on one address alone: on one host on loopback.
+
+    python -m popdist.run --nproc-per-node 2 program.py
+
+Every option is torchrun's. Its own store listens on all interfaces, and whoever reaches it can
+write there; on several hosts this one listens on the address given as the master's, whose port is
+to be shielded from all but these hosts.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from popdist.stores import store_at
+
+
+def main() -> None:
+    """The command line."""
+    from torch.distributed import run
+    from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
+
+    static_tcp_rendezvous.TCPStore = _store  # type: ignore[misc, assignment]
+    run.main()
+
+
+def _store(
+    host: str, port: int, count: int, is_master: bool, timeout: timedelta, **options: Any
+) -> Any:
+    return store_at(host, port, count, is_master=is_master, timeout=timeout, **options)
+
+
+if __name__ == "__main__":
+    main()
