@@ -11,16 +11,15 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 ONE_SHOT = ("tests/run_scripted.py", "--prompt", "A cat")
-BENCHMARK = (
-    "inference.py --layers 1 --hidden_size 8 --heads 2 --vocab_size 8 --sequence_length 8 "
-    "--prompt_tokens 2 --new_tokens 2 --repeats 1 --prompt_chunks 4"
-).split()
+SMALL = "--layers 1 --hidden_size 8 --heads 2 --vocab_size 8 --sequence_length 8"
+RUNS = "--prompt_tokens 2 --new_tokens 2 --repeats 1 --prompt_chunks 4"
+BENCHMARK = ("inference.py", *SMALL.split(), *RUNS.split())
 SCRIPTS = {
     "text": ONE_SHOT,
     "text at once": (*ONE_SHOT, "--no_stream"),
     "json": (*ONE_SHOT, "--json"),
     "help": ("run_inference.py", "--help"),
-    "benchmark": tuple(BENCHMARK),
+    "benchmark": BENCHMARK,
     "plan": (*BENCHMARK, "--dry_run", "--json"),
     "settings": ("config/config.py",),
     "maps": ("generate_memmap.py", "--memmap_dir", "{folder}"),

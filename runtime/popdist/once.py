@@ -23,14 +23,19 @@ everybody when the first one exits."""
 
 _BEGAN = time.time()
 _claimed: list[bool] = []
+_launcher = 0  # this process, if it is one
 
 
-def claim(patient: bool = False) -> bool:
+def claim(patient: bool = False, launches: bool = False) -> bool:
     """Whether this process is the one that says why the job has ended; the answer stays.
 
     Args:
         patient: let others do so first, who know more.
+        launches: whether this process is the launcher of the job's.
     """
+    global _launcher
+    if launches:
+        _launcher = os.getpid()
     if not _claimed:
         if patient:
             until = time.monotonic() + PATIENCE
@@ -42,9 +47,12 @@ def claim(patient: bool = False) -> bool:
 
 def _file() -> Path:
     """Of this start of the job, on this machine."""
-    launcher = os.getppid()
+    launcher = _launcher or os.getppid()
     words = [machine(), str(launcher), started(launcher)]
-    words += [os.environ.get(name, "") for name in OF_A_JOB]
+    if _launcher or "TORCHELASTIC_RUN_ID" in os.environ:
+        words.append(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    else:  # a shell may start several
+        words += [os.environ.get(name, "") for name in OF_A_JOB]
     name = hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
     return Path(tempfile.gettempdir()) / f"popdist-{os.getuid()}-{name}"
 
