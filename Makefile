@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= A dog is
-RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popdist -name '*.py' -o -name '*.[ch]pp')
+RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popxl_torch runtime/popdist -name '*.py' -o -name '*.[ch]pp')
 
 .DEFAULT_GOAL := help
 .PHONY: help run chat serve test lint format clean

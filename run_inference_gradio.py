@@ -27,6 +27,7 @@ from utils.limits import Limits
 from utils.listening import bind, is_public, listen, url
 from utils.quiet_log import make_quiet
 from utils.setup import UserError, run_script, setup_logging
+from utils.streams import OutputError
 
 FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
 """What this script sets where neither command line nor preset do: rows for several people, no chunk
@@ -164,14 +165,24 @@ def serve(
             log_prompts=arguments.log_prompts,
         )
 
+        unwritten: list[OutputError] = []
+
         def ready() -> None:
-            print(f"the page is at {url(listener)}", flush=True)
+            try:
+                print(f"the page is at {url(listener)}", flush=True)
+            except OutputError as error:  # within the event loop, which would print its own stack
+                unwritten.append(error)
+                server.should_exit = True
+                return
             if arguments.share:
                 share(listener, hosts)
 
         app = build_app(service, account, hosts)
         listen(listener)
-        WebServer(app, service, ready).run([listener])
+        server = WebServer(app, service, ready)
+        server.run([listener])
+        if unwritten:
+            raise unwritten[0]
     finally:
         if not engine.close(timeout=1):
             # It is in a pass that takes long, under which Python cannot end in order.

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from simple_parsing import field
 
+from config import costs
+
 if TYPE_CHECKING:
     from popxl import dtypes
 
@@ -28,6 +30,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LONGEST_ERROR = 500
 """Characters of an error about settings."""
 
+CHUNKS = f"at most {costs.MOST_CHUNKS} numbers"
 MOST_LOOKUP_TOKENS = 15
 """With the one before them they are 16 rows: so many are still computed as one row is."""
 
@@ -168,6 +171,7 @@ class BloomConfig:
                 _check_type(name, getattr(section, name), kind)
         _check_values(self.model, self.execution)
         _check_sharding(self.model, self.execution)
+        _check_costs(self)
         return self
 
 
@@ -253,6 +257,27 @@ def _check_groups(size: int, hidden: int, tp1: int, tp2: int) -> None:
         _check((hidden // parts) % size == 0, "group_size", size, f"a divisor of {width}")
 
 
+def _check_costs(config: BloomConfig) -> None:
+    """What would take minutes or more to build, even for a plan."""
+    for section in (config.model, config.execution):
+        for name in setting_names(type(section)):
+            most = costs.MOST.get(name)
+            if most is not None:
+                value = getattr(section, name)
+                _check(value <= most, name, value, f"at most {most:,}")
+    chunks, replicas = config.execution.prompt_chunks, config.execution.replicas
+    _check(len(chunks) <= costs.MOST_CHUNKS, "prompt_chunks", f"{len(chunks)} of them", CHUNKS)
+    product = "tensor_parallel_1 * tensor_parallel_2"
+    _check(replicas <= costs.MOST_REPLICAS, product, replicas, f"at most {costs.MOST_REPLICAS:,}")
+    size, most = costs.weight_bytes(config), costs.MOST_WEIGHT_BYTES
+    if size > most:
+        raise ConfigError(
+            f"layers = {config.model.layers} and hidden_size = {config.model.hidden_size} make "
+            f"{size / costs.GIGABYTE:,.0f} GB of weights, at most "
+            f"{most / costs.GIGABYTE:,.0f} GB are possible"
+        )
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     _check(value in choices, name, value, f"one of {', '.join(choices)}")
 
@@ -271,5 +296,6 @@ def _shown(value: Any) -> str:
 if __name__ == "__main__":
     sys.path[0] = str(REPOSITORY)  # instead of this folder, where `config` would be this file
     from config.arguments import print_config
+    from utils import streams
 
-    sys.exit(print_config())
+    sys.exit(streams.guarded(print_config))

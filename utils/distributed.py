@@ -141,13 +141,21 @@ def tell_who_is_missed() -> None:
         return
     held = _meeting()
     if held is not None:
-        if held.speaks:
-            tell(held.missed())
+        _tell_once(held.missed(), patient=not held.speaks)
         held.give_up()
         return
     siblings = _siblings()
-    if (ended := siblings.missing()) and siblings.first() == popdist.getInstanceIndex():
-        tell(siblings.ended_early(ended))
+    if ended := siblings.missing():
+        first = siblings.first() == popdist.getInstanceIndex()
+        _tell_once(siblings.ended_early(ended), patient=not first)
+
+
+def _tell_once(error: str, patient: bool) -> None:
+    """`tell`, unless another process of this machine does."""
+    from popdist.once import claim
+
+    if error and claim(patient):
+        tell(error)
 
 
 def tell(error: str) -> None:
@@ -176,7 +184,9 @@ def finish(status: int, error: str = "") -> None:
         told = in_one_line(error)
         reason = f"rank {popdist.getInstanceIndex()}: {told}" if error and not leads() else ""
         job.watch.end(status, reason)
-    if leads() or (job is None and _speaks()):
+    if several() and job is None and _fails_to_meet():
+        _tell_once(error, patient=not _speaks())
+    elif leads() or (job is None and _speaks()):
         tell(error)
 
 

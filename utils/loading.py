@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from config import BloomConfig
+from config import BloomConfig, costs
 from inference import InferenceSession, inference
 from modelling.sharding import only_replicas
 from utils import distributed
 from utils.memmap.reader import MemoryMaps
+from utils.memory import available_memory
 from utils.passes import Passes
 from utils.setup import UserError
 from utils.tokenizer import open_tokenizer, open_with_transformers
@@ -58,6 +59,7 @@ def load(config: BloomConfig) -> Loaded:
 
 def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]) -> Loaded:
     """With the tokenizer of `folder` and the weights that `write` gives the session."""
+    check_memory(config, weights=False)  # these are mapped, or given to the session part by part
     with ThreadPoolExecutor(1) as beside:  # building the session imports torch: both take long
         opened = beside.submit(open_tokenizer, folder)
         session = build(config)
@@ -69,6 +71,29 @@ def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession
         passes.replicas.follow()
         sys.exit()
     return Loaded(config, session, passes, tokenizer)
+
+
+def check_memory(config: BloomConfig, weights: bool) -> None:
+    """Find out before anything is built whether what is computed has room.
+
+    Args:
+        weights: whether these take memory, too.
+
+    Raises:
+        UserError: it has not.
+    """
+    share = 1 / distributed.place()[1]
+    device = config.execution.device
+    excess = costs.excess(config, available_memory(), weights, share)
+    if excess and device != "cpu":  # an accelerator may have more; finding out takes seconds
+        from popxl import machine
+
+        try:
+            excess = costs.excess(config, int(machine.free_memory(device)), weights, share)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(str(error)) from None
+    if excess:
+        raise UserError(excess)
 
 
 def build(config: BloomConfig, spread: bool = True) -> InferenceSession:

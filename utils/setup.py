@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import signal
 import sys
 import threading
 import traceback
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from config import ConfigError
-from utils import distributed
+from utils import distributed, streams
 from utils.escaping import EscapingFormatter, escaped, in_one_line
 
 # Libraries that write a line for each request or file lock.
@@ -28,28 +28,33 @@ class UserError(ValueError):
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and leave the process with its exit status.
 
-    The status is what `main` returns (None is 0). A `UserError`, a `ConfigError` or too little
-    memory is printed as ``error: ...`` on stderr, status 2; an interrupt is status 130, as shells
-    have it. Any other exception is a fault of the program and keeps its traceback. Of several
-    processes the others end with this one.
+    The status is what `main` returns (None is 0). A `UserError`, a `ConfigError`, too little
+    memory or a stdout that is closed or full is printed as ``error: ...`` on stderr, status 2; an
+    interrupt is status 130, as shells have it. Any other exception is a fault of the program and
+    keeps its traceback. Of several processes the others end with this one.
     """
     status, message = 1, ""
     escape_errors()
     try:
+        streams.prepare()
         distributed.prepare()
-        status = main() or 0
+        if distributed.leads():  # the others write no results
+            streams.require_stdout()
+        status = _status_of(main)
         sys.stdout.flush()
+    except streams.OutputError as error:
+        streams.give_up_stdout()
+        status, message = 2, str(error)
     except (UserError, ConfigError, MemoryError) as error:
         status, message = 2, str(error) or "out of memory"
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
-        # The reader of our output has gone, as in `... | head`. What is still buffered would fail
-        # again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_stdout()  # the reader of our output has gone, as in `... | head`
         status = 141
-    except SystemExit as leaving:
-        status = leaving.code if isinstance(leaving.code, int) else 0
+    # An interrupt from now on has nothing left to interrupt; of several processes it would keep
+    # this one from ending the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if distributed.several() else signal.SIG_DFL)
     distributed.finish(status, message)
     sys.exit(status)
 
@@ -73,6 +78,14 @@ def escape_errors() -> None:
 
     sys.excepthook, threading.excepthook = fault, fault_of_thread
     warnings.showwarning = warned  # type: ignore[assignment]
+
+
+def _status_of(main: Callable[[], int | None]) -> int:
+    """What `main` returns, or leaves with."""
+    try:
+        return main() or 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
 
 
 def setup_logging(level: str = "info") -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -53,24 +53,24 @@ class Terminal:
     def __init__(self, generate: Generate, defaults: Answers):
         self._generate = generate
         self._last = defaults
-        output = create_output(always_prefer_tty=True)  # also if stdout is redirected
-        self._prompts: PromptSession[str] = PromptSession(history=prompt_history(), output=output)
+        kind: type[Lines] = PlainLines if is_dumb() else EditedLines
+        self._prompts = kind(prompt_history)
         self._values = {
-            name: PromptSession[str](history=InMemoryHistory(), output=output)
-            for name in ("Temperature", "Top-k", "Number of tokens")
+            name: kind(InMemoryHistory) for name in ("Temperature", "Top-k", "Number of tokens")
         }
 
     def run(self) -> int:
         """Rounds of question and text; the exit status, which is 0."""
         say(WELCOME)
-        while True:
-            try:
-                self._last = self._ask()
-                self._show(self._last)
-            except KeyboardInterrupt:  # Ctrl-C drops the answers of this round
-                continue
-            except EOFError:
-                return 0
+        with Noted():
+            while True:
+                try:
+                    self._last = self._ask()
+                    self._show(self._last)
+                except KeyboardInterrupt:  # Ctrl-C drops the answers of this round
+                    continue
+                except EOFError:
+                    return 0
 
     def _ask(self) -> Answers:
         last = self._last
@@ -85,7 +85,7 @@ class Terminal:
         last = self._last.prompt
         hint = f" [{_shortened(last)}]" if last else ""
         while True:
-            prompt = self._prompts.prompt(f"Prompt{hint}: ") or last
+            prompt = self._prompts.ask(f"Prompt{hint}: ") or last
             if prompt:
                 return prompt
             say("error: the prompt must have some text")
@@ -94,7 +94,7 @@ class Terminal:
         self, name: str, kind: type[Number], last: Number, check: Callable[[Number], object]
     ) -> Number:
         while True:
-            text = self._values[name].prompt(f"{name} [{last}]: ").strip()
+            text = self._values[name].ask(f"{name} [{last}]: ").strip()
             if not text:
                 return last
             try:
@@ -123,6 +123,77 @@ class Terminal:
                 return
         write("\n")
         say(summary(step, ended_by))
+
+
+class Lines(Protocol):
+    """Asks for lines of one kind.
+
+    Args:
+        history: makes what keeps them.
+    """
+
+    def __init__(self, history: Callable[[], History]): ...
+
+    def ask(self, question: str) -> str:
+        """The answer. Raises KeyboardInterrupt for Ctrl-C, EOFError for Ctrl-D."""
+
+
+class EditedLines(Lines):
+    """Lines that can be edited, with those before them."""
+
+    def __init__(self, history: Callable[[], History]):
+        output = create_output(always_prefer_tty=True)  # also if stdout is redirected
+        self._session: PromptSession[str] = PromptSession(history=history(), output=output)
+
+    def ask(self, question: str) -> str:
+        with Noted(self._interrupt):
+            # Its own handler would leave Python's for a moment, which raises anywhere.
+            return self._session.prompt(question, handle_sigint=False)
+
+    def _interrupt(self) -> None:
+        """As if Ctrl-C was typed; while a line is edited it is a key, and no signal."""
+        application = self._session.app
+        if application.is_running and application.loop is not None:
+            application.loop.call_soon_threadsafe(application.key_processor.send_sigint)
+
+
+class PlainLines(Lines):
+    """Lines as the terminal itself edits them, for one that knows no escape sequences."""
+
+    def __init__(self, history: Callable[[], History]):
+        pass
+
+    def ask(self, question: str) -> str:
+        shown = sys.stdout if sys.stdout.isatty() else sys.stderr
+        try:
+            with Noted(_raise):
+                shown.write(question)
+                shown.flush()
+                line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            shown.write("\n")
+            raise
+        if not line:
+            shown.write("\n")
+            raise EOFError
+        return line.rstrip("\r\n")
+
+
+def _raise() -> None:
+    raise KeyboardInterrupt
+
+
+class Noted:
+    """Handles Ctrl-C as told while something runs, and else drops it: it raises nowhere else."""
+
+    def __init__(self, handle: Callable[[], None] = lambda: None):
+        self._handle = handle
+
+    def __enter__(self) -> None:
+        self._previous = signal.signal(signal.SIGINT, lambda *_: self._handle())
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
 
 
 class Interrupt:
@@ -208,5 +279,10 @@ def _shortened(prompt: str) -> str:
 def marked(prompt: str) -> str:
     """The prompt, told apart from what follows: faint, or in brackets where there is no colour."""
     prompt = for_terminal(prompt)
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    plain = os.environ.get("NO_COLOR") or is_dumb()
     return f"[{prompt}]" if plain else f"\x1b[2m{prompt}\x1b[0m"
+
+
+def is_dumb() -> bool:
+    """Whether the terminal is said to know no escape sequences."""
+    return os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")

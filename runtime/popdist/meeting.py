@@ -10,7 +10,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -24,6 +23,8 @@ import popdist
 from popdist.member import Member, state
 from popdist.seconds import seconds_of
 from popdist.siblings import ranks, siblings
+from popdist.stores import store_at
+from popdist.terminal import say
 from popdist.watch import first_beat
 
 WAIT = "POPDIST_WAIT"
@@ -85,12 +86,15 @@ class Meeting:
         """
         thread = threading.Thread(target=self._wait, name="popdist-meeting", daemon=True)
         thread.start()
-        notice = time.monotonic() + min(NOTICE, self._limit / 4)
+        began = time.monotonic()
+        notice = began + min(NOTICE, self._limit / 4)
         while thread.is_alive() and not self._problem:
             thread.join(LOOK)  # here the handlers of signals can run
             now = time.monotonic()
             if now - self._answered > self._silence:
                 self._problem = self._not_met(f"{self._holder} does not answer")
+            elif now - began > self._limit + self._silence and not self._problem:
+                self._fail(f"no store answers there within {self._limit:g} s ({WAIT})")
             if now > notice and thread.is_alive() and not self._problem:
                 notice = math.inf
                 self._give_notice()
@@ -103,11 +107,9 @@ class Meeting:
         """Say whom this process waits for, if it is the first one of its machine."""
         missing = self._missing() if self.members else [0]  # who holds the store
         if missing and self.speaks:
-            print(
+            say(
                 f"rank {self.index} waits for {ranks(missing)} of {self.count} to come to "
-                f"{_address()}, for {self._limit:g} s at most ({WAIT})",
-                file=sys.stderr,
-                flush=True,
+                f"{_address()}, for {self._limit:g} s at most ({WAIT})"
             )
 
     @property
@@ -151,10 +153,14 @@ class Meeting:
                 self.store = self._connected()
                 self._introduce()
             self._answered = math.inf
-        except (KeyError, RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             gone = f"{self._holder} has ended, and with it the store where the ranks meet"
-            reason = gone if self._told is not None else str(error).splitlines()[0]
-            self._problem = self._problem or self._not_met(reason)
+            self._fail(gone if self._told is not None else _first_line(error))
+        except Exception as error:  # whatever it is, this thread must not end without a word
+            self._fail(_first_line(error))
+
+    def _fail(self, reason: str) -> None:
+        self._problem = self._problem or self._not_met(reason)
 
     def _reach(self) -> None:
         """Wait until somebody is there: the store's own way to wait tells pages.
@@ -175,14 +181,13 @@ class Meeting:
                 time.sleep(LOOK)
 
     def _connected(self) -> Any:
-        return dist.TCPStore(
+        return store_at(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             self.count,
             is_master=self.index == 0 and not self.launched,
             timeout=timedelta(seconds=self._limit),
             wait_for_workers=False,
-            multi_tenant=True,
         )
 
     def _introduce(self) -> None:
@@ -194,7 +199,7 @@ class Meeting:
         while len(self.members) < self.count and not self._problem:
             for rank in self._missing():
                 if told.check([f"{rank}"]):
-                    self.members[rank] = Member(**json.loads(told.get(f"{rank}")))
+                    self.members[rank] = self._member(rank, told.get(f"{rank}"))
             now = self._answered = time.monotonic()
             if told.check([ENDED]):
                 self._problem = self._not_met(told.get(ENDED).decode())
@@ -202,6 +207,14 @@ class Meeting:
                 self._end_wait()
             self._judge_siblings(now)
             time.sleep(LOOK)
+
+    def _member(self, rank: int, text: bytes) -> Member:
+        try:
+            return Member.told(text)
+        except ValueError:
+            raise ValueError(
+                f"what stands for rank {rank} is no member's: another program writes to this store"
+            ) from None
 
     def _end_wait(self) -> None:
         """The others have not come in time."""
@@ -246,6 +259,10 @@ class Meeting:
             f"rank {self.index}: the {self.count} processes did not meet at {_address()} "
             f"(MASTER_ADDR:MASTER_PORT): {reason}"
         )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{error}".partition("\n")[0] or type(error).__name__
 
 
 def _address() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,17 +23,36 @@ class Member:
     @classmethod
     def this(cls) -> Member:
         pid = os.getpid()
-        return cls(socket.gethostname(), _machine(), pid, _started(pid))
+        return cls(socket.gethostname(), machine(), pid, started(pid))
+
+    @classmethod
+    def told(cls, text: bytes) -> Member:
+        """What another process has said of itself.
+
+        Raises:
+            ValueError: it is not what a process says.
+        """
+        try:
+            given = json.loads(text)
+            member = cls(**given)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("it is no member's") from None
+        words = (member.host, member.machine, member.started)
+        if not all(isinstance(word, str) for word in words) or type(member.pid) is not int:
+            raise ValueError("it is no member's")
+        if not 0 < member.pid < 1 << 31:
+            raise ValueError("it is no member's")
+        return member
 
     @property
     def here(self) -> bool:
         """Whether it is on the machine of this process."""
-        return self.machine == _machine()
+        return self.machine == machine()
 
     @property
     def died(self) -> bool:
         """Whether it is known to have ended; from another machine it is not."""
-        ended = state(self.pid) in ("Z", "X", "") or _started(self.pid) != self.started
+        ended = state(self.pid) in ("Z", "X", "") or started(self.pid) != self.started
         return self.here and ended
 
     @property
@@ -52,7 +72,8 @@ class Member:
         return f"process {self.pid} on {self.host}"
 
 
-def _machine() -> str:
+def machine() -> str:
+    """One boot of one machine, and one space of process numbers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -80,7 +101,7 @@ def environment(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process started; empty where there is none."""
     return _status(pid, 19)
 

@@ -1,4 +1,4 @@
-"""The settings of the terminal, for a process that may end while a line is being edited."""
+"""The terminal of a process that may end at any moment: what it says, and its settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ try:
     import termios
 except ImportError:  # not a POSIX system
     termios = None  # type: ignore[assignment]
+
+
+def say(line: str) -> None:
+    """One line on standard error; it is lost where that is closed or full."""
+    if sys.stderr is not None:  # for None, `print` takes standard output
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 class TerminalSettings:

@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from popdist.member import Member
+from popdist.once import PATIENCE, claim
 from popdist.progress import Progress
 from popdist.seconds import seconds_of
-from popdist.terminal import TerminalSettings
+from popdist.terminal import TerminalSettings, say
 
 SILENCE = "POPDIST_SILENCE"
 """Environment variable: seconds without a beat after which a process counts as lost."""
@@ -30,10 +31,6 @@ SILENCE = "POPDIST_SILENCE"
 DEFAULT_SILENCE = 20.0
 BEAT, LOOK = 1.0, 0.25
 """Seconds between two beats, and between two looks at whether the job has ended."""
-
-PATIENCE = 2.0
-"""Seconds that the others leave to the one who says why the job ended: a launcher ends everybody
-when the first one exits."""
 
 SIGNALLED = 128
 """Exit statuses above tell of a signal."""
@@ -186,6 +183,8 @@ class Watch:
         except RuntimeError:
             if self._status is None:  # otherwise this process ends already
                 self._lose_store("has ended, and with it the store where the ranks met")
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            self._lose_store("holds a store in which another program writes")
 
     def _look_at_launcher(self) -> None:
         """End all if the launcher that started this process has died: it would end nobody."""
@@ -293,8 +292,12 @@ class Watch:
             self._members[ending.rank].kill()  # it may be stopped, and would never end
         self._terminal.restore()
         alike = self._status == ending.status > SIGNALLED  # the same signal came to both
-        if ending.reason and self._speaks(ending) and not alike:
-            print(f"error: {ending.reason}", file=sys.stderr, flush=True)
+        if ending.lost and ending.reason and not alike:
+            # Whoever was to say it may have been ended meanwhile, by a launcher or a person.
+            if claim(patient=not self._speaks(ending)):
+                say(f"error: {ending.reason}")
+        elif ending.reason and self._speaks(ending) and not alike:
+            say(f"error: {ending.reason}")
         if not self._store_lost:  # or this might wait for it
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"left/{self.index}", "1")

@@ -20,6 +20,7 @@ from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Rounds, Samples, progress_of
 from utils.benchmark.report import Result, Start, as_json, as_text, result_of
 from utils.benchmark.work import work_of
+from utils.loading import check_memory
 from utils.memmap.reader import MemoryMaps
 from utils.memory import peak_memory, restart_peak_memory
 from utils.passes import Passes
@@ -82,6 +83,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     restart_peak_memory()
     maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
     config = maps.config if maps else config
+    check_memory(config, weights=maps is None)
     generator = np.random.default_rng(arguments.seed)
     session, compile_seconds = timed_build(config)
     peer = Transformers(config, arguments.seed) if arguments.compare else None

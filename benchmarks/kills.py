@@ -1,0 +1,84 @@
+"""Kill ranks at random moments, many times, and count the lines that say so: one each, always.
+
+    python benchmarks/kills.py --kills 20 --ranks 3 --seed 0 --minutes 10
+
+Each job is `run_inference.py` under a launcher; one of its ranks is killed by SIGKILL at a moment
+between its start and the middle of its text. The exit status is 1 where a death had no line or
+several, or a process was left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "runtime")]
+
+from popdist.member import environment, parent  # noqa: E402
+
+LIMIT = 180.0
+"""Seconds within which all processes of a job have to end."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10, help="no job begins later")
+    parser.add_argument("--latest", type=float, default=12, help="seconds until a kill, at most")
+    arguments = parser.parse_args()
+    draw, until = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
+    counts: list[int] = []
+    while len(counts) < arguments.kills and time.monotonic() < until:
+        rank, moment = draw.randrange(arguments.ranks), draw.uniform(0, arguments.latest)
+        said = killed(arguments.ranks, rank, moment)
+        counts.append(len(said))
+        print(f"rank {rank} after {moment:.2f} s: {len(said)} lines {said}", flush=True)
+    print(f"{len(counts)} kills: {counts.count(1)} with one line")
+    return int(counts.count(1) != len(counts))
+
+
+def killed(ranks: int, rank: int, moment: float) -> list[str]:
+    """The lines of error of a job whose rank was killed so long after it was there."""
+    words = ["--tensor_parallel_1", f"{ranks}", "--prompt", "A dog", "--num_tokens", "900"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "popdist.run", "--nproc-per-node", f"{ranks}"]
+        + ["--master-port", f"{random.randrange(20000, 60000)}"]
+        + [str(REPOSITORY / "run_inference.py"), *words],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = number_of(launcher, rank)
+    time.sleep(moment)
+    if parent(pid) == launcher.pid:
+        os.kill(pid, 9)
+    try:
+        said = launcher.communicate(timeout=LIMIT)[1]
+    except subprocess.TimeoutExpired:
+        launcher.terminate()
+        return [f"still there after {LIMIT:.0f} s"]
+    return [line for line in said.splitlines() if line.startswith("error: ")]
+
+
+def number_of(launcher: subprocess.Popen, rank: int) -> int:
+    """The number of the process that the launcher starts for a rank."""
+    while launcher.poll() is None:
+        for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            if parent(number) == launcher.pid and environment(number).get("RANK") == f"{rank}":
+                return number
+        time.sleep(0.05)
+    raise RuntimeError("the launcher has ended")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Settings that would take minutes or all memory are one line within seconds, nothing is built."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import ConfigError, costs, load_config
+from config.config import ExecutionConfig, ModelConfig, setting_names
+from utils import loading
+from utils.planning.needs import needs_of
+from utils.setup import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+HUGE = 10**9
+NO_NUMBERS = {"lookup_tokens"}  # has a bound of its own
+
+
+def numbers() -> list[str]:
+    """Every setting that is a whole number."""
+    kinds = [(s, name) for s in (ModelConfig, ExecutionConfig) for name in setting_names(s)]
+    return [name for section, name in kinds if section.__annotations__[name] == "int"]
+
+
+@pytest.mark.parametrize("value", [HUGE, 10**40])
+@pytest.mark.parametrize("name", numbers())
+def test_no_whole_number_is_without_a_bound(name: str, value: int) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config("bloom_tiny", {name: value})
+    assert "\n" not in str(raised.value)
+
+
+TOGETHER = {
+    "replicas": {"tensor_parallel_1": 1024, "tensor_parallel_2": 1024, "heads": 1024}
+    | {"hidden_size": 2048},
+    "weights": {"layers": 1000, "hidden_size": 1 << 17, "heads": 1024},
+    "chunks": {"prompt_chunks": list(range(1, 100))},
+    "shards": {"tensor_parallel_1": HUGE, "heads": HUGE, "hidden_size": 2 * HUGE},
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_settings_that_cost_too_much_together_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="at most"):
+        load_config("bloom_tiny", TOGETHER[name])
+
+
+@pytest.mark.parametrize("settings", [{}, {"tensor_parallel_1": 2, "tensor_parallel_2": 2}])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_what_is_computed_is_what_is_built(settings: dict, precision: str) -> None:
+    config = load_config("bloom_tiny", {**settings, "precision": precision, "batch_size": 3})
+    needs = needs_of(config)
+    assert costs.cache_bytes(config) == config.execution.replicas * needs.cache_bytes
+    assert math.isclose(costs.weight_bytes(config), needs.weight_bytes_all_replicas, rel_tol=0.05)
+
+
+FILLS_MEMORY = [
+    {"batch_size": 1 << 14, "sequence_length": 1 << 20},
+    {"sequence_length": 1 << 20, "batch_size": 1 << 10},
+    {"batch_size": 1 << 14, "vocab_size": 1 << 23},
+]
+
+
+@pytest.mark.parametrize("settings", FILLS_MEMORY)
+def test_more_than_memory_is_refused_before_anything_is_built(
+    settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 36)
+    config = load_config("bloom_tiny", {**settings, "device": "cpu"})
+    with pytest.raises(UserError, match="more memory than the 68.7 GB that are free"):
+        loading.check_memory(config, weights=False)
+
+
+def test_weights_count_where_they_lie_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 36)
+    config = load_config("bloom_tiny", {"layers": 900, "hidden_size": 1 << 14, "device": "cpu"})
+    loading.check_memory(config, weights=False)
+    with pytest.raises(UserError, match="the weights 11"):
+        loading.check_memory(config, weights=True)
+
+
+COMMANDS = [
+    ("run_inference.py", "--prompt", "A", "--batch_size", "1000000000"),
+    ("run_inference.py", "--prompt", "A", "--batch_size", "16384", "--device", "cpu"),
+    ("inference.py", "--batch_size", "1000000000", "--dry_run"),
+    ("inference.py", "--layers", "1000", "--hidden_size", "32768", "--device", "cpu"),
+    ("generate_memmap.py", "--tensor_parallel_1", "1000000", "--memmap_dir", "none"),
+    ("run_inference_gradio.py", "--prompt_chunks", "1000000000", "--sequence_length", "1000000000"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_script_answers_with_one_line(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime"), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,  # of an hour and more that it would take
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
