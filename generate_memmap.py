@@ -23,6 +23,7 @@ from tqdm import tqdm
 from config import BloomConfig, parse_arguments
 from utils import distributed
 from utils.setup import UserError, run_script, setup_logging
+from utils.writing import show
 
 if TYPE_CHECKING:
     from utils.memmap.folder import MapFolder
@@ -69,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging(config.execution.log_level)
     if arguments.verify is not None:
         if distributed.leads():
-            print(verified(Path(arguments.verify).expanduser()))
+            show(verified(Path(arguments.verify).expanduser()))
     else:
         check(config, arguments)
-        print(generated(config, arguments))
+        show(generated(config, arguments))
 
 
 def check(config: BloomConfig, arguments: GenerationArguments) -> None:

@@ -12,6 +12,7 @@ from simple_parsing import ArgumentParser
 
 from config.config import BloomConfig, ConfigError, ExecutionConfig, ModelConfig
 from config.presets import DEFAULT_PRESET, PRESETS_FILE, read_preset, resolve, to_yaml
+from utils.escaping import escaped
 
 
 def parse_arguments(
@@ -49,7 +50,7 @@ def print_config(argv: Sequence[str] | None = None) -> int:
     try:
         config, _ = parse_arguments(argv, description="Print the resolved settings as YAML.")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escaped(str(error))}", file=sys.stderr)
         return 2
     print(to_yaml(config), end="")
     return 0

@@ -174,7 +174,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     }
     wanted, accepts = kinds[kind]
     if not accepts(value):
-        raise ConfigError(f"{name} must be {wanted}, not {value!r}")
+        raise ConfigError(f"{name} must be {wanted}, not {_shown(value)}")
 
 
 def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
@@ -236,7 +236,13 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check(possible: bool, name: str, value: Any, allowed: str) -> None:
     if not possible:
-        raise ConfigError(f"{name} must be {allowed}, not {value!r}")
+        raise ConfigError(f"{name} must be {allowed}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    from utils.escaping import shown  # late: where this file is the script it is not yet found
+
+    return shown(value)
 
 
 if __name__ == "__main__":

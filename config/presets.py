@@ -17,6 +17,8 @@ from config.config import (
     ModelConfig,
     setting_names,
 )
+from utils.escaping import cell, shown
+from utils.outside import read_yaml
 
 PRESETS_FILE = Path(__file__).resolve().with_name("inference.yml")
 DEFAULT_PRESET = "bloom_tiny"
@@ -56,7 +58,9 @@ def read_preset(name: str | None, file: Path) -> BloomConfig:
     if name is None:
         name = next(iter(presets)) if len(presets) == 1 else DEFAULT_PRESET
     if name not in presets:
-        raise ConfigError(f"unknown preset {name!r} in {file}; known: {', '.join(presets)}")
+        raise ConfigError(
+            f"unknown preset {name!r} in {file}; known: {', '.join(map(cell, presets))}"
+        )
     place = f"preset {name!r} of {file}"
     sections = _mapping(presets[name], place)
     _check_keys(sections, SECTIONS, place)
@@ -72,8 +76,12 @@ def resolve(config: BloomConfig) -> BloomConfig:
     """
     config.validate()
     shipped = REPOSITORY / config.model.hf_model
-    if Path(config.model.hf_model).exists() or not shipped.is_dir():
-        return config
+    try:
+        if Path(config.model.hf_model).exists() or not shipped.is_dir():
+            return config
+    except OSError as error:  # a name that no file can have
+        given = shown(config.model.hf_model)
+        raise ConfigError(f"hf_model cannot be {given}: {error.strerror}") from None
     model = dataclasses.replace(config.model, hf_model=str(shipped))
     return dataclasses.replace(config, model=model)
 
@@ -87,12 +95,7 @@ def to_yaml(config: BloomConfig) -> str:
 
 def _read_presets(file: Path) -> dict[str, Any]:
     """Preset name -> its sections. A file of bare sections is one preset, named after the file."""
-    try:
-        presets = _mapping(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    presets = _mapping(read_yaml(file, ConfigError), str(file))
     return {file.stem: presets} if "model" in presets else presets
 
 
@@ -116,7 +119,7 @@ def _mapping(value: Any, place: str) -> dict[str, Any]:
 
 
 def _check_keys(given: Iterable[str], allowed: Iterable[str], place: str) -> None:
-    if unknown := [str(key) for key in given if key not in allowed]:
+    if unknown := [cell(key) for key in given if key not in allowed]:
         raise ConfigError(f"unknown {', '.join(unknown)} in {place}; known: {', '.join(allowed)}")
 
 

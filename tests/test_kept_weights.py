@@ -114,6 +114,51 @@ def test_an_altered_weight_is_found_and_made_again_where_checksums_are_asked_for
     np.testing.assert_array_equal(logits(verified), expected)
 
 
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [
+        ("", "others may write"),
+        *((place, how) for place in ("", "maps") for how in ("another owner", "a link")),
+        ("maps/layer_0001.safetensors", "another owner"),
+        ("maps/layer_0001.safetensors", "a link"),
+    ],
+)
+def test_an_entry_that_is_not_ours_alone_is_made_again(place, how, small, cache, caplog):
+    expected = logits(settings(small))
+    path = entries(cache)[0].parent / place
+    if how == "others may write":
+        path.chmod(0o777)
+    elif how == "a link":
+        path.rename(cache.with_name("elsewhere"))
+        path.symlink_to(cache.with_name("elsewhere"))
+    elif os.geteuid() == 0:
+        os.chown(path, 12345, 12345)
+    np.testing.assert_array_equal(logits(settings(small)), expected)
+    assert "made again" in caplog.text
+    found = [entries(cache)[0].parent, *entries(cache)[0].parent.rglob("*")]
+    assert not [path for path in found if path.is_symlink() or path.stat().st_mode & 0o022]
+    assert {path.stat().st_uid for path in found} == {os.geteuid()}
+
+
+def test_a_folder_that_others_can_write_to_keeps_nothing(small, cache, caplog):
+    cache.mkdir()
+    cache.chmod(0o1777)
+    logits(settings(small))
+    assert not entries(cache)
+    assert "can be written to by others" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", "\0"])
+def test_notes_that_are_damaged_are_begun_again(content, small, cache):
+    expected = logits(settings(small))
+    maps = entries(cache)[0]
+    (maps / "manifest.json").unlink()
+    (maps / ".generation").mkdir()
+    (maps / ".generation" / "job.json").write_text(content)
+    np.testing.assert_array_equal(logits(settings(small)), expected)
+    assert (maps / "manifest.json").exists()
+
+
 def test_a_changed_checkpoint_is_quantised_anew(cache, tmp_path):
     small = Small.save(tmp_path / "bloom", shard="1GB")
     before = logits(settings(small))
@@ -150,7 +195,7 @@ def test_where_nothing_can_be_kept_it_runs_with_a_warning(small, tmp_path, monke
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("POPXL_CACHE_DIR", str(tmp_path / "file"))
     np.testing.assert_array_equal(logits(settings(small)), expected)
-    assert "not kept" in caplog.text
+    assert "nothing is kept" in caplog.text
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

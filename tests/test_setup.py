@@ -71,6 +71,40 @@ def test_logs_go_to_stderr_from_the_level_up():
     assert "quiet" not in run.stderr
 
 
+HOSTILE = r"\x1b]0;owned\x07 \x9b31m \u202e \ud800"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "raise UserError({})",
+        "raise RuntimeError({})",
+        "setup_logging('info')\nlogging.warning('%s', {})",
+        "setup_logging('info')\nlogging.getLogger('popxl.backend.cache').warning({})",
+        "setup_logging('info')\ntry:\n    raise ValueError({0})\n"
+        "except ValueError:\n    logging.exception('a fault')",
+        "import warnings\nwarnings.warn({})",
+        "import threading\ndef fail():\n    raise ValueError({})\n"
+        "thread = threading.Thread(target=fail)\nthread.start(), thread.join()",
+        "from utils.writing import say\nsay({})",
+    ],
+)
+def test_nothing_that_is_printed_controls_the_terminal(way):
+    run = run_main(way.format(f"'{HOSTILE}'"))
+    assert HOSTILE in run.stderr
+    assert not [c for c in run.stderr if not c.isprintable() and c not in "\n\t"]
+
+
+def test_a_log_message_cannot_look_like_two():
+    run = run_main("setup_logging('info')\nlogging.info('quiet\\nERROR: forged')")
+    assert run.stderr == "INFO: quiet\\nERROR: forged\n"
+
+
+def test_a_table_for_a_person_cannot_control_the_terminal():
+    run = run_main(f"from utils.writing import show\nshow('{HOSTILE}')")
+    assert run.stdout == f"{HOSTILE}\n"
+
+
 def test_requests_of_libraries_are_not_logged_as_our_own_news():
     run = run_main(
         "setup_logging('info')\n"

@@ -6,7 +6,6 @@ sharded copy that is made from it is the only one.
 
 from __future__ import annotations
 
-import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,10 @@ from typing import Any
 import torch
 
 from config import BloomConfig
+from utils.escaping import cell, shown
 from utils.hub import checkpoint_folder
+from utils.outside import read_mapping
+from utils.tensor_shapes import tensor_shapes
 from utils.weight_files import CheckpointError, WeightFiles
 
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
@@ -64,8 +66,9 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config = _read_config(path / "config.json")
+        self.config = read_mapping(path / "config.json", CheckpointError)
         self._files = WeightFiles(path)
+        self._shapes: dict[str, tuple[int, ...]] = {}  # those wanted, once that is known
         self._stored = {name.removeprefix(PREFIX): name for name in self._files.names()}
 
     def keys(self) -> list[str]:
@@ -82,7 +85,12 @@ class Checkpoint:
         stored = self._stored.get(name.removeprefix(PREFIX))
         if stored is None:
             raise MissingTensorError(f"no tensor {name} in checkpoint {self.path}")
-        return self._files.tensor(stored)
+        tensor = self._files.tensor(stored)
+        wanted = self._shapes.get(name.removeprefix(PREFIX), tensor.shape)
+        if tensor.shape != wanted:
+            found = f"{name} in checkpoint {self.path} has shape {shown(tuple(tensor.shape))}"
+            raise CheckpointError(f"{found}, its config.json says {wanted}")
+        return tensor
 
     @cached_property
     def tied(self) -> bool:
@@ -107,6 +115,8 @@ class Checkpoint:
     def check_against(self, config: BloomConfig) -> None:
         """Return if the checkpoint is of the model that `config` describes.
 
+        From then on, a tensor of another shape than that model's is refused.
+
         Raises:
             CheckpointError: with a table of all differences.
         """
@@ -116,6 +126,14 @@ class Checkpoint:
                 f"checkpoint {self.path} is not the model that is configured:\n"
                 f"{_table(differences)}\n"
                 "Set what differs to the checkpoint's values, or give another --hf_model."
+            )
+        self._shapes = tensor_shapes(config.model)
+        modules = {
+            name[:at] for name in self._shapes for at, sign in enumerate(name) if sign == "."
+        }
+        if both := modules & self._stored.keys():
+            raise CheckpointError(
+                f"checkpoint {self.path} has a tensor {min(both)}, where the model has a module"
             )
 
 
@@ -153,18 +171,6 @@ class CheckpointModule:
             raise IndexError(str(error)) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must map settings to values")
-    return config
-
-
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether all values are equal, found out without temporaries of the whole size."""
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -190,7 +196,7 @@ def _differences(config: BloomConfig, checkpoint: dict[str, Any]) -> list[tuple[
 
 def _table(rows: list[tuple[str, Any, Any]]) -> str:
     header = ("setting", "configuration", "checkpoint")
-    cells = [header, *(tuple(str(value) for value in row) for row in rows)]
+    cells = [header, *(tuple(cell(value) for value in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(3)]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -22,6 +22,7 @@ import popdist
 import popxl
 
 from config import BloomConfig, ConfigError
+from utils.escaping import escaped, in_one_line
 
 LEADER = 0
 GRACE = 8.0
@@ -152,7 +153,7 @@ def tell_who_is_missed() -> None:
 def tell(error: str) -> None:
     """One line on standard error, unless it is empty."""
     if error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {escaped(error)}", file=sys.stderr, flush=True)
 
 
 def sum_of_all(numbers: Sequence[int]) -> list[int]:
@@ -172,7 +173,8 @@ def finish(status: int, error: str = "") -> None:
     """What a script does last: end the other processes, print the error that ended this one."""
     job = _job()
     if job is not None and (leads() or status):  # a follower that is done leaves, no more
-        reason = f"rank {popdist.getInstanceIndex()}: {error}" if error and not leads() else ""
+        told = in_one_line(error)
+        reason = f"rank {popdist.getInstanceIndex()}: {told}" if error and not leads() else ""
         job.watch.end(status, reason)
     if leads() or (job is None and _speaks()):
         tell(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from utils.escaping import shown
 from utils.weight_files import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,13 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
         CheckpointError: when it is no folder and the hub does not provide it.
     """
     folder = Path(hf_model).expanduser()
-    if folder.is_dir():
+    try:
+        exists, is_folder = folder.exists(), folder.is_dir()
+    except OSError as error:  # a name that no file can have
+        raise CheckpointError(f"no folder {shown(str(hf_model))}: {error.strerror}") from None
+    if is_folder:
         return folder
-    if folder.exists() or not _is_model_id(str(hf_model)):
+    if exists or not _is_model_id(str(hf_model)):
         raise CheckpointError(
             f"no folder {hf_model}: hf_model is a checkpoint's folder or a model id such as "
             "bigscience/bloom-560m"

@@ -10,8 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,13 @@ from utils.memmap.reader import MemoryMaps
 from utils.memmap.writer import locked
 from utils.setup import UserError
 
-CACHE_DIR = "POPXL_CACHE_DIR"
-"""Environment variable: the folder; an empty value means that nothing is kept."""
+try:
+    from popxl.backend import cache
+    from popxl.backend.private_folder import NotPrivateError, PrivateFolder
+except ImportError:  # another runtime, which keeps nothing
+    cache = None  # type: ignore[assignment]
+
+MAPS = "maps"
 
 WEIGHTS = (".safetensors", ".bin", ".json")
 """Endings of a checkpoint's files of weights and settings."""
@@ -47,58 +50,66 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
     Raises:
         CheckpointError: where the checkpoint cannot be read or quantised.
     """
-    root = cache_folder()
+    root = cache.opened_root() if cache is not None else None
     if root is None:
         return None
-    place = root / f"weights-{_key(config, checkpoint)}"
-    execution = dataclasses.replace(config.execution, memmap_dir=str(place / "maps"))
-    config = dataclasses.replace(config, execution=execution)
+    name = f"weights-{_key(config, checkpoint)}"
+    place = root.path / name
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        held = root.own_folder(name)
+        place = held.opened  # from here on nothing is looked up under the name
+        execution = dataclasses.replace(config.execution, memmap_dir=str(place / MAPS))
+        config = dataclasses.replace(config, execution=execution)
         with locked(place):
-            return _whole_maps(config, place / "maps") or _made(config, checkpoint)
+            held.folder(MAPS, make=True)
+            maps = _whole_maps(config, held) or _made(config, checkpoint, held)
     except CheckpointError:
         raise
-    except (OSError, UserError) as error:
-        logger.warning("quantised weights are not kept for the next time: %s", error)
+    except (OSError, UserError, NotPrivateError) as error:
+        _warn(
+            "quantised weights are not kept for the next time: %s", error, place, root.path / name
+        )
         return None
+    maps.held = held
+    return maps
 
 
-def cache_folder() -> Path | None:
-    """Where things are kept: `POPXL_CACHE_DIR`, else in the user's cache; None for nowhere."""
-    given = os.environ.get(CACHE_DIR)
-    if given is not None:
-        return Path(given).expanduser() if given else None
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "popxl"
-    except RuntimeError:  # no home
-        return None
-
-
-def _whole_maps(config: BloomConfig, folder: Path) -> MemoryMaps | None:
+def _whole_maps(config: BloomConfig, held: PrivateFolder) -> MemoryMaps | None:
     """Maps that are complete and as they were written; damaged ones are removed."""
-    if not (folder / MANIFEST).exists():  # none, or begun: that is gone on with
+    if not (held.opened / MAPS / MANIFEST).exists():  # none, or begun: that is gone on with
         return None
     try:
         return MemoryMaps(config)
     except UserError as error:
-        logger.warning("%s; they are made again", error)
-        shutil.rmtree(folder)
+        _warn("%s; they are made again", error, held.opened, held.path)
+        _clear(held)
         return None
 
 
-def _made(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps:
+def _made(config: BloomConfig, checkpoint: Checkpoint, held: PrivateFolder) -> MemoryMaps:
     generator = Generator(config, str(checkpoint.path))
-    generator.begin()
-    with tqdm(
-        total=generator.bytes_missing(Share()),
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=None,
-    ) as bar:
+    try:
+        generator.begin()
+        total = generator.bytes_missing(Share())
+    except CheckpointError:
+        raise
+    except UserError as error:  # what was begun there is damaged
+        _warn("%s; it is begun again", error, held.opened, held.path)
+        _clear(held)
+        generator.begin()
+        total = generator.bytes_missing(Share())
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         generator.run(Share(), bar.update, lambda file: bar.set_description(f"quantising, {file}"))
     return MemoryMaps(config)
+
+
+def _clear(held: PrivateFolder) -> None:
+    held.remove(MAPS)
+    held.folder(MAPS, make=True)
+
+
+def _warn(line: str, error: Exception, opened: Path, path: Path) -> None:
+    logger.warning(line, str(error).replace(str(opened), str(path)))
 
 
 def _key(config: BloomConfig, checkpoint: Checkpoint) -> str:

@@ -68,6 +68,14 @@ class MappedPages:
             memory.advise(memory.Region(start, stop - start), advice)
 
 
+def tell_bus_errors() -> None:
+    """Have a mapped file that is cut short end this process with a line that names it."""
+    if memory is not None:
+        from popxl.backend import bus_errors  # late: it takes torch
+
+        bus_errors.tell_bus_errors()
+
+
 def available_memory() -> int:
     """Bytes that this process may still use."""
     if memory is not None:

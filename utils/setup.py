@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from config import ConfigError
 from utils import distributed
+from utils.escaping import EscapingFormatter, escaped, in_one_line
 
 # Libraries that write a line for each request or file lock.
 CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "matplotlib")
@@ -30,6 +34,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     processes the others end with this one.
     """
     status, message = 1, ""
+    escape_errors()
     try:
         distributed.prepare()
         status = main() or 0
@@ -49,15 +54,36 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
+def escape_errors() -> None:
+    """Have tracebacks and warnings, which may quote files, control no terminal."""
+
+    def say(text: str) -> None:
+        if sys.stderr is not None:
+            print(escaped(text), end="", file=sys.stderr, flush=True)
+
+    def fault(*error: Any) -> None:
+        say("".join(traceback.format_exception(*error)))
+
+    def fault_of_thread(found: threading.ExceptHookArgs) -> None:
+        if found.exc_type is not SystemExit:
+            fault(found.exc_type, found.exc_value, found.exc_traceback)
+
+    def warned(message: Warning | str, category: Any, filename: str, line: int, *_: Any) -> None:
+        say(warnings.formatwarning(in_one_line(str(message)), category, filename, line))
+
+    sys.excepthook, threading.excepthook = fault, fault_of_thread
+    warnings.showwarning = warned  # type: ignore[assignment]
+
+
 def setup_logging(level: str = "info") -> None:
     """Log to stderr from `level` up, one of the setting's values; stdout is for results alone.
 
     Of several processes the first one tells all, and the first of another machine its warnings.
     """
     severity = max(logging.getLevelNamesMapping()[level.upper()], distributed.least_severity())
-    logging.basicConfig(
-        level=severity, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True
-    )
+    logging.basicConfig(level=severity, stream=sys.stderr, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(EscapingFormatter("%(levelname)s: %(message)s"))
     for name in CHATTY:
         logging.getLogger(name).setLevel(max(severity, logging.WARNING))
 

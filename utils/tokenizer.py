@@ -2,11 +2,15 @@
 
 transformers opens any tokenizer, but importing it and having it look through a large vocabulary
 take longer than all else between a start and the first token from memory maps.
+
+A tokenizer's files may be a stranger's. Each is read once; transformers is given copies of those
+that hold data, in a folder of our own, so that no code of theirs can be found there, let alone run.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +18,10 @@ from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
 
+from utils.escaping import in_one_line, shown
+from utils.outside import is_regular, parse_json, read_bytes, read_mapping
 from utils.setup import UserError
+from utils.text import TextStream
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 """Settings that name one special token each."""
@@ -29,6 +36,28 @@ KNOWN = {
 
 CLASSES = ("PreTrainedTokenizerFast", "BloomTokenizerFast", "TokenizersBackend", None)
 """Classes that change nothing of what `tokenizer.json` says."""
+
+
+CODE = "auto_map"
+"""The setting that names Python files of the folder's to be run."""
+
+LISTED = (
+    *("added_tokens", "added_tokens_decoder"),
+    *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
+)
+"""Settings that have a list or mapping of tokens each."""
+
+ADDED = {"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
+"""What a file says of an added token."""
+
+LARGEST_VOCABULARY = 20_000_000
+"""Values in a tokenizer.json; BLOOM's has 750,000."""
+
+COPIED = (".json", ".txt", ".model", ".jinja")
+"""Endings of the files that tokenizers consist of."""
+
+TOKENIZER_BYTES = 1 << 28
+"""Of any of them; BLOOM's vocabulary of 250,880 takes 14 MB."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -47,7 +76,10 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
     if settings is None or backend is None:
         return None
     tokenizer = Tokenizer(backend, settings)
-    return tokenizer if tokenizer.is_complete else None
+    if not tokenizer.is_complete:
+        return None
+    _check_decoder(tokenizer, folder)
+    return tokenizer
 
 
 def open_with_transformers(folder: Path) -> Any:
@@ -58,11 +90,84 @@ def open_with_transformers(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer  # late: it takes seconds
 
+    with tempfile.TemporaryDirectory(prefix="bloom-tokenizer-") as copies:
+        _copy(folder, Path(copies))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                copies, local_files_only=True, trust_remote_code=False
+            )
+            # What is used of it: some settings are only looked at then.
+            _ = tokenizer("A dog").input_ids, tokenizer.eos_token_id, tokenizer.all_special_ids
+            _check_decoder(tokenizer, folder)
+            return tokenizer
+        except UserError:
+            raise
+        except BaseException as error:  # whatever it trips over in files that are no tokenizer's
+            if not _is_fault(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = in_one_line(reason.replace(copies, str(folder))[:300])
+            raise UserError(f"no tokenizer in {folder}: {reason}") from None
+
+
+def _check_decoder(tokenizer: Any, folder: Path) -> None:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever it trips over in files that are no tokenizer's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"no tokenizer in {folder}: {reason}") from None
+        TextStream(tokenizer)
+    except UserError as error:
+        raise UserError(f"no tokenizer in {folder} that can be used: {error}") from None
+
+
+def _copy(folder: Path, copies: Path) -> None:
+    """Put the data of a tokenizer in an empty folder: no code, and no paths to other files."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in COPIED)
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    for name in names:
+        if _is_weights(name) or not is_regular(folder / name):
+            continue
+        if name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
+            settings = _read(folder / name) or {}
+            _refuse_code(settings, folder / name)
+            plain = {key: value for key, value in settings.items() if not key.endswith("_file")}
+            _check_tokens(plain, folder / name)
+            _check_added(plain, folder / name)
+            (copies / name).write_text(json.dumps(plain))
+        else:
+            data = read_bytes(folder / name, UserError, TOKENIZER_BYTES)
+            if name == "tokenizer.json":
+                found = parse_json(data, folder / name, UserError, LARGEST_VOCABULARY)
+                _check_added(found if isinstance(found, dict) else {}, folder / name)
+            (copies / name).write_bytes(data)
+
+
+def _check_added(settings: dict[str, Any], path: Path) -> None:
+    """Raises where a token says more than transformers knows: that would be printed as it is."""
+    tokens = [settings.get(name) for name in (*SPECIAL, "mask_token")]
+    for name in LISTED:
+        found = settings.get(name)
+        tokens += found.values() if isinstance(found, dict) else []
+        tokens += found if isinstance(found, list) else []
+    for token in tokens:
+        if isinstance(token, dict) and not token.keys() <= ADDED:
+            raise UserError(f"{path}: a token has unknown settings: {shown(token)}")
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".index.json") or name.startswith(("model", "pytorch_model"))
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether it is of the files: a library in Rust may panic at them, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _refuse_code(settings: dict[str, Any], path: Path) -> None:
+    if CODE in settings:
+        raise UserError(
+            f"{path} asks for Python code of its own ({CODE}), which is never run; if its "
+            f"tokenizer.json does without, remove {CODE} from it, else give a tokenizer that does"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,36 +233,54 @@ class Tokenizer:
 def _settings(folder: Path) -> dict[str, Any] | None:
     """The tokenizer's settings; None where transformers must make sense of them."""
     settings = _read(folder / "tokenizer_config.json")
-    if settings is None or (folder / "added_tokens.json").exists():
+    if settings is None:
         return None
+    _refuse_code(settings, folder / "tokenizer_config.json")
     extra = folder / "special_tokens_map.json"  # of older transformers: what the settings say too
-    special = _read(extra) if extra.exists() else {}
+    special = _read(extra) or {}
+    _check_tokens(settings, folder / "tokenizer_config.json")
+    _check_tokens(special, extra)
     plain = (
-        settings.keys() <= KNOWN
+        not (folder / "added_tokens.json").exists()
+        and settings.keys() <= KNOWN
         and settings.get("tokenizer_class") in CLASSES
         and not settings.get("add_prefix_space")
-        and special is not None
         and all(_content(settings.get(name)) == _content(t) for name, t in special.items())
     )
     return settings if plain else None
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """A JSON file's mapping, or None."""
+    """A JSON file's mapping, or None where there is no such file."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_mapping(file, UserError, absent=True)
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) else None
+    except UserError as error:
+        raise UserError(f"no tokenizer in {file.parent}: {error}") from None
+
+
+def _check_tokens(settings: dict[str, Any], path: Path) -> None:
+    """Raises a `UserError` where a special token is something else than a text."""
+    for name in (*SPECIAL, "mask_token"):
+        token = settings.get(name)
+        if token is not None and not isinstance(_content(token), str):
+            raise UserError(f"{path}: {name} must be a text, not {shown(token)}")
 
 
 def _backend(folder: Path) -> BackendTokenizer | None:
     try:
-        return BackendTokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # of no class of its own; transformers says what is wrong
+        data = read_bytes(folder / "tokenizer.json", UserError, TOKENIZER_BYTES, absent=True)
+    except FileNotFoundError:
+        return None
+    try:
+        return BackendTokenizer.from_buffer(data)
+    except BaseException as error:  # of no class of its own; transformers says what is wrong
+        if not _is_fault(error):
+            raise
         return None
 
 
-def _content(token: Any) -> str | None:
+def _content(token: Any) -> Any:
     """A special token as the settings write it: its text, or a mapping that has it."""
     return token.get("content") if isinstance(token, dict) else token

@@ -2,19 +2,34 @@
 
 The folder holds `model.safetensors` or `pytorch_model.bin`, or shards of either and the index that
 says which shard holds which tensor. Names are as they are stored.
+
+Files are opened here, once, and known to be regular ones; the libraries that read them are given
+the open file.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from utils.escaping import shown
+from utils.memory import tell_bus_errors
+from utils.outside import (
+    INDEX_BYTES,
+    Fields,
+    is_file_name,
+    is_plain_name,
+    is_regular,
+    open_regular,
+    read_json,
+)
 from utils.setup import UserError
 
 # In order of preference: safetensors before pickles, one file before shards.
@@ -39,16 +54,19 @@ class WeightFiles:
     """
 
     def __init__(self, folder: Path):
-        present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+        present = [folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)]
         if not present:
             raise CheckpointError(
                 f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}"
             )
         self._opened: tuple[Path, _Shard] | None = None
+        tell_bus_errors()
         if present[0].suffix == ".json":
             self._places = _read_index(present[0])
         else:
-            self._places = dict.fromkeys(self._open(present[0]).keys(), present[0])
+            names = list(self._open(present[0]).keys())
+            _check_names(names, present[0])
+            self._places = dict.fromkeys(names, present[0])
 
     def names(self) -> list[str]:
         return list(self._places)
@@ -67,15 +85,16 @@ class WeightFiles:
             tensor = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise _unreadable(path, error) from error
-        if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{name} in {path} is a {type(tensor).__name__}, not a tensor")
+        if fault := _fault(tensor):
+            raise CheckpointError(f"{name} in {path} is {fault}")
         return tensor
 
     def _open(self, path: Path) -> _Shard:
         if self._opened is None or self._opened[0] != path:
             self._opened = None  # lets the last file go before the next one is mapped
-            opener = _open_safetensors if path.suffix == ".safetensors" else _PickledShard
-            self._opened = (path, opener(path))
+            opener = _safetensors_shard if path.suffix == ".safetensors" else _PickledShard
+            with open_regular(path, CheckpointError) as file:
+                self._opened = (path, opener(path, file))
         return self._opened[1]
 
 
@@ -88,17 +107,18 @@ class _Shard(Protocol):
 class _PickledShard:
     """A `.bin` file: a pickled dict of tensors, of which only plain data is unpickled."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, file: BinaryIO):
         try:
-            with path.open("rb") as file:
-                mappable = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # older files are one pickle
-            content = torch.load(path, mmap=mappable, weights_only=True, map_location="cpu")
+            mappable = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # older files are one pickle
+            content = torch.load(
+                _opened_path(path, file), mmap=mappable, weights_only=True, map_location="cpu"
+            )
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path} is damaged, or holds more than tensors and was refused, since loading it "
                 "could run code; use a safetensors copy"
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError) as error:
+        except Exception as error:  # whatever the unpickler trips over in what is no pickle
             raise _unreadable(path, error) from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
@@ -111,29 +131,59 @@ class _PickledShard:
         return self._tensors[name]
 
 
-def _open_safetensors(path: Path) -> _Shard:
+def _safetensors_shard(path: Path, file: BinaryIO) -> _Shard:
     try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+        return safe_open(_opened_path(path, file), framework="pt")
+    except Exception as error:  # its own, torch's and the system's
         raise _unreadable(path, error) from error
+
+
+def _opened_path(path: Path, file: BinaryIO) -> str:
+    """A name of the open file for a library that opens it itself: of this file, whatever has been
+    put in its place since."""
+    opened = f"/proc/self/fd/{file.fileno()}"
+    return opened if os.path.exists(opened) else str(path)
+
+
+def _fault(tensor: Any) -> str | None:
+    """Why it is no tensor of weights, or None."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"a {type(tensor).__name__}, not a tensor"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')}), not a dense one"
+    if tensor.device.type != "cpu":
+        return f"a tensor without values (of device {tensor.device.type})"
+    if tensor.is_quantized:
+        return "quantised by torch: store it as floats"
+    if tensor.is_complex():
+        return "of complex numbers"
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        return f"of shape {shown(tuple(tensor.shape))}, more than the file holds"
+    return None
+
+
+def _check_names(names: Iterable[Any], path: Path) -> None:
+    for name in names:
+        if not is_plain_name(name):
+            raise CheckpointError(f"{path} has a tensor with an impossible name: {shown(name)}")
 
 
 def _read_index(path: Path) -> dict[str, Path]:
     """Tensor name -> the shard that holds it. Every shard is known to be there."""
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = {str(shard) for shard in places.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f'{path} is no index: expected {{"weight_map": {{name: file}}}} ({error!r})'
-        ) from error
+    content = Fields(read_json(path, CheckpointError, INDEX_BYTES), str(path), CheckpointError)
+    places = content.mapping("weight_map")
+    _check_names(places, path)
+    shards = {shard if isinstance(shard, str) else shown(shard) for shard in places.values()}
     for shard in sorted(shards):
         # Only names of files beside the index: a downloaded index points to nothing else.
-        if Path(shard).name != shard or not (path.parent / shard).is_file():
-            raise CheckpointError(f"shard {shard} that {path.name} names is not in {path.parent}")
+        if not is_file_name(shard) or not is_regular(path.parent / shard):
+            raise CheckpointError(
+                f"shard {shown(shard)} that {path.name} names is not in {path.parent}"
+            )
     return {name: path.parent / shard for name, shard in places.items()}
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+    text = re.sub(r"/proc/self/fd/\d+", path.name, str(error)) or type(error).__name__
+    reason = text.splitlines()[0].split(". ")[0][:200]
     return CheckpointError(f"cannot read {path}, which may be cut short or damaged: {reason}")

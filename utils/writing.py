@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from utils.escaping import escaped as for_terminal
 from utils.generation import GenerationStep
+
+__all__ = ["for_terminal", "say", "show", "summary", "write"]
 
 
 def summary(step: GenerationStep | None, ended_by: str, seed: int | None = None) -> str:
@@ -26,20 +29,15 @@ def summary(step: GenerationStep | None, ended_by: str, seed: int | None = None)
 
 def say(line: str) -> None:
     """Writes a line that is not generated text: to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(for_terminal(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Writes lines for a person to stdout: a table, a summary."""
+    print(for_terminal(text))
 
 
 def write(text: str) -> None:
     """Writes generated text to stdout, at once. Where that is a terminal, it cannot control it."""
     sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def for_terminal(text: str) -> str:
-    r"""Text that cannot control a terminal: control characters but \n and \t shown as \x1b."""
-    return text.translate(ESCAPED)
-
-
-ESCAPED = {
-    code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"
-}

@@ -17,7 +17,7 @@ TEXTS = {
     "float8": r"8-bit floats|no attribute 'max_value'",
     "needs the network": r"urlopen|Name or service not known|ConnectionError|Max retries|offline|"
     r"couldn't connect|LocalEntryNotFound|does not appear to have a file|is not a local folder",
-    "needs several processes": r"mpi4py|MPI\b|poprun",
+    "needs several processes": r"mpi4py|MPI\b|directory: 'poprun'",
     "transformers' version": r"from 'transformers|No module named 'transformers\.",
     "needs Jupyter": r"NoSuchKernel|No module named 'nb",
     "took too long": r"took longer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class SessionOptions:
         self._ir = ir
         self.dotChecks: set[str] = set()
         self.logDir = "."
+        self.globalReplicaOffset = 0  # the first replica of this process
         cache = os.environ.get("POPXL_CACHE_DIR")
         self.enableEngineCaching, self.cachePath = cache is not None, cache
         self.engineOptions: dict[str, str] = {}
@@ -49,8 +51,20 @@ class PartOfPopart:
     """What stands where PopXL keeps PopART's own Ir, which programs ask for the options."""
 
     def __init__(self, ir: Ir) -> None:
+        self._ir = ir
         self._options = SessionOptions(ir)
 
     def getSessionOptions(self) -> SessionOptions:  # noqa: N802 - PopART's name
         """The options, kept; few are used."""
         return self._options
+
+    def getAllGraphs(self) -> list[PartOfPopartGraph]:  # noqa: N802 - PopART's name
+        """What stands for each graph of the program, the main graph first: its id, no more."""
+        return [PartOfPopartGraph(g.id) for g in (self._ir.main_graph, *self._ir._graphs)]
+
+
+@dataclass(frozen=True)
+class PartOfPopartGraph:
+    """What stands where PopART's own graph is."""
+
+    id: str

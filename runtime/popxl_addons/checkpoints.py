@@ -27,7 +27,8 @@ def save(folder: Path, values: Mapping[str, np.ndarray], session_state: Mapping[
         if isinstance(value, np.memmap):
             np.save(folder / MODEL / f"{name}.npy", value)
         else:
-            np.savez(folder / MODEL / f"{name}.npz", **{name: value})
+            arrays: dict[str, Any] = {name: value}
+            np.savez(folder / MODEL / f"{name}.npz", **arrays)
     (folder / SESSION).write_text(json.dumps(session_state))
 
 

@@ -91,6 +91,55 @@ def test_a_process_holds_its_groups_of_a_variable(count):
     run_in_processes(count, variables_in_and_out)
 
 
+def variables_of_every_replica() -> None:
+    """Replicas of a group come to hold values of their own; each is read back."""
+    ir = spread(8)
+    groups = [ir.replica_grouping(s, n) for s, n in [(1, 8), (1, 4), (4, 2)]]
+    arrays = [np.arange(3 * g.num_groups, dtype=np.float32).reshape(-1, 3) for g in groups]
+    arrays[0] = arrays[0][0]
+    with ir.main_graph:
+        stream = popxl.h2d_stream((3,), popxl.float32)
+        x = ops.host_load(stream)
+        variables = [
+            popxl.variable(array, replica_grouping=group, retrieval_mode="all_replicas")
+            for array, group in zip(arrays, groups, strict=True)
+        ]
+        for variable in variables:
+            ops.add_(variable, x)
+    added = np.arange(24, dtype=np.float32).reshape(8, 3) * 100
+    with popxl.Session(ir) as session:
+        session.run({stream: added[own_replicas(ir)]})
+        held = session.get_tensors_data(variables)
+    for array, group, variable in zip(arrays, groups, variables, strict=True):
+        of_replica = array[group.assignment] if group.num_groups > 1 else np.stack([array] * 8)
+        np.testing.assert_array_equal(held[variable], of_replica + added)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_replicas_variable_is_read_from_all_processes(count):
+    run_in_processes(count, variables_of_every_replica)
+
+
+def test_the_environment_says_how_many_replicas_a_process_runs(monkeypatch):
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "POPDIST_NUM_LOCAL_REPLICAS": 3}.items():
+        monkeypatch.setenv(name, str(value))
+    assert (popdist.getNumLocalReplicas(), popdist.getNumTotalReplicas()) == (3, 6)
+    ir = popxl.Ir(replication="popdist")
+    assert (ir.replication_factor, ir.instance_replication_factor) == (6, 3)
+    options = ir._pb_ir.getSessionOptions()
+    assert options.globalReplicaOffset == 3
+    ir.replication_factor = 4
+    assert options.globalReplicaOffset == 2
+    assert popxl.Ir().replication_factor == 1
+
+
+@pytest.mark.parametrize(("text", "message"), [("0", "at least 1"), ("two", "a whole number")])
+def test_replicas_of_a_process_are_a_positive_number(monkeypatch, text, message):
+    monkeypatch.setenv("POPDIST_NUM_LOCAL_REPLICAS", text)
+    with pytest.raises(ValueError, match=f"POPDIST_NUM_LOCAL_REPLICAS is .*{message}"):
+        popdist.getNumLocalReplicas()
+
+
 def collectives_counted() -> tuple[tuple[int, int], tuple[int, int]]:
     ir = spread(4)
     with ir.main_graph:

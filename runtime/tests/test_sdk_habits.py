@@ -173,7 +173,7 @@ def test_name_scopes_join_with_a_slash(main_graph):
 def test_inserting_what_exists_in_a_tree_is_asked_for():
     tree = DotTree()
     tree.insert("a.b", 1)
-    with pytest.raises(ValueError, match="'b' already exists"):
+    with pytest.raises(ValueError, match="'a' already exists"):
         tree.insert("a.b", 2)
     tree.insert("a.b", 2, overwrite=True)
     assert tree.a.b == 2

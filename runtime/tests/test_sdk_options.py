@@ -81,3 +81,11 @@ def test_a_regular_grouping_shows_its_stride_and_size():
     irregular = [0, 0, 1, 1, 0, 0, 1, 1]
     shown = f"ReplicaGrouping(assignment={irregular})"
     assert repr(ir.replica_grouping_from_assignments(irregular)) == shown
+
+
+def test_the_graphs_of_a_program_can_be_counted():
+    ir = popxl.Ir()
+    ir.create_graph(lambda x: x + 1, popxl.TensorSpec((), popxl.float32))
+
+    assert [graph.id for graph in ir._pb_ir.getAllGraphs()][0] == ir.main_graph.id
+    assert len(ir._pb_ir.getAllGraphs()) == 2

@@ -27,6 +27,7 @@ from utils.planning import Question
 from utils.planning.needs import timed_build
 from utils.random_weights import fill_randomly
 from utils.setup import setup_logging
+from utils.writing import show
 
 
 def run_benchmark(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +60,7 @@ def print_plan(config: BloomConfig, arguments: BenchmarkArguments) -> None:
         context=arguments.context or None,
     )
     plan = planning.make_plan(config, question)
-    print(planning.as_json(plan) if arguments.json else planning.as_text(plan))
+    show(planning.as_json(plan) if arguments.json else planning.as_text(plan))
 
 
 @dataclass
@@ -119,9 +120,9 @@ def report(config: BloomConfig, arguments: BenchmarkArguments, measured: Measure
     if limits is None or not results:
         return
     if arguments.json:
-        print(as_json(config, limits, results, measured.complete))
+        show(as_json(config, limits, results, measured.complete))
     else:
-        print(as_text(config, limits, results))
+        show(as_text(config, limits, results))
     if arguments.plot is not None:
         from utils.benchmark.plot import draw  # late: nothing else needs matplotlib
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from utils.memmap.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from utils.memmap.manifest import MANIFEST, FileEntry, Manifest, file_entry, read_manifest
 from utils.memmap.writer import interrupts_between, locked, partial_path, write_file
+from utils.outside import SETTINGS_BYTES, read_bytes, read_json
 from utils.setup import UserError
 
 
@@ -91,10 +92,16 @@ class MapFolder:
             if len(files) == len(self.names):
                 manifest = replace(self.wanted, files=files).to_json().encode()
                 path = self.path / MANIFEST
-                if not path.exists() or path.read_bytes() != manifest:
+                if self._content(path) != manifest:
                     write_file(path, manifest)
-                shutil.rmtree(self._notes, ignore_errors=True)
+                self._remove_notes()
         return [name for name in self.names if name not in files]
+
+    def _content(self, path: Path) -> bytes | None:
+        try:
+            return read_bytes(path, UserError, SETTINGS_BYTES, absent=True)
+        except FileNotFoundError:
+            return None
 
     @property
     def _job(self) -> Path:
@@ -105,11 +112,12 @@ class MapFolder:
 
     def _noted(self, name: str) -> FileEntry | None:
         try:
-            return FileEntry(**json.loads(self._note(name).read_text()))
-        except (FileNotFoundError, NotADirectoryError):
+            note = self._note(name)
+            return file_entry(read_json(note, UserError, absent=True), str(note))
+        except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self._note(name)} is damaged: {error}; remove it") from None
+        except UserError as error:
+            raise UserError(f"{error}; remove it") from None
 
     def _listed(self) -> dict[str, FileEntry]:
         try:
@@ -137,8 +145,12 @@ class MapFolder:
         """Remove what was made here; what lists it goes last, if this is interrupted."""
         for path in paths:
             path.unlink(missing_ok=True)
-        shutil.rmtree(self._notes, ignore_errors=True)
+        self._remove_notes()
         (self.path / MANIFEST).unlink(missing_ok=True)
+
+    def _remove_notes(self) -> None:
+        if self._notes.is_dir():  # rmtree would open something else, and wait where it is a pipe
+            shutil.rmtree(self._notes, ignore_errors=True)
 
     def _check_foreign(self, discarded: set[Path]) -> None:
         own = {*discarded, self.path / MANIFEST} if discarded else set()

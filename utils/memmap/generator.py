@@ -17,6 +17,7 @@ import numpy as np
 from config import BloomConfig
 from inference import inference
 from utils.checkpoint import open_checkpoint
+from utils.escaping import in_one_line
 from utils.hub import DESCRIPTION
 from utils.memmap.fingerprint import fingerprint
 from utils.memmap.folder import MapFolder
@@ -26,6 +27,7 @@ from utils.memmap.parts import part_files, part_values, variables_of
 from utils.memmap.source import Source, one_thread
 from utils.memmap.tensor_file import PAGE, PartFile, part_file
 from utils.memmap.writer import FileWriter, interrupts_between
+from utils.outside import is_file_name, is_regular, open_regular
 from utils.setup import UserError
 
 Progress = Callable[[int], object]
@@ -129,7 +131,7 @@ class Generator:
             for name in self._missing(share):
                 check()
                 with told:
-                    describe(name)
+                    describe(in_one_line(name))
                 size = self._bytes_of(name)
                 overlap.make_room(size)
                 content = self._content(name, check)
@@ -164,7 +166,8 @@ class Generator:
 
     def _content(self, name: str, check: Callable[[], None]) -> PartFile:
         if name in self._copied:
-            return PartFile(b"", {name: np.fromfile(self._copied[name], np.uint8)})
+            with open_regular(self._copied[name], UserError) as file:
+                return PartFile(b"", {name: np.fromfile(file, np.uint8)})
         return self._part(self._parts[name], check)
 
     def _part(self, part: str, check: Callable[[], None]) -> PartFile:
@@ -195,8 +198,10 @@ class Generator:
 
 def copied_files(folder: Path) -> dict[str, Path]:
     """The files beside the weights, by name: settings and tokenizer."""
-    found = [path for pattern in DESCRIPTION for path in folder.glob(pattern) if path.is_file()]
-    return {path.name: path for path in sorted(found)}
+    found = [path for pattern in DESCRIPTION for path in folder.glob(pattern)]
+    return {
+        path.name: path for path in sorted(found) if is_file_name(path.name) and is_regular(path)
+    }
 
 
 def _for_generation(config: BloomConfig, tied: bool) -> BloomConfig:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from config import BloomConfig
+from utils.escaping import cell
 from utils.memmap.tensor_file import read_header
+from utils.outside import Fields, is_file_name, open_regular, read_json
 from utils.setup import UserError
 
 FORMAT, VERSION = "bloom memory maps", 1
@@ -30,9 +33,12 @@ class FileEntry:
     def fault(self, path: Path) -> str | None:
         """What is wrong with the file as far as its size and header tell, or None."""
         try:
-            size = path.stat().st_size
+            with open_regular(path, UserError, absent=True) as file:
+                size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             return "missing"
+        except UserError as error:
+            return str(error).removeprefix(f"{path} ")
         if size != self.size:
             return f"{size:,} bytes long, not {self.size:,}"
         if self.header_sha256 is None:
@@ -64,18 +70,23 @@ class Manifest:
         """What keeps maps that are there, `other`, from being used as these, which are wanted."""
         ours, theirs = self.settings, other.settings
         found = [
-            f"{name} is {theirs.get(name)} there, {ours.get(name)} here"
+            f"{cell(name)} is {_told(theirs, name)} there, {_told(ours, name)} here"
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
         if self.fingerprint != other.fingerprint:
-            found.insert(0, f"{other.hf_model} there has other weights than {self.hf_model} here")
+            there = cell(other.hf_model)
+            found.insert(0, f"{there} there has other weights than {self.hf_model} here")
         return found
 
     def to_json(self) -> str:
         """The contents of the manifest's file, always the same for the same maps."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         return json.dumps(content, indent=1) + "\n"
+
+
+def _told(settings: dict[str, Any], name: str) -> str:
+    return cell(settings.get(name))
 
 
 def map_settings(config: BloomConfig) -> dict[str, Any]:
@@ -103,31 +114,41 @@ def read_manifest(path: Path) -> Manifest:
         FileNotFoundError: where there is no such file.
         UserError: where it cannot be read, or is no manifest that this version knows.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, it is not JSON: {error}") from None
+    content = read_json(path, UserError, absent=True)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"{path} is no manifest of memory maps")
     version = content.pop("version", None)
     if version != VERSION:
-        raise UserError(f"{path} has version {version}, this program knows version {VERSION}")
+        raise UserError(f"{path} has version {cell(version)}, this program knows version {VERSION}")
     return _from_content(path, content)
 
 
 def _from_content(path: Path, content: dict[str, Any]) -> Manifest:
-    try:
-        files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
-        content["settings"] = UNQUANTIZED | content["settings"]
-        manifest = Manifest(**content, files=files)
-        plain = all(Path(name).name == name for name in files)  # nothing outside the folder
-        sizes = all(type(entry.size) is int for entry in files.values())
-        if not (plain and sizes and isinstance(manifest.settings, dict)):
-            raise ValueError("a file's name or size is not possible")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    return manifest
+    given = Fields(content, str(path), UserError)
+    given.check_names(*(field.name for field in fields(Manifest)))
+    files = given.mapping("files")
+    for name in files:
+        if not is_file_name(name):  # nothing outside the folder
+            raise UserError(f"{path} is damaged: {cell(name)} cannot be a file's name")
+    return Manifest(
+        hf_model=given.text("hf_model"),
+        fingerprint=given.text("fingerprint"),
+        settings=UNQUANTIZED | given.mapping("settings"),
+        files={name: file_entry(entry, f"{path}, {name}") for name, entry in files.items()},
+    )
+
+
+def file_entry(content: Any, place: str) -> FileEntry:
+    """What a file is, from what a manifest or a note says of it.
+
+    Raises:
+        UserError: where it says something else; it begins with `place`.
+    """
+    given = Fields(content, place, UserError)
+    given.check_names(*(field.name for field in fields(FileEntry)))
+    header = given.values.get("header_sha256")
+    return FileEntry(
+        size=given.count("size"),
+        sha256=given.text("sha256"),
+        header_sha256=None if header is None else given.text("header_sha256"),
+    )

@@ -15,6 +15,7 @@ from utils.memmap.manifest import MANIFEST, map_settings
 from utils.memmap.parts import part_files, variables_of
 from utils.memmap.tensor_file import map_tensors
 from utils.memmap.verification import open_manifest, refuse, verify
+from utils.memory import tell_bus_errors
 from utils.setup import UserError
 
 
@@ -25,11 +26,14 @@ class MemoryMaps:
 
     Attributes:
         config: the configuration given, with what the maps' checkpoint decides.
+        held: what must be there as long as these are, if anything: a folder that is kept open.
 
     Raises:
         UserError: where there are none, they are made for other settings, or a file is missing
             or altered.
     """
+
+    held: object = None
 
     def __init__(self, config: BloomConfig):
         self.path = Path(str(config.execution.memmap_dir)).expanduser()
@@ -49,6 +53,7 @@ class MemoryMaps:
 
     def write(self, session: InferenceSession) -> None:
         """Make the maps the session's weights: nothing of them is read."""
+        tell_bus_errors()
         for file, part in part_files(session).items():
             session.write_variables_data(_fitting(self.path / file, variables_of(session, part)))
 

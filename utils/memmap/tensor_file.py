@@ -12,11 +12,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from utils.escaping import cell
+from utils.outside import Fields, open_regular, parse_json
 from utils.setup import UserError
 
 PAGE, LINE = 1 << 12, 1 << 6
@@ -98,13 +100,17 @@ def read_header(path: Path) -> bytes:
     Raises:
         UserError: where it cannot be read, or cannot be a safetensors file.
     """
+    with open_regular(path, UserError) as file:
+        return _read_header(file, path)
+
+
+def _read_header(file: BinaryIO, path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > LARGEST_HEADER:
-                raise UserError(f"{path} is damaged: it does not begin as a safetensors file")
-            return start + file.read(length)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > LARGEST_HEADER:
+            raise UserError(f"{path} is damaged: it does not begin as a safetensors file")
+        return start + file.read(length)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
@@ -115,21 +121,32 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: where it cannot be mapped, or is no file of `part_file`.
     """
-    header = read_header(path)
-    try:
-        entries = json.loads(header[8:])
-        swapped = entries.pop("__metadata__")[SWAPPED].split(",")
-        data = np.asarray(np.memmap(path, np.uint8, "r"))[len(header) :]
-        arrays = {name: _view(data, entry) for name, entry in entries.items()}
-    except OSError as error:
-        raise UserError(f"cannot map {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    with open_regular(path, UserError) as file:
+        header = _read_header(file, path)
+        entries = Fields(parse_json(header[8:], path, UserError), str(path), UserError)
+        about = Fields(entries.mapping("__metadata__"), f"{path}, __metadata__", UserError)
+        swapped = about.text(SWAPPED).split(",")
+        try:
+            data = np.asarray(np.memmap(file, np.uint8, "r"))[len(header) :]
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot map {path}: {error}") from None
+    arrays = {
+        name: _view(data, Fields(entry, f"{path}, {cell(name)}", UserError))
+        for name, entry in entries.values.items()
+        if name != "__metadata__"
+    }
     return {
-        name: array.swapaxes(-1, -2) if name in swapped else array for name, array in arrays.items()
+        name: array.swapaxes(-1, -2) if name in swapped and array.ndim >= 2 else array
+        for name, array in arrays.items()
     }
 
 
-def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    begin, end = entry["data_offsets"]
-    return data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+def _view(data: np.ndarray, entry: Fields) -> np.ndarray:
+    offsets, shape, dtype = entry.counts("data_offsets"), entry.counts("shape"), entry.text("dtype")
+    size = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else -1
+    if len(offsets) != 2 or offsets[1] - offsets[0] != size or offsets[1] > len(data):
+        raise UserError(f"{entry.place} is damaged: its type, shape and place do not fit")
+    try:
+        return data[slice(*offsets)].view(DTYPES[dtype]).reshape(shape)
+    except ValueError as error:  # more axes than numpy has
+        raise UserError(f"{entry.place} is damaged: {error}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.memmap.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from utils.outside import open_regular
 from utils.setup import UserError
 
 BLOCK = 1 << 23
@@ -76,8 +77,10 @@ def _fault(path: Path, entry: FileEntry, progress: Callable[[int], object]) -> s
         progress(entry.size)
         return fault
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, UserError) as file:
             checksum = _checksum(file, progress)
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None if checksum == entry.sha256 else "altered: its checksum is another"

@@ -214,7 +214,9 @@ def interrupts_between() -> Iterator[Callable[[], None]]:
 def _claim(path: Path) -> int:
     """A descriptor of the empty file at `path`, which no other process has claimed."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # No link that another user has put there, and nothing that others may write to.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        file = os.open(path, flags, 0o644)
         try:
             _lock(file)
             if _is_named(file, path):  # not renamed by whom we waited for

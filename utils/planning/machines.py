@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from config.config import PRECISIONS, REPOSITORY
+from utils.escaping import shown
+from utils.outside import read_yaml
 from utils.setup import UserError
 
 MACHINES_FILE = REPOSITORY / "config" / "machines.yml"
@@ -102,12 +102,7 @@ def load_machine(name: str, file: str | Path | None = None) -> Machine:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        machines = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    machines = read_yaml(file, UserError)
     if not isinstance(machines, dict):
         raise UserError(f"{file} must map names of machines to their settings")
     return machines
@@ -115,7 +110,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _machine(name: str, settings: Any, place: str) -> Machine:
     if not isinstance(settings, dict):
-        raise UserError(f"{place} must map settings to values, not be {settings!r}")
+        raise UserError(f"{place} must map settings to values, not be {shown(settings)}")
     if unknown := [str(key) for key in settings if key not in KNOWN]:
         raise UserError(f"{place}: unknown {', '.join(unknown)}; known: {', '.join(KNOWN)}")
     if missing := [key for key in REQUIRED if key not in settings]:
@@ -144,34 +139,36 @@ def _machine(name: str, settings: Any, place: str) -> Machine:
 
 def _check_count(value: Any, key: str, place: str) -> None:
     if type(value) is not int or value < 1:
-        raise UserError(f"{place}: {key} must be a whole number of 1 or more, not {value!r}")
+        raise UserError(f"{place}: {key} must be a whole number of 1 or more, not {shown(value)}")
 
 
 def _scaled(value: Any, key: str, place: str) -> float:
     least = "over 0" if key in REQUIRED else "0 or more"
     number = type(value) in (int, float) and math.isfinite(value)
     if not number or value < 0 or (key in REQUIRED and value == 0):
-        raise UserError(f"{place}: {key} must be a number {least}, not {value!r}")
+        raise UserError(f"{place}: {key} must be a number {least}, not {shown(value)}")
     unit = max((u for u in SCALES if key.endswith(u)), key=len)
     return value * SCALES[unit]
 
 
 def _arithmetic(rates: Any, place: str) -> dict[str, float]:
     if not isinstance(rates, dict) or not rates:
-        raise UserError(f"{place}: teraflops must map types to numbers, not be {rates!r}")
+        raise UserError(f"{place}: teraflops must map types to numbers, not be {shown(rates)}")
     for kind, rate in rates.items():
         if kind not in PRECISIONS:
             known = ", ".join(PRECISIONS)
-            raise UserError(f"{place}: teraflops: unknown type {kind!r}; known: {known}")
+            raise UserError(f"{place}: teraflops: unknown type {shown(kind)}; known: {known}")
         if type(rate) not in (int, float) or not 0 < rate < math.inf:
-            raise UserError(f"{place}: teraflops: {kind} must be a number over 0, not {rate!r}")
+            raise UserError(
+                f"{place}: teraflops: {kind} must be a number over 0, not {shown(rate)}"
+            )
     return {kind: rate * 1e12 for kind, rate in rates.items()}
 
 
 def _assumed(settings: dict[str, Any], place: str) -> tuple[str, ...]:
     named = settings.get("assumed", [])
     if not isinstance(named, list) or not all(key in settings for key in map(str, named)):
-        raise UserError(f"{place}: assumed must list settings that are given, not {named!r}")
+        raise UserError(f"{place}: assumed must list settings that are given, not {shown(named)}")
     return tuple(map(str, named))
 
 

@@ -110,11 +110,12 @@ class Engine:
     ) -> np.ndarray:
         """The variable's value, or that of `held`, in host shape, or `(replicas, *shape)`.
 
-        Of groups that other processes hold it is asked from these: all must read it.
+        Of groups and replicas that other processes hold it is asked from these: all must read it.
         """
         value = self._cells[variable].tensor if held is None else held
         mesh, grouping = self.mesh, _held(variable)
-        if isinstance(self.collectives, AcrossProcesses) and grouping.num_groups > 1:
+        apart = every_replica or grouping.num_groups > 1
+        if isinstance(self.collectives, AcrossProcesses) and apart:
             value, mesh = self.collectives.everywhere(value), self.collectives.share.whole
         if variable._sharding is not None:
             parts = mesh.flat(value).flatten(1)

@@ -173,7 +173,7 @@ class _Serialised:
             given = self._passed_inputs()
             popxl.graph_output(step + 1)
             if self.seed is not None:
-                given[self.seed], following = ops.split_random_seed(*seed)
+                given[self.seed], following = ops.split_random_seed(seed[0])
                 popxl.graph_output(following)
             given |= {t: self._loaded(t, row, step) for t in self.loads}
             info = self.called.call_with_info(args=given)

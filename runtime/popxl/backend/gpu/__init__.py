@@ -34,9 +34,8 @@ def checked(device: torch.device) -> ModuleType | None:
     Raises:
         RuntimeError: where a kernel has gone so wrong that this process can no longer use the GPU.
     """
-    kept = cache.folder()
-    if kept is not None:
-        os.environ.setdefault("TRITON_CACHE_DIR", str(kept / "triton"))
+    if "TRITON_CACHE_DIR" not in os.environ and cache.folder() is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(cache.subfolder("triton"))
     reason = _too_old(device)
     if reason is None:
         try:

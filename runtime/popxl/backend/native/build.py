@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from popxl.backend import cache
@@ -33,7 +32,7 @@ MAKERS = {"GenuineIntel": "-DPOPXL_INTEL", "AuthenticAMD": "-DPOPXL_AMD"}
 """What the sources are told of who made the processor, by its name in /proc/cpuinfo."""
 LIMIT = 300
 """Seconds that the compiler may take."""
-NAME = "kernels.so"
+NAME, HANDLER = "kernels.so", "bus_error.cpp"
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +61,28 @@ def built_library() -> Path:
     def make(place: Path) -> None:
         _compile(program, flags, place / NAME)
 
-    place = cache.entry("native", key, make)
-    if place is None:
-        place = Path(tempfile.mkdtemp(prefix="popxl-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        make(place)
-    return place / NAME
+    return cache.entry("native", key, make) / NAME
+
+
+def built_handler() -> Path:
+    """The compiled handler of SIGBUS, of which the rest of the library is independent.
+
+    Raises:
+        CannotBuildError: where there is no compiler, or it fails.
+    """
+    program, source = compiler(), SOURCES / HANDLER
+    key = {
+        "source": hashlib.blake2b(source.read_bytes(), digest_size=16).hexdigest(),
+        "compiler": _version(program),
+        "machine": platform.machine(),
+    }
+
+    def make(place: Path) -> None:
+        _run(
+            [program, "-O1", "-std=c++17", "-fPIC", "-shared", str(source), "-o", str(place / NAME)]
+        )
+
+    return cache.entry("handler", key, make) / NAME
 
 
 def maker() -> str | None:
@@ -111,7 +126,7 @@ def compiler() -> str:
 
 def _sources_hash() -> str:
     total = hashlib.blake2b(digest_size=16)
-    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")]):
+    for path in sorted({*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")} - {SOURCES / HANDLER}):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
