@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import popxl
 from popxl import ops
 
+from ._absent import GRADIENTS, absent
 from .dot_tree import to_mapping
 from .named_tensors import NamedTensors, TensorMap
 
@@ -105,6 +106,8 @@ class GraphWithNamedArgs:
         self.graph = graph
         self.args = args if args is not None else NamedTensors()
         self._from_module = from_module
+
+    autodiff = absent("GraphWithNamedArgs.autodiff", GRADIENTS)
 
     def bind(self, args: NamedTensors | None = None) -> BoundGraph:
         """The graph with tensors for the inputs that have the same names as they."""
