@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import popxl
 from popxl import ops
 
+from ._absent import GRADIENTS, absent
 from .dot_tree import to_mapping
 from .named_tensors import NamedTensors, TensorMap
 
@@ -106,6 +107,8 @@ class GraphWithNamedArgs:
         self.args = args if args is not None else NamedTensors()
         self._from_module = from_module
 
+    autodiff = absent("GraphWithNamedArgs.autodiff", GRADIENTS)
+
     def bind(self, args: NamedTensors | None = None) -> BoundGraph:
         """The graph with tensors for the inputs that have the same names as they."""
         return BoundGraph(self.graph, to_mapping(self.args, args) if args is not None else None)
@@ -123,3 +126,23 @@ class GraphWithNamedArgs:
     def copy(self) -> GraphWithNamedArgs:
         """The same graph, with a tree of names of its own."""
         return GraphWithNamedArgs(self.graph, self.args.copy(), from_module=self._from_module)
+
+    def print_schedule(self) -> str:
+        """The graph as text, which is returned, not printed: inputs with their names, and ops."""
+        numbers: dict[str, int] = {}
+
+        def number(tensor: popxl.Tensor) -> str:
+            return f"%{numbers.setdefault(tensor.id, len(numbers) + 1)}"
+
+        def listed(tensors: Iterable[popxl.Tensor]) -> str:
+            return ", ".join(f"{number(t)} [{t.shape} {t.dtype.name}]" for t in tensors)
+
+        names = {tensor: f"{name}=" for name, tensor in self.args.to_dict().items()}
+        inputs = ", ".join(f"{names.get(t, '')}{number(t)}" for t in self.graph.inputs)
+        lines = []
+        for op in self.graph._ops:
+            called = "".join(f"({graph.name})" for graph in op.graphs)
+            lines.append(f"    {op.kind}{called} ({listed(op.inputs)}) -> ({listed(op.outputs)})")
+        outputs = ", ".join(number(t) for t in self.graph.outputs)
+        head = f"Graph : {self.graph.name}\n  ({inputs}) -> ({outputs}) {{"
+        return "\n".join([head, *lines, "  }"])

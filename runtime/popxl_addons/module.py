@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import popxl
 
+from ._absent import GRADIENTS
 from .data_source import DataIter
 from .graph import BoundGraph, GraphWithNamedArgs
 from .graph_cache import call_key
@@ -34,6 +35,13 @@ class _Built:
     def add(self, name: str, factory: Any, inputs: Any, overwrite: bool) -> None:
         self.factories.insert(name, factory, overwrite)
         self.inputs.insert(name, inputs, overwrite)
+
+
+class Aux(dict[str, Any]):
+    """What `build` keeps for `build_grad`: written in programs that run forward, never read."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise KeyError(f"aux[{name!r}] can only be read in build_grad: {GRADIENTS}")
 
 
 class Module(popxl.Module):
@@ -64,6 +72,7 @@ class Module(popxl.Module):
                 f"{type(self).__name__} has a build_grad, so its graphs cannot be cached: "
                 "leave cache=False"
             )
+        self.aux = Aux()
         self._children: dict[str, Module] = {}
         self._built = _Built()
         self._sub_modules: list[Module] = []

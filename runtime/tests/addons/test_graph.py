@@ -132,3 +132,15 @@ def test_a_cache_does_not_keep_programs_alive():
     gc.collect()
 
     assert program() is None
+
+
+def test_a_schedule_is_text_with_the_names_of_inputs(main_graph):
+    lines = _graph().print_schedule().splitlines()
+
+    assert lines[1:] == [
+        "  (%1, a=%2, deep.b=%3) -> (%5, %6) {",
+        "    mul (%1 [() float32], %2 [() float32]) -> (%4 [() float32])",
+        "    add (%4 [() float32], %3 [() float32]) -> (%5 [() float32])",
+        "    sub (%1 [() float32], %2 [() float32]) -> (%6 [() float32])",
+        "  }",
+    ]

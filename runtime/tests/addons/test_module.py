@@ -333,3 +333,19 @@ def test_variables_cannot_be_put_below_a_taken_name_unasked(main_graph):
 
     with pytest.raises(ValueError, match="'scale' already exists"):
         Pair().create_graph(X)
+
+
+def test_what_build_keeps_for_gradients_is_only_kept(main_graph):
+    class Scaled(Module):
+        def build(self, x: popxl.Tensor) -> popxl.Tensor:
+            self.aux["x"] = x
+            with pytest.raises(KeyError, match="only be read in build_grad"):
+                self.aux["x"]
+            return x * 2
+
+        def build_grad(self, dy: popxl.Tensor) -> popxl.Tensor:
+            raise NotImplementedError
+
+    _, graph = Scaled().create_graph(X)
+
+    assert graph.graph.outputs[0].shape == (2, 3)
