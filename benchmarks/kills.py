@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "runtime")]
 
-from popdist.member import environment, parent  # noqa: E402
+from popdist.member import environment, parent, state  # noqa: E402
 
 LIMIT = 180.0
 """Seconds within which all processes of a job have to end."""
@@ -39,14 +40,20 @@ def main() -> int:
     while len(counts) < arguments.kills and time.monotonic() < until:
         rank, moment = draw.randrange(arguments.ranks), draw.uniform(0, arguments.latest)
         said = killed(arguments.ranks, rank, moment)
+        if said is None:
+            print(f"rank {rank} had ended before {moment:.2f} s: no kill", flush=True)
+            continue
         counts.append(len(said))
         print(f"rank {rank} after {moment:.2f} s: {len(said)} lines {said}", flush=True)
     print(f"{len(counts)} kills: {counts.count(1)} with one line")
     return int(counts.count(1) != len(counts))
 
 
-def killed(ranks: int, rank: int, moment: float) -> list[str]:
-    """The lines of error of a job whose rank was killed so long after it was there."""
+def killed(ranks: int, rank: int, moment: float) -> list[str] | None:
+    """The lines of error of a job whose rank was killed so long after it was there.
+
+    None where it had ended by then.
+    """
     words = ["--tensor_parallel_1", f"{ranks}", "--prompt", "A dog", "--num_tokens", "900"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "popdist.run", "--nproc-per-node", f"{ranks}"]
@@ -60,14 +67,16 @@ def killed(ranks: int, rank: int, moment: float) -> list[str]:
     )
     pid = number_of(launcher, rank)
     time.sleep(moment)
-    if parent(pid) == launcher.pid:
-        os.kill(pid, 9)
+    alive = parent(pid) == launcher.pid and state(pid) != "Z"
+    if alive:
+        os.kill(pid, signal.SIGKILL)
     try:
         said = launcher.communicate(timeout=LIMIT)[1]
     except subprocess.TimeoutExpired:
         launcher.terminate()
         return [f"still there after {LIMIT:.0f} s"]
-    return [line for line in said.splitlines() if line.startswith("error: ")]
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    return lines if alive else None
 
 
 def number_of(launcher: subprocess.Popen, rank: int) -> int:

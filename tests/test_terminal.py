@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 from pathlib import Path
 
@@ -196,3 +197,41 @@ def test_only_line_ends_and_tabs_are_left_of_control_characters() -> None:
     assert [c for c in shown if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0] == ["\t", "\n"]
     assert for_terminal("naïve 🙂\n\tx") == "naïve 🙂\n\tx"
     assert for_terminal("\x1b[2J") == "\\x1b[2J"
+
+
+def test_a_dumb_terminal_gets_no_escape_sequence(tmp_path: Path) -> None:
+    with terminal(tmp_path, TERM="dumb") as child:
+        seen = ""
+        for question, reply in zip(
+            ("Prompt:", "Temperature [0.0]:", "Top-k [0]:", "Number of tokens [64]:"),
+            ("A cat", "0.5", "", "9"),
+            strict=True,
+        ):
+            child.expect_exact(question)
+            seen += child.before
+            child.send(reply + "\r")
+        child.expect_exact("[A cat]some words")
+        seen += child.before
+        child.expect("Prompt.*:")
+        seen += child.before
+        child.sendeof()
+        child.expect(pexpect.EOF)
+        seen += child.before
+    assert "\x1b" not in seen
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_many_ctrl_c_at_the_prompt_leave_no_traceback(term: str, tmp_path: Path) -> None:
+    with terminal(tmp_path, TERM=term) as child:
+        child.expect_exact("Prompt:")
+        for _ in range(300):
+            child.sendintr()
+        child.expect_exact("Prompt:")
+        for _ in range(100):  # signals, too, wherever the program is
+            child.kill(signal.SIGINT)
+        answer(child, "A cat", "", "", "")
+        child.expect_exact("some words")
+        seen = child.before
+        child.expect("ended by: end_of_text")
+        leave(child)
+    assert "Traceback" not in seen
