@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import select
 import socket
 import subprocess
 import sys
@@ -242,8 +241,12 @@ def answer_of(address: tuple[str, int], request: bytes) -> tuple[str, float]:
         with contextlib.suppress(OSError):  # it may have answered before all was sent
             connection.sendall(request)
         try:
-            if not select.select([connection], [], [], PATIENCE)[0]:
+            connection.settimeout(PATIENCE)
+            try:
+                found = connection.recv(4096)
+            except TimeoutError:
                 connection.shutdown(socket.SHUT_WR)  # what the request lacks will not come
+            connection.settimeout(ANSWER_SECONDS)
             while b"\r\n" not in found and (part := connection.recv(4096)):
                 found += part
         except TimeoutError:
