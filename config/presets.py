@@ -99,7 +99,7 @@ def _read_presets(file: Path) -> dict[str, Any]:
         raise
     except RecursionError:
         raise ConfigError(f"{file} is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # of values, too
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     presets = _mapping(loaded, str(file))
     return {file.stem: presets} if "model" in presets else presets
