@@ -1,12 +1,12 @@
 """That one line is said of a death, whoever of this machine's processes comes to know of it first.
 
 Who says it is agreed on without the store: that may be what has gone, and before all have met
-nobody knows who else is there. So the first to make a file says it.
+nobody knows who else is there. So the first to mark a file says it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import os
 import stat
@@ -58,25 +58,38 @@ def _file() -> Path:
 
 
 def _taken() -> bool:
-    """Whether another process has made the file, for this job: an older one may have been alike."""
+    """Whether another process has claimed it, for this job: an older one may have been alike."""
     try:
-        found = os.lstat(_file())
+        return _is_claim(os.lstat(_file()))
     except OSError:
         return False
-    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
-    return ours and found.st_mtime >= _BEGAN - PATIENCE
+
+
+def _is_claim(found: os.stat_result) -> bool:
+    return _is_ours(found) and found.st_size > 0 and found.st_mtime >= _BEGAN - PATIENCE
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _make() -> bool:
-    if _taken():
-        return False
-    path = _file()
-    with contextlib.suppress(OSError):
-        path.unlink()  # of an earlier job
+    """Claim it where nobody has, under a lock: who comes second sees the first one's mark."""
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
-    except FileExistsError:
-        return not _taken()  # somebody else's file: better two lines than none
+        file = os.open(_file(), flags, 0o600)
+    except OSError:
+        return True  # better two lines than none
+    try:
+        if not _is_ours(os.fstat(file)):
+            return True
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_claim(os.fstat(file)):
+            return False
+        os.ftruncate(file, 0)
+        os.write(file, b"claimed")
+        return True
     except OSError:
         return True
-    return True
+    finally:
+        os.close(file)
