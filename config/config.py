@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from simple_parsing import field
 
-from config import costs
-
 if TYPE_CHECKING:
     from popxl import dtypes
 
@@ -30,7 +28,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LONGEST_ERROR = 500
 """Characters of an error about settings."""
 
-CHUNKS = f"at most {costs.MOST_CHUNKS} numbers"
 MOST_LOOKUP_TOKENS = 15
 """With the one before them they are 16 rows: so many are still computed as one row is."""
 
@@ -259,6 +256,8 @@ def _check_groups(size: int, hidden: int, tp1: int, tp2: int) -> None:
 
 def _check_costs(config: BloomConfig) -> None:
     """What would take minutes or more to build, even for a plan."""
+    from config import costs  # late: run directly, this file is `config` until its last lines
+
     for section in (config.model, config.execution):
         for name in setting_names(type(section)):
             most = costs.MOST.get(name)
@@ -266,7 +265,8 @@ def _check_costs(config: BloomConfig) -> None:
                 value = getattr(section, name)
                 _check(value <= most, name, value, f"at most {most:,}")
     chunks, replicas = config.execution.prompt_chunks, config.execution.replicas
-    _check(len(chunks) <= costs.MOST_CHUNKS, "prompt_chunks", f"{len(chunks)} of them", CHUNKS)
+    few = f"at most {costs.MOST_CHUNKS} numbers"
+    _check(len(chunks) <= costs.MOST_CHUNKS, "prompt_chunks", f"{len(chunks)} of them", few)
     product = "tensor_parallel_1 * tensor_parallel_2"
     _check(replicas <= costs.MOST_REPLICAS, product, replicas, f"at most {costs.MOST_REPLICAS:,}")
     size, most = costs.weight_bytes(config), costs.MOST_WEIGHT_BYTES

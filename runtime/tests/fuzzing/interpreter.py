@@ -75,6 +75,9 @@ class Interpreter:
     def _simple(self, step: Step, operands: list[Tensor]) -> list[Tensor]:
         kind = KINDS[step.kind]
         settings = {name: self._setting(name, value) for name, value in step.settings.items()}
+        if "number" in settings:  # it takes the dtype of the tensor that it meets
+            of = DTYPES[self.program.types[step.operands[-1]].dtype]
+            settings["number"] = float(np.asarray(settings["number"]).astype(of))
         arrays = [t.value for t in operands]
         if not arrays:
             settings_only = kind.meaning(**settings)
