@@ -150,11 +150,26 @@ struct RowMachine {
             for (int64_t i = 0; i < count; i += LANES) store(to + i, value);
         } else if (from.inner == 1 && from.type <= BFLOAT16) {
             const char* data = at(from.data, from.type, place);
-            for (int64_t i = 0; i < count; i += LANES)
-                store(to + i, load_some(data + i * size_of(from.type), from.type, count - i));
+            switch (from.type) {
+                case FLOAT32: return load_row<FLOAT32>(to, data, count);
+                case FLOAT16: return load_row<FLOAT16>(to, data, count);
+                default: return load_row<BFLOAT16>(to, data, count);
+            }
         } else {
             for (int64_t i = 0; i < count; i++) to[i] = single(from, place + i * from.inner);
         }
+    }
+
+    template <int64_t TYPE> static void load_row(float* to, const char* data, int64_t count) {
+        int64_t i = 0;
+        for (; i + LANES <= count; i += LANES) store(to + i, load_floats(data + i * size_of(TYPE), TYPE));
+        if (i < count) store(to + i, load_some(data + i * size_of(TYPE), TYPE, count - i));
+    }
+
+    template <int64_t TYPE> void store_row(char* to, int number) const {
+        int64_t i = 0;
+        for (; i + LANES <= op.row; i += LANES) store_floats(to + i * size_of(TYPE), TYPE, get(number, i));
+        if (i < op.row) store_some(to + i * size_of(TYPE), TYPE, get(number, i), op.row - i);
     }
 
     static int64_t offset(const Strided& t, const int64_t (&index)[OUTER_AXES]) {
@@ -174,15 +189,18 @@ struct RowMachine {
         const Strided& to = op.out;
         int64_t place = offset(to, index);
         int number = op.program[op.steps - 1].to;
-        for (int64_t i = 0; i < op.row; i += LANES) {
-            int64_t count = std::min<int64_t>(op.row - i, LANES);
-            Floats y = get(number, i);
-            if (to.inner == 1) {
-                store_some(at(to.data, to.type, place + i), to.type, y, count);
-            } else {
-                for (int64_t j = 0; j < count; j++)
-                    store_some(at(to.data, to.type, place + (i + j) * to.inner), to.type, splat(y[j]), 1);
+        if (to.inner == 1) {
+            char* data = at(to.data, to.type, place);
+            switch (to.type) {
+                case FLOAT32: return store_row<FLOAT32>(data, number);
+                case FLOAT16: return store_row<FLOAT16>(data, number);
+                default: return store_row<BFLOAT16>(data, number);
             }
+        }
+        for (int64_t i = 0; i < op.row; i++) {
+            Floats y = get(number, i / LANES * LANES);
+            char* data = at(to.data, to.type, place + i * to.inner);
+            store_some(data, to.type, splat(y[i % LANES]), 1);
         }
     }
 
