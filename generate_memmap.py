@@ -26,8 +26,8 @@ from utils.setup import UserError, run_script, setup_logging
 from utils.writing import show
 
 if TYPE_CHECKING:
-    from utils.memmap.folder import MapFolder
-    from utils.memmap.generator import Share
+    from utils.checkpoints.memmap.folder import MapFolder
+    from utils.checkpoints.memmap.generator import Share
 
 DESCRIPTION = (
     "Make memory maps of a checkpoint for a preset, or check those there are (--verify). "
@@ -95,7 +95,7 @@ def check(config: BloomConfig, arguments: GenerationArguments) -> None:
 
 def verified(folder: Path) -> str:
     """Check the maps of a folder against their checksums; a line that says so."""
-    from utils.memmap.verification import verify
+    from utils.checkpoints.memmap.verification import verify
 
     files = verify(folder).files
     return f"{folder}: {len(files)} files, {size(sum(f.size for f in files.values()))}, all whole"
@@ -103,8 +103,8 @@ def verified(folder: Path) -> str:
 
 def generated(config: BloomConfig, arguments: GenerationArguments) -> str:
     """Make the maps; the summary."""
-    from utils.memmap.generator import Generator  # late: wrong arguments need not wait
-    from utils.memmap.workers import run_workers
+    from utils.checkpoints.memmap.generator import Generator  # late: wrong arguments need not wait
+    from utils.checkpoints.memmap.workers import run_workers
 
     started = time.perf_counter()
     share = share_of(arguments)
@@ -125,7 +125,7 @@ def generated(config: BloomConfig, arguments: GenerationArguments) -> str:
 
 def share_of(arguments: GenerationArguments) -> Share:
     """The work of this call; of processes that a launcher started, which meet, that of each."""
-    from utils.memmap.generator import Share
+    from utils.checkpoints.memmap.generator import Share
 
     if not distributed.several():
         return Share(arguments.rank, arguments.world_size)

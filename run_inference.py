@@ -21,10 +21,15 @@ from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
 from utils import distributed
-from utils.generation import GenerationStep, check_num_tokens, encode_prompt, stream_generate
-from utils.sampling import SamplingConfig
+from utils.generation.request import (
+    GenerationStep,
+    check_num_tokens,
+    encode_prompt,
+    stream_generate,
+)
+from utils.generation.sampling import SamplingConfig
+from utils.generation.text import StopStrings
 from utils.setup import UserError, run_script, setup_logging
-from utils.text import StopStrings
 from utils.writing import say, summary, write
 
 if TYPE_CHECKING:
@@ -135,7 +140,7 @@ def main(
     """Run the command line; the exit status.
 
     Args:
-        load: gives an object with `passes` and `tokenizer`; `utils.loading.load` when None.
+        load: gives an object with `passes` and `tokenizer`; that of `utils.generation` if None.
 
     Raises:
         UserError, ConfigError: for arguments, or a prompt, that are not possible.
@@ -158,7 +163,9 @@ def main(
 
 def load_model(config: BloomConfig) -> Any:
     """The model's session and tokenizer."""
-    from utils import loading  # late: it takes seconds, which wrong arguments should not wait for
+    from utils.generation import (
+        loading,  # late: it takes seconds, which wrong arguments should not wait for
+    )
 
     return loading.load(config)
 

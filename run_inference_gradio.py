@@ -22,10 +22,10 @@ from simple_parsing import field
 
 from config import BloomConfig, ExecutionConfig, parse_arguments
 from utils import distributed
-from utils.hosts import Hosts
-from utils.limits import Limits
-from utils.listening import bind, is_public, listen, url
-from utils.quiet_log import make_quiet
+from utils.serving.hosts import Hosts
+from utils.serving.limits import Limits
+from utils.serving.listening import bind, is_public, listen, url
+from utils.serving.quiet_log import make_quiet
 from utils.setup import UserError, run_script, setup_logging
 from utils.streams import OutputError
 
@@ -107,7 +107,7 @@ def main(
     """Run the command line until SIGINT or SIGTERM; the exit status.
 
     Args:
-        load: gives an object with `passes` and `tokenizer`; `utils.loading.load` when None.
+        load: gives an object with `passes` and `tokenizer`; that of `utils.generation` if None.
 
     Raises:
         UserError, ConfigError: for arguments that are not possible, or an address that is taken.
@@ -152,9 +152,9 @@ def serve(
     if account is None and (arguments.share or is_public(arguments.host)):
         logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
     loaded = (load or load_model)(config)
-    from utils.engine import Engine
-    from utils.service import Service
-    from utils.web_server import WebServer, build_app, share
+    from utils.generation.engine import Engine
+    from utils.serving.service import Service
+    from utils.serving.web_server import WebServer, build_app, share
 
     engine = Engine(loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit)
     try:
@@ -193,7 +193,9 @@ def serve(
 
 def load_model(config: BloomConfig) -> Any:
     """The model's session and tokenizer, warm so that the first user does not wait for that."""
-    from utils.loading import load  # late: it takes seconds, which errors should not wait for
+    from utils.generation.loading import (
+        load,  # late: it takes seconds, which errors should not wait for
+    )
 
     loaded = load(config)
     if config.execution.memmap_dir is None:  # mapped weights may be slow to read

@@ -60,9 +60,9 @@ def difference(device: str, weight_precision: str) -> float:
 def small_logits(device: str, weight_precision: str) -> np.ndarray:
     """Of two layers of the 560M model's shape in bfloat16: `(5, rows, vocab_size)`."""
     from config import parse_arguments
-    from inference import inference
-    from utils.passes import Passes
-    from utils.random_weights import fill_randomly
+    from modelling.program import inference
+    from utils.checkpoints.random_weights import fill_randomly
+    from utils.generation.passes import Passes
     from utils.setup import setup_logging
 
     setup_logging("warning")

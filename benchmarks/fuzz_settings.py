@@ -47,10 +47,10 @@ from config import (  # noqa: E402
     parse_arguments,
 )
 from config.config import setting_names as setting_names_of  # noqa: E402
-from utils.engine import Engine  # noqa: E402
-from utils.given_settings import GivenSettings, setting_names  # noqa: E402
-from utils.page.handlers import Handlers, stop_strings  # noqa: E402
-from utils.service import Service  # noqa: E402
+from utils.generation.engine import Engine  # noqa: E402
+from utils.serving.given_settings import GivenSettings, setting_names  # noqa: E402
+from utils.serving.page.handlers import Handlers, stop_strings  # noqa: E402
+from utils.serving.service import Service  # noqa: E402
 from utils.setup import UserError  # noqa: E402
 
 CASE_SECONDS = 10

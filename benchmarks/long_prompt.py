@@ -26,10 +26,10 @@ from serving import made_up  # noqa: E402 - found just above
 
 from config import parse_arguments  # noqa: E402
 from run_inference_gradio import for_many  # noqa: E402
-from utils.engine import Engine  # noqa: E402
-from utils.generation import Request  # noqa: E402
-from utils.loading import Loaded  # noqa: E402
-from utils.sampling import SamplingConfig  # noqa: E402
+from utils.generation.engine import Engine  # noqa: E402
+from utils.generation.loading import Loaded  # noqa: E402
+from utils.generation.request import Request  # noqa: E402
+from utils.generation.sampling import SamplingConfig  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 DESCRIPTION = "Measure how long a long prompt holds up requests that decode."

@@ -29,10 +29,10 @@ from config import BloomConfig, parse_arguments  # noqa: E402
 from config.config import MOST_LOOKUP_TOKENS  # noqa: E402
 from modelling.alibi import alibi_slopes  # noqa: E402
 from modelling.sharding import shard_vector  # noqa: E402
-from utils.generation import GenerationStep, stream_generate  # noqa: E402
-from utils.loading import Loaded, load  # noqa: E402
-from utils.passes import Passes  # noqa: E402
-from utils.sampling import SamplingConfig  # noqa: E402
+from utils.generation.loading import Loaded, load  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
+from utils.generation.request import GenerationStep, stream_generate  # noqa: E402
+from utils.generation.sampling import SamplingConfig  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 DESCRIPTION = "Measure look-up decoding against plain decoding."

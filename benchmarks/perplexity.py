@@ -31,9 +31,9 @@ from tqdm import tqdm  # noqa: E402
 from config import BloomConfig, ConfigError, parse_arguments  # noqa: E402 - found just above
 from config.config import PRECISIONS  # noqa: E402
 from modelling.bloom_lm import BloomLMHeadModelTP2D  # noqa: E402
-from utils.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from utils.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from utils.generation.tokenizer import load_tokenizer  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
-from utils.tokenizer import load_tokenizer  # noqa: E402
 
 HELD_OUT = ROOT / "models" / "bloom_tiny" / "heldout.txt"
 DESCRIPTION = (

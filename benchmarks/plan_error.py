@@ -27,12 +27,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from popxl import machine as popxl_machine  # noqa: E402 - found just above
 
 from config import BloomConfig, load_config  # noqa: E402
-from utils.passes import Passes  # noqa: E402
+from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
 from utils.planning.forecast import Forecast, forecast  # noqa: E402
 from utils.planning.machines import Machine  # noqa: E402
 from utils.planning.needs import needs_of, timed_build  # noqa: E402
 from utils.planning.this_machine import Products, ThinProgram, this_machine  # noqa: E402
-from utils.random_weights import fill_randomly  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 PRESETS = ("bloom_tiny", "bloom_560M", "bloom_1B1", "bloom_560M_pod16")

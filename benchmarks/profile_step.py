@@ -28,9 +28,9 @@ from popxl.backend.native.library import Library  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from config import BloomConfig, parse_arguments  # noqa: E402
-from inference import inference  # noqa: E402
-from utils.passes import Passes  # noqa: E402
-from utils.random_weights import fill_randomly  # noqa: E402
+from modelling.program import inference  # noqa: E402
+from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 KINDS = "products", "layer norms", "attention", "after products", "decompression", "chunks", "keys"

@@ -26,13 +26,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - found just above
 from run_inference_gradio import for_many  # noqa: E402
-from utils.engine import Engine  # noqa: E402
-from utils.loading import Loaded, build, load  # noqa: E402
-from utils.passes import Passes  # noqa: E402
-from utils.random_weights import fill_randomly  # noqa: E402
-from utils.service import Service  # noqa: E402
+from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
+from utils.generation.engine import Engine  # noqa: E402
+from utils.generation.loading import Loaded, build, load  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
+from utils.generation.tokenizer import load_tokenizer  # noqa: E402
+from utils.serving.service import Service  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
-from utils.tokenizer import load_tokenizer  # noqa: E402
 
 CLIENTS = Path(__file__).with_name("serving_clients.py")
 DESCRIPTION = "Measure the page's server with many clients at once, and with one after another."
@@ -120,7 +120,7 @@ class _Folded:
 
 def ask_both_ways(loaded: Loaded, arguments: ServingArguments) -> dict[str, Any]:
     """What the process of the clients writes."""
-    from utils.web_server import serving  # late: gradio takes seconds
+    from utils.serving.web_server import serving  # late: gradio takes seconds
 
     prompts = [
         f"{BEGINNINGS[number % len(BEGINNINGS)]} {number}" for number in range(arguments.clients)

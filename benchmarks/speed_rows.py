@@ -18,10 +18,10 @@ from config import BloomConfig, parse_arguments
 from utils.benchmark.arguments import parse
 from utils.benchmark.command import Measured, measure
 from utils.benchmark.report import Result
-from utils.loading import build
+from utils.checkpoints.random_weights import fill_randomly
+from utils.generation.loading import build
+from utils.generation.passes import Passes
 from utils.memory import available_memory
-from utils.passes import Passes
-from utils.random_weights import fill_randomly
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2

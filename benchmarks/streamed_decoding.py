@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BloomConfig, parse_arguments  # noqa: E402 - found just above
-from utils.loading import Loaded, load  # noqa: E402
+from utils.generation.loading import Loaded, load  # noqa: E402
 
 BLOCK, READS = 8 << 20, 4
 """Bytes of each of the reads that the disk's rate is measured with, and how many are under way."""

@@ -27,9 +27,9 @@ import numpy as np  # noqa: E402 - what comes is found just above
 import torch  # noqa: E402
 
 from config import parse_arguments  # noqa: E402
-from utils.loading import build  # noqa: E402
-from utils.passes import Passes  # noqa: E402
-from utils.random_weights import fill_randomly  # noqa: E402
+from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
+from utils.generation.loading import build  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
 
 LONGEST = 600
 """Seconds after which a busy process ends by itself."""

@@ -11,8 +11,8 @@ from transformers import BloomConfig as TransformersConfig
 from transformers import BloomForCausalLM
 
 from config import BloomConfig, ExecutionConfig, ModelConfig
-from inference import hf_mapping, inference
-from utils.passes import Passes
+from modelling.program import hf_mapping, inference
+from utils.generation.passes import Passes
 
 
 def random_bloom(

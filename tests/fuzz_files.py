@@ -224,7 +224,7 @@ class Bench:
         from memmap_checkpoints import Small
         from popxl.backend import cache
 
-        from utils.loading import build
+        from utils.generation.loading import build
 
         self.torch, self.cache, self.folder = torch, cache, folder
         self.small = Small.save(folder / "shards", layers=2)
@@ -259,9 +259,9 @@ class Bench:
         return self.targets[target](place, nasty)
 
     def _read(self, place: Path) -> None:
-        from utils.checkpoint import open_checkpoint
-        from utils.loading import write_weights
-        from utils.memmap.fingerprint import fingerprint
+        from utils.checkpoints.checkpoint import open_checkpoint
+        from utils.checkpoints.memmap.fingerprint import fingerprint
+        from utils.generation.loading import write_weights
 
         checkpoint = open_checkpoint(place)
         checkpoint.check_against(self.config)
@@ -275,8 +275,8 @@ class Bench:
         self._read(place)
 
     def of_tokenizer(self, place: Path, nasty: Nasty) -> Iterator[str]:
-        from utils.text import TextStream
-        from utils.tokenizer import load_tokenizer
+        from utils.generation.text import TextStream
+        from utils.generation.tokenizer import load_tokenizer
 
         shutil.copytree(self.single, place, dirs_exist_ok=True)
         (place / "evil.py").write_text(f"import os; os.mkdir({str(place / CANARY)!r})\n")
@@ -346,7 +346,7 @@ class Bench:
         self._open_maps(place)
 
     def of_part(self, place: Path, nasty: Nasty) -> Iterator[str]:
-        from utils.memmap.tensor_file import map_tensors
+        from utils.checkpoints.memmap.tensor_file import map_tensors
 
         shutil.copytree(self.maps, place, dirs_exist_ok=True)
         path = place / "layer_0000.safetensors"
@@ -361,8 +361,8 @@ class Bench:
     def _open_maps(self, place: Path) -> None:
         import dataclasses
 
-        from utils.memmap.reader import MemoryMaps
-        from utils.memmap.verification import verify
+        from utils.checkpoints.memmap.reader import MemoryMaps
+        from utils.checkpoints.memmap.verification import verify
 
         execution = dataclasses.replace(self.config.execution, memmap_dir=str(place))
         maps = MemoryMaps(dataclasses.replace(self.config, execution=execution))
@@ -370,8 +370,8 @@ class Bench:
         verify(place)
 
     def of_notes(self, place: Path, nasty: Nasty) -> Iterator[str]:
-        from utils.memmap.folder import MapFolder
-        from utils.memmap.manifest import read_manifest
+        from utils.checkpoints.memmap.folder import MapFolder
+        from utils.checkpoints.memmap.manifest import read_manifest
 
         shutil.copytree(self.maps, place, dirs_exist_ok=True)
         wanted = read_manifest(place / "manifest.json")

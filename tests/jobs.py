@@ -14,10 +14,10 @@ from processes import CONTEXT, answer, free_port, give, job_environment, started
 
 from config import BloomConfig
 from utils import distributed
-from utils.loading import load
+from utils.generation.loading import load
 
 REPOSITORY = Path(__file__).parents[1]
-CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job", "utils.loading"])
+CONTEXT.set_forkserver_preload(["popxl.backend.engine", "popdist.job", "utils.generation.loading"])
 
 
 @contextmanager

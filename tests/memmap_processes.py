@@ -9,7 +9,10 @@ from pathlib import Path
 
 import generate_memmap
 from config import parse_arguments
-from utils.memmap import generator, writer  # before they are needed: such processes are forked
+from utils.checkpoints.memmap import (  # before they are needed: such processes are forked
+    generator,
+    writer,
+)
 from utils.setup import run_script
 
 

@@ -74,7 +74,7 @@ class ScriptedPasses:
 
 
 def load(config: object) -> SimpleNamespace:
-    """What `utils.loading.load` gives: `passes` and `tokenizer`."""
+    """What `utils.generation.loading.load` gives: `passes` and `tokenizer`."""
     tokenizer = byte_level_tokenizer()
     passes = ScriptedPasses(tokenizer, os.environ["SCRIPTED_TEXT"])
     return SimpleNamespace(passes=passes, tokenizer=tokenizer)

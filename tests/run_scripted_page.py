@@ -42,7 +42,7 @@ class StuckPasses(ScriptedPasses):
 
 
 def load(config: Any) -> SimpleNamespace:
-    """What `utils.loading.load` gives: `passes` and `tokenizer`."""
+    """What `utils.generation.loading.load` gives: `passes` and `tokenizer`."""
     tokenizer = byte_level_tokenizer()
     rows = config.execution.batch_size
     kind = StuckPasses if "STUCK" in os.environ else ScriptedPasses

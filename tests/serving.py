@@ -13,11 +13,11 @@ import torch
 from reference import TransformersPasses
 from transformers import BloomForCausalLM
 
-from utils.engine import Engine
-from utils.generation import Request, encode_prompt
-from utils.sampling import SamplingConfig
-from utils.service import Service
-from utils.web_server import serving
+from utils.generation.engine import Engine
+from utils.generation.request import Request, encode_prompt
+from utils.generation.sampling import SamplingConfig
+from utils.serving.service import Service
+from utils.serving.web_server import serving
 
 CHUNK = 4
 TIMEOUT = 20

@@ -21,10 +21,10 @@ import chromium  # noqa: E402 - found just above
 from playwright.sync_api import Browser, expect  # noqa: E402
 
 from config import load_config  # noqa: E402
-from utils.engine import Engine  # noqa: E402
-from utils.loading import load  # noqa: E402
-from utils.service import Service  # noqa: E402
-from utils.web_server import serving  # noqa: E402
+from utils.generation.engine import Engine  # noqa: E402
+from utils.generation.loading import load  # noqa: E402
+from utils.serving.service import Service  # noqa: E402
+from utils.serving.web_server import serving  # noqa: E402
 
 PROMPT = "The king said to his daughter:"
 VIEWS: dict[str, dict[str, Any]] = {

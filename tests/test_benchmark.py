@@ -18,9 +18,9 @@ from utils.benchmark.measuring import Samples, Timed
 from utils.benchmark.plot import draw, picture
 from utils.benchmark.report import Result, Start, result_of
 from utils.benchmark.work import Work, work_of
-from utils.loading import build
-from utils.passes import Passes
-from utils.random_weights import fill_randomly
+from utils.checkpoints.random_weights import fill_randomly
+from utils.generation.loading import build
+from utils.generation.passes import Passes
 from utils.setup import UserError
 
 LAYERS, HIDDEN, VOCABULARY, LENGTH = 2, 64, 120, 32

@@ -12,7 +12,7 @@ from transformers import BloomConfig as HfConfig
 from transformers import BloomForCausalLM
 
 from config import BloomConfig, ExecutionConfig, ModelConfig
-from utils.checkpoint import CheckpointError, open_checkpoint
+from utils.checkpoints.checkpoint import CheckpointError, open_checkpoint
 
 HEADS, HIDDEN, LAYERS, VOCAB = 4, 32, 3, 101
 MIB = 2**20

@@ -12,7 +12,7 @@ import pytest
 
 from config import ConfigError, costs, load_config
 from config.config import ExecutionConfig, ModelConfig, setting_names
-from utils import loading
+from utils.generation import loading
 from utils.planning.needs import needs_of
 from utils.setup import UserError
 

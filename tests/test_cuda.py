@@ -12,8 +12,8 @@ from popxl.backend.cuda import CUDA_GRAPHS, Graphed
 from popxl.backend.gpu import GPU_KERNELS, lanes
 from popxl.backend.gpu.room import DEVICE_MEMORY
 
-from inference import inference
-from utils.random_weights import fill_randomly
+from modelling.program import inference
+from utils.checkpoints.random_weights import fill_randomly
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here"

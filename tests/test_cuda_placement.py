@@ -16,9 +16,9 @@ from popxl.backend import cuda, gpu
 from popxl.backend.products import _by_group
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
-from inference import hf_mapping, inference
-from utils import random_weights
-from utils.passes import Passes
+from modelling.program import hf_mapping, inference
+from utils.checkpoints import random_weights
+from utils.generation.passes import Passes
 
 LENGTH, ROWS = 24, 3
 

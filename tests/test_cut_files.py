@@ -29,14 +29,14 @@ def main():
     {run}
 run_script(main)
 """
-CHECKPOINT = """from utils.checkpoint import open_checkpoint
+CHECKPOINT = """from utils.checkpoints.checkpoint import open_checkpoint
     checkpoint = open_checkpoint(folder := {folder!r})
     tensors = [checkpoint.tensor(name) for name in checkpoint.keys()]"""
 MAPS = """from pathlib import Path
     from config import parse_arguments
-    from inference import inference
-    from utils.memmap.reader import MemoryMaps
-    from utils.memmap.tensor_file import map_tensors
+    from modelling.program import inference
+    from utils.checkpoints.memmap.reader import MemoryMaps
+    from utils.checkpoints.memmap.tensor_file import map_tensors
     config = parse_arguments({words!r})[0]
     folder = {folder!r}
     MemoryMaps(config).write(inference(config))

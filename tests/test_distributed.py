@@ -22,10 +22,10 @@ from popdist.member import environment as process_environment
 from popdist.member import parent, state
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
-from utils import traffic
-from utils.generation import stream_generate
-from utils.loading import Loaded, load
-from utils.sampling import SamplingConfig
+from utils.generation.loading import Loaded, load
+from utils.generation.request import stream_generate
+from utils.generation.sampling import SamplingConfig
+from utils.planning import traffic
 
 PAGE, ENTRY = os.sysconf("SC_PAGE_SIZE"), np.dtype(np.uint64)
 """Of memory, and what the system says of a page in a process's page table."""

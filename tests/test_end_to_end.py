@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomForCausalLM
 from transformers import BloomConfig as TransformersConfig
 
 from config import BloomConfig, load_config
-from utils.checkpoint import CheckpointError, open_checkpoint
-from utils.loading import build, load, write_weights
-from utils.passes import Passes
+from utils.checkpoints.checkpoint import CheckpointError, open_checkpoint
+from utils.generation.loading import build, load, write_weights
+from utils.generation.passes import Passes
 from utils.setup import UserError
 
 REPOSITORY = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ from reference import random_model
 from serving import CHUNK, HeldPasses, ReferencePasses, generated_text, request, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
-from utils.engine import Engine, EngineClosed, QueueFull
-from utils.next_tokens import NextTokens
-from utils.sampling import SamplingConfig
+from utils.generation.engine import Engine, EngineClosed, QueueFull
+from utils.generation.next_tokens import NextTokens
+from utils.generation.sampling import SamplingConfig
+from utils.generation.ticket import Ticket
 from utils.setup import UserError
-from utils.ticket import Ticket
 
 PROMPTS = (
     "A dog is",

@@ -17,14 +17,14 @@ import torch
 from memmap_checkpoints import REPOSITORY, Small, environment
 
 from config import ConfigError, load_config
-from utils.checkpoint import open_checkpoint
-from utils.memmap.folder import MapFolder
-from utils.memmap.manifest import read_manifest
-from utils.memmap.reader import MemoryMaps
-from utils.memmap.tensor_file import map_tensors
+from utils.checkpoints.checkpoint import open_checkpoint
+from utils.checkpoints.memmap.folder import MapFolder
+from utils.checkpoints.memmap.manifest import read_manifest
+from utils.checkpoints.memmap.reader import MemoryMaps
+from utils.checkpoints.memmap.tensor_file import map_tensors
+from utils.generation.tokenizer import load_tokenizer
 from utils.planning.machines import load_machine
 from utils.setup import UserError
-from utils.tokenizer import load_tokenizer
 
 SECONDS = 60
 ROOM = 8 << 30

@@ -11,8 +11,8 @@ from byte_level import byte_level_tokenizer
 from reference import TransformersPasses, random_model
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
-from utils.generation import GenerationStep, Request, encode_prompt, stream_generate
-from utils.sampling import SamplingConfig
+from utils.generation.request import GenerationStep, Request, encode_prompt, stream_generate
+from utils.generation.sampling import SamplingConfig
 
 GREEDY = SamplingConfig()
 PROMPT = "A dog is"

@@ -21,11 +21,11 @@ from byte_level import byte_level_tokenizer
 from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
-from utils.engine import Engine
-from utils.given_settings import GivenSettings
-from utils.service import Service
+from utils.generation.engine import Engine
+from utils.generation.text import StopStrings
+from utils.serving.given_settings import GivenSettings
+from utils.serving.service import Service
 from utils.setup import UserError
-from utils.text import StopStrings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -85,7 +85,7 @@ def test_idle_connections_stop_nobody_and_the_log_stays_short(tmp_path: Path) ->
 def test_a_request_that_is_not_sent_to_its_end_is_given_up(
     tokenizer: PreTrainedTokenizerFast, begin: bytes, more: bytes
 ) -> None:
-    from utils.limits import Limits
+    from utils.serving.limits import Limits
 
     limits = Limits(header_seconds=0.5, body_seconds=0.5)
     passes = ScriptedPasses(tokenizer, "a cat ")
@@ -104,7 +104,7 @@ def test_a_request_that_is_not_sent_to_its_end_is_given_up(
 def test_a_client_has_so_many_connections_and_health_answers_all_the_same(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    from utils.limits import Limits
+    from utils.serving.limits import Limits
 
     passes, limits = ScriptedPasses(tokenizer, "a cat "), Limits(connections_of_client=3)
     with served(passes, tokenizer, limits=limits) as site, ExitStack() as streams:
@@ -116,7 +116,7 @@ def test_a_client_has_so_many_connections_and_health_answers_all_the_same(
 
 
 def test_warnings_that_are_alike_are_shown_a_few_times_and_counted() -> None:
-    from utils.quiet_log import QuietFilter
+    from utils.serving.quiet_log import QuietFilter
 
     now, shown = 0.0, []
     quiet = QuietFilter(2, 60, clock=lambda: now)
@@ -239,7 +239,7 @@ def test_a_prompt_that_cannot_fit_is_not_tokenized(
 
     with Engine(ScriptedPasses(tokenizer, "a cat ")) as engine:
         service = Service(engine, tokenizer)
-        monkeypatch.setattr("utils.service.encode_prompt", tokenize)
+        monkeypatch.setattr("utils.serving.service.encode_prompt", tokenize)
         with pytest.raises(UserError, match=r"prompt has \d+ tokens at least, .* holds 512"):
             asyncio.run(ask(service))
 
@@ -255,14 +255,14 @@ def test_a_long_prompt_is_tokenized_in_a_thread_of_its_own(
 
     with Engine(ScriptedPasses(tokenizer, "a", sequence_length=1 << 20)) as engine:
         service = Service(engine, tokenizer)
-        monkeypatch.setattr("utils.service.encode_prompt", tokenize)
+        monkeypatch.setattr("utils.serving.service.encode_prompt", tokenize)
         asyncio.run(service.next_tokens("a dog " * 20_000))
     assert threads[0].startswith("long prompt")
 
 
 def test_the_bound_of_a_prompt_never_exceeds_its_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    from utils.prompt_bound import PromptBound
-    from utils.tokenizer import load_tokenizer
+    from utils.generation.tokenizer import load_tokenizer
+    from utils.serving.prompt_bound import PromptBound
 
     shipped = load_tokenizer(REPOSITORY / "models" / "bloom_tiny")
     pieces = [" ", "\n", "a", "the", "classifications", "é", "犬", "🙂", "</s>", "<pad>", "\x00"]
@@ -279,7 +279,7 @@ def test_the_bound_of_a_prompt_never_exceeds_its_tokens(tokenizer: PreTrainedTok
 def test_nothing_is_known_of_a_prompt_that_is_normalized() -> None:
     from tokenizers import normalizers
 
-    from utils.prompt_bound import PromptBound
+    from utils.serving.prompt_bound import PromptBound
 
     changed = byte_level_tokenizer()
     changed.backend_tokenizer.normalizer = normalizers.Strip()
@@ -392,8 +392,8 @@ def test_guessing_passwords_takes_ever_longer(tokenizer: PreTrainedTokenizerFast
 
 
 def test_five_hundred_passwords_take_hours_and_many_at_once_are_no_way_round() -> None:
-    from utils.limits import Limits
-    from utils.logins import Logins
+    from utils.serving.limits import Limits
+    from utils.serving.logins import Logins
 
     now = 0.0
     logins, tried = Logins(Limits(), clock=lambda: now), 0
@@ -410,7 +410,7 @@ def test_five_hundred_passwords_take_hours_and_many_at_once_are_no_way_round() -
 
 
 def test_an_account_is_compared_as_a_whole() -> None:
-    from utils.logins import checker
+    from utils.serving.logins import checker
 
     check = checker("úser", "pass word")
     assert check("úser", "pass word")
@@ -447,7 +447,7 @@ def test_a_forwarded_host_leads_nowhere_else(site: Served) -> None:
 def test_a_proxy_that_was_named_is_believed_within_bounds(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    from utils.hosts import Hosts
+    from utils.serving.hosts import Hosts
 
     hosts = Hosts.given(["page.example"], ["127.0.0.0/8"])
     passes = ScriptedPasses(tokenizer, "a cat ")
@@ -470,7 +470,7 @@ def test_a_proxy_that_was_named_is_believed_within_bounds(
 
 @pytest.mark.parametrize("given", [{"names": ["http://a"]}, {"names": ["a:1"]}, {"proxies": ["a"]}])
 def test_a_name_or_proxy_that_is_none_is_refused(given: dict[str, list[str]]) -> None:
-    from utils.hosts import Hosts
+    from utils.serving.hosts import Hosts
 
     with pytest.raises(UserError, match="^--(allow_host|proxy) must be "):
         Hosts.given(**given)

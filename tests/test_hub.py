@@ -109,7 +109,7 @@ def open_from(endpoint: str, cache: Path, model_id: str = MODEL, **environment: 
     """Open a model id in a process of its own; the sum of the head's weights is printed."""
     code = (
         "import sys\n"
-        "from utils.checkpoint import open_checkpoint\n"
+        "from utils.checkpoints.checkpoint import open_checkpoint\n"
         "from utils.setup import run_script\n"
         f"run_script(lambda: print(open_checkpoint({model_id!r}).lm_head().double().sum().item()))"
     )

@@ -15,8 +15,8 @@ from memmap_checkpoints import REPOSITORY, Small, environment, identities, refus
 from safetensors.torch import load_file, save_file
 
 from config import BloomConfig
-from utils.checkpoint import CheckpointError
-from utils.loading import load
+from utils.checkpoints.checkpoint import CheckpointError
+from utils.generation.loading import load
 
 TEXT = [5, 9, 300, 17, 2]
 PRECISIONS = [["--weight_precision", "int8"], ["--weight_precision=int4", "--group_size=8"]]

@@ -18,16 +18,16 @@ from serving import HeldPasses, ReferencePasses, request, wait_until
 from transformers import BloomForCausalLM
 
 from config import BloomConfig, load_config
-from inference import inference, verify_sizes
 from modelling.alibi import alibi_slopes
 from modelling.cached_attention import token_attention, verify_attention
+from modelling.program import inference, verify_sizes
 from run_inference import main
-from utils.engine import Engine
-from utils.generation import GenerationStep, stream_generate
-from utils.loading import Loaded, load
-from utils.lookup import PromptLookup
-from utils.passes import Passes
-from utils.sampling import SamplingConfig
+from utils.generation.engine import Engine
+from utils.generation.loading import Loaded, load
+from utils.generation.lookup import PromptLookup
+from utils.generation.passes import Passes
+from utils.generation.request import GenerationStep, stream_generate
+from utils.generation.sampling import SamplingConfig
 
 GREEDY = SamplingConfig()
 PROMPT = "A dog is"

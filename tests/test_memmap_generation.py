@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig as TransformersConfig
 from transformers import BloomForCausalLM
 
-from utils.memmap.generator import Generator, Share
-from utils.memmap.overlap import Overlap
+from utils.checkpoints.memmap.generator import Generator, Share
+from utils.checkpoints.memmap.overlap import Overlap
 
 
 @pytest.fixture(scope="module")

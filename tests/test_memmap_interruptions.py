@@ -18,7 +18,7 @@ from memmap_checkpoints import Small, contents, environment, identities, refusal
 from memmap_processes import generate_in_small_steps
 
 import generate_memmap
-from utils.memmap.generator import Generator, Share
+from utils.checkpoints.memmap.generator import Generator, Share
 from utils.setup import UserError
 
 
@@ -167,7 +167,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(small, undisturbed, tmp_pat
     words = small.words(tmp_path / "maps", 2, 2)
     code = (
         "import os, signal, sys, generate_memmap\n"
-        "from utils.memmap import workers\n"
+        "from utils.checkpoints.memmap import workers\n"
         "from utils.setup import run_script\n"
         "import memmap_processes\n"
         "workers._work = memmap_processes.killed\n"

@@ -16,9 +16,9 @@ from safetensors import safe_open
 import generate_memmap
 from config import parse_arguments
 from utils.benchmark import run_benchmark
-from utils.generation import stream_generate
-from utils.loading import Loaded, load
-from utils.sampling import SamplingConfig
+from utils.generation.loading import Loaded, load
+from utils.generation.request import stream_generate
+from utils.generation.sampling import SamplingConfig
 from utils.setup import UserError
 
 TINY = Path(__file__).parents[1] / "models" / "bloom_tiny"

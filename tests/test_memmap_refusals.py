@@ -10,7 +10,7 @@ import pytest
 from memmap_checkpoints import Small, contents, refusal, run_script
 
 import generate_memmap
-from utils.checkpoint import CheckpointError
+from utils.checkpoints.checkpoint import CheckpointError
 from utils.setup import UserError
 
 

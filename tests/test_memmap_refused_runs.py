@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 import generate_memmap
 from config import parse_arguments
-from utils.loading import load
+from utils.generation.loading import load
 
 
 @pytest.fixture(scope="module")

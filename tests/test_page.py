@@ -26,7 +26,7 @@ from serving import (
 )
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
-from utils.page import words
+from utils.serving.page import words
 
 PROMPT = "A dog is"
 STORY = 9 * "a friend, and a cat\n  is a cat. Où est le garçon ? 犬は動物です。\n\n"

@@ -19,10 +19,10 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import perplexity  # noqa: E402 - found just above
 
 from config import ConfigError, load_config  # noqa: E402
-from inference import inference  # noqa: E402
-from utils.passes import Passes  # noqa: E402
+from modelling.program import inference  # noqa: E402
+from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
 from utils.planning.needs import needs_of  # noqa: E402
-from utils.random_weights import fill_randomly  # noqa: E402
 
 TEXT = "A dog is a dog.</s>\n" + "The sea is wide. " * 8 + "</s>\n"
 

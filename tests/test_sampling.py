@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from utils.sampling import Sampler, SamplingConfig, processed_logits
+from utils.generation.sampling import Sampler, SamplingConfig, processed_logits
 
 SETTINGS = [
     SamplingConfig(temperature=1.0),

@@ -12,10 +12,10 @@ from reference import random_model
 from serving import HeldPasses, ReferencePasses, generated_text, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
-from utils.engine import Engine
-from utils.given_settings import GivenSettings
-from utils.page import words
-from utils.service import Progress, ServerError, Service
+from utils.generation.engine import Engine
+from utils.serving.given_settings import GivenSettings
+from utils.serving.page import words
+from utils.serving.service import Progress, ServerError, Service
 from utils.setup import UserError
 
 PROMPT = "A dog is"
@@ -187,7 +187,9 @@ def test_requests_are_logged_and_their_prompts_only_if_asked_for(
         service = Service(engine, tokenizer, log_prompts=log_prompts)
         (*_, last) = asyncio.run(all_of(service, secret, GivenSettings(4, stop=["zzz"])))
         asyncio.run(service.next_tokens(secret))
-    lines = [record.getMessage() for record in caplog.records if record.name == "utils.service"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "utils.serving.service"
+    ]
     assert len(lines) == 2
     count = len(tokenizer(secret).input_ids)
     assert lines[0].startswith(f"request 1: {count} prompt tokens, 4 generated, row after 0.00 s")

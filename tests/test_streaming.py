@@ -7,8 +7,8 @@ import json
 import pytest
 
 from utils.benchmark import run_benchmark
+from utils.planning.streaming import estimate, measured_rate
 from utils.setup import UserError
-from utils.streaming import estimate, measured_rate
 
 GB = 10**9
 

@@ -9,7 +9,7 @@ from byte_level import TEXTS, byte_level_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from utils.text import StopStrings, TextStream
+from utils.generation.text import StopStrings, TextStream
 
 STRINGS = [
     *TEXTS,

@@ -13,9 +13,9 @@ from byte_level import byte_level_tokenizer
 from transformers import AutoTokenizer
 
 from config import REPOSITORY
+from utils.generation.text import TextStream
+from utils.generation.tokenizer import Tokenizer, load_tokenizer
 from utils.setup import UserError
-from utils.text import TextStream
-from utils.tokenizer import Tokenizer, load_tokenizer
 
 TINY = REPOSITORY / "models" / "bloom_tiny"
 TEXTS = [

@@ -40,11 +40,11 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from config import ConfigError, load_config, parse_arguments
 from run_inference_gradio import ServerArguments, for_many, main
-from utils.engine import Engine
-from utils.listening import bind, is_public, listen, url
-from utils.loading import load
+from utils.generation.engine import Engine
+from utils.generation.loading import load
+from utils.generation.ticket import Ticket
+from utils.serving.listening import bind, is_public, listen, url
 from utils.setup import UserError
-from utils.ticket import Ticket
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS.parent / "run_inference_gradio.py"

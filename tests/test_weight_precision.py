@@ -14,7 +14,7 @@ from popxl_addons.ops.group_quantize_decompress import (
 )
 
 from config import BloomConfig, ConfigError
-from inference import hf_mapping, inference
+from modelling.program import hf_mapping, inference
 from modelling.quantization import channel_quantized, group_quantized
 from modelling.sharding import aligned
 

@@ -17,8 +17,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output import create_output
 
 from utils import distributed
-from utils.generation import GenerationStep, check_num_tokens
-from utils.sampling import SamplingConfig
+from utils.generation.request import GenerationStep, check_num_tokens
+from utils.generation.sampling import SamplingConfig
 from utils.setup import UserError
 from utils.writing import for_terminal, say, summary, write
 

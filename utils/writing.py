@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from utils.escaping import escaped as for_terminal
-from utils.generation import GenerationStep
+from utils.generation.request import GenerationStep
 
 __all__ = ["for_terminal", "say", "show", "summary", "write"]
 

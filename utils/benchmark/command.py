@@ -13,20 +13,20 @@ from popxl import machine
 from tqdm import tqdm
 
 from config import BloomConfig
-from utils import distributed, planning, traffic
+from utils import distributed, planning
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Rounds, Samples, progress_of
 from utils.benchmark.report import Result, Start, as_json, as_text, result_of
 from utils.benchmark.work import work_of
-from utils.loading import check_memory
-from utils.memmap.reader import MemoryMaps
+from utils.checkpoints.memmap.reader import MemoryMaps
+from utils.checkpoints.random_weights import fill_randomly
+from utils.generation.loading import check_memory
+from utils.generation.passes import Passes
 from utils.memory import peak_memory, restart_peak_memory
-from utils.passes import Passes
-from utils.planning import Question
+from utils.planning import Question, traffic
 from utils.planning.needs import timed_build
-from utils.random_weights import fill_randomly
 from utils.setup import setup_logging
 from utils.writing import show
 

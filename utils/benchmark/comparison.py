@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from config import BloomConfig
-from inference import InferenceSession, hf_mapping
-from utils.random_weights import DEVIATION, POOL
+from modelling.program import InferenceSession, hf_mapping
+from utils.checkpoints.random_weights import DEVIATION, POOL
 
 
 class Peer(Protocol):

@@ -14,8 +14,8 @@ from utils.benchmark.arguments import Combination
 from utils.benchmark.comparison import Peer
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.work import Work
-from utils.passes import Passes
-from utils.traffic import PassTraffic
+from utils.generation.passes import Passes
+from utils.planning.traffic import PassTraffic
 
 STEPS_A_SAMPLE = 4
 """Steps of decoding between two samples of the bandwidth, where no peer's steps are between."""

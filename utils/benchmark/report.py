@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from config import BloomConfig
-from utils import traffic
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Samples, Timed
 from utils.benchmark.work import Work
-from utils.traffic import PassTraffic
+from utils.planning import traffic
+from utils.planning.traffic import PassTraffic
 
 
 @dataclass(frozen=True)

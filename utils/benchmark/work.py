@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from config import BloomConfig
-from inference import InferenceSession
-from utils.loading import build
+from modelling.program import InferenceSession
+from utils.generation.loading import build
 
 
 @dataclass(frozen=True)

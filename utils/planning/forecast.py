@@ -8,8 +8,8 @@ from typing import Literal
 from utils.planning import collectives
 from utils.planning.machines import Machine
 from utils.planning.needs import Needs
+from utils.planning.streaming import spilled
 from utils.setup import UserError
-from utils.streaming import spilled
 
 Place = Literal["memory", "backing memory", "disk", "nowhere"]
 """Where the weights and the cache have room, the furthest place of several."""

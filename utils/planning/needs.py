@@ -12,10 +12,10 @@ from popxl import Variable
 from popxl.cost import Cost
 
 from config import BloomConfig
-from inference import InferenceSession
-from utils.loading import build
+from modelling.program import InferenceSession
+from utils.generation.loading import build
 from utils.memory import peak_memory
-from utils.traffic import PassTraffic, predicted
+from utils.planning.traffic import PassTraffic, predicted
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from utils.planning.forecast import Forecast, forecast
 from utils.planning.machines import THIS, Machine, load_machine
 from utils.planning.needs import Needs, needs_of
 from utils.planning.shardings import forecasts
+from utils.planning.streaming import Streaming, estimate
 from utils.planning.this_machine import this_machine
 from utils.setup import UserError
-from utils.streaming import Streaming, estimate
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import dataclasses
 import json
 from typing import Any
 
-from utils import traffic
+from utils.planning import traffic
 from utils.planning.forecast import Forecast
 from utils.planning.needs import Needs
 from utils.planning.plan import Plan
-from utils.streaming import Streaming
+from utils.planning.streaming import Streaming
 
 HEADINGS = (
     "shards",

@@ -13,12 +13,12 @@ from popxl import machine as popxl_machine
 from popxl import ops
 
 from config import BloomConfig, ModelConfig
-from utils.loading import build
-from utils.passes import Passes
+from utils.checkpoints.random_weights import fill_randomly
+from utils.generation.loading import build
+from utils.generation.passes import Passes
 from utils.planning.machines import THIS, Machine
 from utils.planning.needs import Needs
-from utils.random_weights import fill_randomly
-from utils.streaming import measured_rate
+from utils.planning.streaming import measured_rate
 
 SAMPLES = 9
 """Of each rate; the median counts."""

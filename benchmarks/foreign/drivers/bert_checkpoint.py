@@ -12,9 +12,9 @@ from squad_inference import squad_inference_phased
 from tiny import VOCABULARY, checkpoint
 from transformers import BertConfig as Settings
 from transformers import BertForQuestionAnswering
+from utils.checkpoint import hf_mapping
 
 from config import BertConfig
-from utils.checkpoint import hf_mapping
 
 BATCH, LENGTH, HIDDEN, HEADS, LAYERS = 3, 16, 64, 4, 3
 

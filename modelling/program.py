@@ -1,0 +1,314 @@
+"""BLOOM inference as one PopXL program.
+
+The program holds several passes and takes one of them a run: a *prompt pass* for each chunk size
+(a chunk of tokens of one row), a *token pass* (one token for every row) and, for look-up decoding,
+*verify passes* (the next tokens of one row, with the logits after each of them). Weights are in
+remote buffers, one entry a layer, and are loaded when the layer runs; so is the KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import popdist
+import popxl
+import popxl_addons as addons
+from popxl import ops
+
+from config import BloomConfig
+from modelling.bloom_lm import BloomLMHeadTP2D
+from modelling.decoder import BloomDecoderBlockTP2D
+from modelling.embedding import BloomEmbeddingTP2D, vocabulary_weight
+from modelling.sharding import axis_size
+
+TOKEN_PASS = 0
+"""The number of the token pass; prompt passes follow, one a chunk size, then verify passes."""
+
+NO_LOGITS = -1
+"""What `last` is for a prompt pass that another one follows: its head is not computed."""
+
+LEAST_VERIFIED = 4
+"""Tokens of the narrowest verify pass, unless the widest one has fewer."""
+
+
+def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
+    """The sizes of the prompt passes in tokens, ascending: those that fit the context."""
+    length = config.model.sequence_length
+    return tuple(c for c in config.execution.prompt_chunks if c <= length) or (length,)
+
+
+def verify_sizes(config: BloomConfig) -> tuple[int, ...]:
+    """The sizes of the verify passes in tokens, ascending.
+
+    The widest has all look-up tokens and the one before them, the others half of the next: few
+    rows cost less. There are none where look-up is off, or the widest does not fit the context.
+    """
+    size = config.execution.lookup_tokens + 1
+    if size == 1 or size > config.model.sequence_length:
+        return ()
+    sizes = [size]
+    while (half := (sizes[-1] + 1) // 2) >= LEAST_VERIFIED:
+        sizes.append(half)
+    return tuple(reversed(sizes))
+
+
+class InferenceSession(addons.TaskSession):
+    """The program's session.
+
+    Attributes:
+        inputs: `tokens`, `positions`, `row`, `last` and `chosen_pass`; see `_Phases`.
+        outputs: `logits`, float32 `(batch_size, vocabulary / tp1)`, and what a verify pass gives in
+            its place, `verified_<size>`, float32 `(size, vocabulary / tp1)`.
+        state: the weights: `embeddings`, `layer_<n>` and `head`.
+        pass_graphs: the graph of each pass: `token`, `prompt_<chunk size>` and `verify_<size>`.
+    """
+
+    pass_graphs: dict[str, popxl.Graph]
+
+
+def inference(config: BloomConfig, spread: bool = True, **session_options: Any) -> InferenceSession:
+    """Build the program.
+
+    Args:
+        spread: its replicas over all processes, where there are several.
+        session_options: further ones of `popxl.Session`.
+
+    Raises:
+        RuntimeError: where the configured device is not there.
+    """
+    ir = popxl.Ir(replication="popdist" if spread and popdist.isPopdistEnvSet() else 1)
+    ir.replication_factor = config.execution.replicas
+    with ir.main_graph:
+        phases = _Phases(config)
+        longest = max(*chunk_sizes(config), *verify_sizes(config), config.execution.batch_size)
+        inputs = addons.InputStreams(
+            tokens=((longest,), popxl.int32),
+            positions=((config.execution.batch_size,), popxl.int32),
+            row=((), popxl.int32),
+            last=((), popxl.int32),
+            chosen_pass=((), popxl.int32),
+        )
+        loaded = [ops.host_load(stream, name) for name, stream in inputs.items()]
+        (logits,) = ops.call(phases.choose_pass(*loaded), *loaded)
+        outputs = phases.outputs
+        ops.host_store(outputs.logits, logits)
+    options = {"device_desc": config.execution.device, **session_options}
+    session = InferenceSession(inputs, outputs, phases.variables, 1, ir, **options)
+    session.pass_graphs = phases.pass_graphs
+    return session
+
+
+@dataclass
+class _Part:
+    """A phase's variables and the graph that loads one entry of them."""
+
+    variables: addons.NamedTensors
+    load: popxl.Graph
+    names: list[str]
+
+    @classmethod
+    def make(cls, factories: Any, prefix: str, entries: int = 1) -> _Part:
+        buffers = addons.named_variable_buffers(factories, entries, shard_over_dict=False)
+        variables = addons.NamedTensors()
+        for entry in range(entries):
+            name = f"{prefix}_{entry}" if entries > 1 or prefix == "layer" else prefix
+            with popxl.gmg():  # variables belong to the main graph
+                variables.insert(name, factories.init_remote(buffers, entry, name, empty=True))
+        load, names = addons.load_remote_graph(buffers, entries)
+        return cls(variables, load.graph, names)
+
+    def load_entry(self, entry: int | popxl.Tensor) -> addons.NamedTensors:
+        if isinstance(entry, int):
+            entry = popxl.constant(entry, popxl.int32)
+        return addons.NamedTensors.pack(self.names, ops.call(self.load, entry))
+
+
+class _Phases:
+    """The graphs of the passes; all share the weights and the cache."""
+
+    def __init__(self, config: BloomConfig):
+        self.config = config
+        model, execution = config.model, config.execution
+        self.width = model.hidden_size // axis_size(config, "tp2")
+        heads = model.heads // axis_size(config, "tp1")
+        cache = (execution.batch_size, heads, model.sequence_length, model.head_dim)
+        self.cache = popxl.TensorSpec(cache, model.dtype)
+        self.caches = [popxl.remote_buffer(cache, model.dtype, model.layers) for _ in range(2)]
+        self.outputs = self._output_streams()
+        self.variables = addons.NamedTensors()
+        self.parts: dict[str, _Part] = {}
+        self.pass_graphs: dict[str, popxl.Graph] = {}
+
+    def _output_streams(self) -> addons.OutputStreams:
+        """One for the logits of every row and one a verify pass, so that none is padded."""
+        vocabulary = self.config.padded_vocab_size // axis_size(self.config, "tp1")
+        rows = {f"verified_{size}": size for size in verify_sizes(self.config)}
+        rows["logits"] = self.config.execution.batch_size
+        return addons.OutputStreams(
+            **{name: ((count, vocabulary), popxl.float32) for name, count in rows.items()}
+        )
+
+    def _part(self, name: str, factories: Any, entries: int = 1) -> _Part:
+        """The weights of a phase, made when its first graph is."""
+        if name not in self.parts:
+            self.parts[name] = _Part.make(factories, name, entries)
+            self.variables.update(self.parts[name].variables)
+        return self.parts[name]
+
+    # --- the passes ---
+
+    def choose_pass(self, *inputs: popxl.Tensor) -> popxl.Graph:
+        """The graph of `(tokens, positions, row, last, chosen_pass)` -> logits of every row."""
+        specs = [t.spec for t in inputs]
+        ir = popxl.gir()
+        graph = self.pass_graphs["token"] = ir.create_graph(self.token_pass, *specs[:4])
+        sized = [(f"prompt_{n}", self.prompt_pass, n) for n in chunk_sizes(self.config)]
+        sized += [(f"verify_{n}", self.verify_pass, n) for n in verify_sizes(self.config)]
+        for number, (name, build, size) in enumerate(sized, start=TOKEN_PASS + 1):
+            this = self.pass_graphs[name] = ir.create_graph(build, *specs[:4], size)
+            graph = ir.create_graph(self._either, *specs, number, this, graph)
+        return graph
+
+    def _either(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        row: popxl.Tensor,
+        last: popxl.Tensor,
+        chosen_pass: popxl.Tensor,
+        number: int,
+        this: popxl.Graph,
+        others: popxl.Graph,
+    ) -> tuple[popxl.Tensor, ...]:
+        given = [tokens, positions, row, last]
+        rest = given if len(others.inputs) == len(given) else [*given, chosen_pass]
+        return ops.conditional(ops.equal(chosen_pass, number), this, others, given, rest)
+
+    def token_pass(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        row: popxl.Tensor,
+        last: popxl.Tensor,
+    ) -> popxl.Tensor:
+        """One token for every row: `tokens[i]` of row i stands at `positions[i]`."""
+        x = self.embed(tokens[: self.config.execution.batch_size])
+        return self.head(self.blocks(x, positions))
+
+    def prompt_pass(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        row: popxl.Tensor,
+        last: popxl.Tensor,
+        size: int,
+    ) -> popxl.Tensor:
+        """`size` tokens of a row from `positions[0]` on; the logits after token `last` of them."""
+        x = self.blocks(self.embed(tokens[:size]), positions[0], row)
+        final = popxl.gir().create_graph(self._head_of_last, x, last)
+        skipped = popxl.gir().create_graph(self._no_logits)
+        wanted = ops.greater(last, NO_LOGITS)
+        (logits,) = ops.conditional(wanted, final, skipped, [x, last])
+        return logits
+
+    def verify_pass(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        row: popxl.Tensor,
+        last: popxl.Tensor,
+        size: int,
+    ) -> popxl.Tensor:
+        """`size` tokens of a row from `positions[0]` on; the logits after each go to a stream.
+
+        What it returns are no logits: all passes have that output, and here nobody reads it.
+        """
+        each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
+        verified = self.head(self.blocks(self.embed(tokens[:size]), each, row))
+        ops.host_store(self.outputs[f"verified_{size}"], verified)
+        return self._no_logits()
+
+    def _head_of_last(self, x: popxl.Tensor, last: popxl.Tensor) -> popxl.Tensor:
+        logits = self.head(ops.dynamic_slice(x, ops.reshape(last, (1,)), [0], [1], True))
+        missing = self.config.execution.batch_size - 1
+        if not missing:
+            return logits
+        return ops.concat([logits, ops.init((missing, logits.shape[1]), logits.dtype)])
+
+    def _no_logits(self) -> popxl.Tensor:
+        rows = self.config.padded_vocab_size // axis_size(self.config, "tp1")
+        return ops.init((self.config.execution.batch_size, rows), popxl.float32)
+
+    # --- the phases ---
+
+    def embed(self, tokens: popxl.Tensor) -> popxl.Tensor:
+        factories, graph = BloomEmbeddingTP2D(self.config).create_graph(tokens)
+        weights = self._part("embeddings", factories).load_entry(0)
+        (x,) = graph.bind(weights).call(tokens)
+        return x
+
+    def blocks(
+        self, x: popxl.Tensor, position: popxl.Tensor, row: popxl.Tensor | None = None
+    ) -> popxl.Tensor:
+        """Every layer, in a loop over one graph."""
+        given = [position] if row is None else [position, row]
+        block = BloomDecoderBlockTP2D(self.config)
+        factories, graph = block.create_graph(x, self.cache, self.cache, *given)
+        layers = self.config.model.layers
+        part = self._part("layer", factories, layers)
+
+        def layer(x: popxl.Tensor, number: popxl.Tensor, given: list) -> list[popxl.Tensor]:
+            caches = [ops.remote_load(buffer, number) for buffer in self.caches]
+            (x,) = graph.bind(part.load_entry(number)).call(x, *caches, *given)
+            for buffer, cache in zip(self.caches, caches, strict=True):
+                ops.remote_store(buffer, number, cache)
+            return [x, number + 1]
+
+        body = popxl.gir().create_graph(layer, x, popxl.TensorSpec((), popxl.int32), given)
+        x, _ = ops.repeat(body, layers, x, 0, *given)
+        return x
+
+    def head(self, x: popxl.Tensor) -> popxl.Tensor:
+        factories, graph = BloomLMHeadTP2D(self.config).create_graph(x)
+        tied = vocabulary_weight(self.config).names if self.config.model.tie_word_embeddings else ()
+        for name in tied:
+            factories.pop(name)
+        weights = self._part("head", factories).load_entry(0)
+        if tied:
+            embeddings = self.parts["embeddings"].load_entry(0)
+            for name in tied:
+                weights.insert(name, embeddings.get(name))
+        (logits,) = graph.bind(weights).call(x)
+        return logits
+
+
+def hf_mapping(
+    config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
+) -> list[tuple[str, Callable[[], dict[popxl.Variable, np.ndarray]]]]:
+    """How the session's weights come from a transformers `BloomForCausalLM`, a part at a time.
+
+    Returns:
+        Names of the parts, in order, and functions that give a part's `{variable: array}`.
+    """
+    transformer = hf_module.transformer
+    parts: list[tuple[str, Callable]] = [
+        (
+            "embeddings",
+            lambda: BloomEmbeddingTP2D.hf_mapping(config, variables.embeddings, transformer),
+        )
+    ]
+    for number in range(config.model.layers):
+        name = f"layer_{number}"
+        parts.append(
+            (
+                name,
+                lambda name=name, number=number: BloomDecoderBlockTP2D.hf_mapping(
+                    config, variables.get(name), transformer.h[number]
+                ),
+            )
+        )
+    parts.append(("head", lambda: BloomLMHeadTP2D.hf_mapping(config, variables.head, hf_module)))
+    return parts

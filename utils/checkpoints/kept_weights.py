@@ -1,0 +1,133 @@
+"""Quantised weights of a checkpoint, kept for the next time as memory maps in `POPXL_CACHE_DIR`.
+
+They are kept by what they depend on: the checkpoint's files and values, the settings and the code
+of `modelling`. Of several processes that want the same, one makes them and the others wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import modelling
+from config import BloomConfig
+from utils.checkpoints.checkpoint import Checkpoint, CheckpointError
+from utils.checkpoints.memmap.fingerprint import fingerprint
+from utils.checkpoints.memmap.generator import Generator, Share
+from utils.checkpoints.memmap.manifest import MANIFEST, VERSION, map_settings
+from utils.checkpoints.memmap.reader import MemoryMaps
+from utils.checkpoints.memmap.writer import locked
+from utils.setup import UserError
+
+try:
+    from popxl.backend import cache
+    from popxl.backend.private_folder import NotPrivateError, PrivateFolder
+except ImportError:  # another runtime, which keeps nothing
+    cache = None  # type: ignore[assignment]
+
+MAPS = "maps"
+
+WEIGHTS = (".safetensors", ".bin", ".json")
+"""Endings of a checkpoint's files of weights and settings."""
+
+logger = logging.getLogger(__name__)
+
+
+def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
+    """The maps of a checkpoint's quantised weights, made now where they are missing or damaged.
+
+    A bar on stderr, if that is a terminal, shows how far it is.
+
+    Returns:
+        None, with one warning, where they cannot be kept.
+
+    Raises:
+        CheckpointError: where the checkpoint cannot be read or quantised.
+    """
+    root = cache.opened_root() if cache is not None else None
+    if root is None:
+        return None
+    name = f"weights-{_key(config, checkpoint)}"
+    place = root.path / name
+    try:
+        held = root.own_folder(name)
+        place = held.opened  # from here on nothing is looked up under the name
+        execution = dataclasses.replace(config.execution, memmap_dir=str(place / MAPS))
+        config = dataclasses.replace(config, execution=execution)
+        with locked(place):
+            held.folder(MAPS, make=True)
+            maps = _whole_maps(config, held) or _made(config, checkpoint, held)
+    except CheckpointError:
+        raise
+    except (OSError, UserError, NotPrivateError) as error:
+        _warn(
+            "quantised weights are not kept for the next time: %s", error, place, root.path / name
+        )
+        return None
+    maps.held = held
+    return maps
+
+
+def _whole_maps(config: BloomConfig, held: PrivateFolder) -> MemoryMaps | None:
+    """Maps that are complete and as they were written; damaged ones are removed."""
+    if not (held.opened / MAPS / MANIFEST).exists():  # none, or begun: that is gone on with
+        return None
+    try:
+        return MemoryMaps(config)
+    except UserError as error:
+        _warn("%s; they are made again", error, held.opened, held.path)
+        _clear(held)
+        return None
+
+
+def _made(config: BloomConfig, checkpoint: Checkpoint, held: PrivateFolder) -> MemoryMaps:
+    generator = Generator(config, str(checkpoint.path))
+    try:
+        generator.begin()
+        total = generator.bytes_missing(Share())
+    except CheckpointError:
+        raise
+    except UserError as error:  # what was begun there is damaged
+        _warn("%s; it is begun again", error, held.opened, held.path)
+        _clear(held)
+        generator.begin()
+        total = generator.bytes_missing(Share())
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        generator.run(Share(), bar.update, lambda file: bar.set_description(f"quantising, {file}"))
+    return MemoryMaps(config)
+
+
+def _clear(held: PrivateFolder) -> None:
+    held.remove(MAPS)
+    held.folder(MAPS, make=True)
+
+
+def _warn(line: str, error: Exception, opened: Path, path: Path) -> None:
+    logger.warning(line, str(error).replace(str(opened), str(path)))
+
+
+def _key(config: BloomConfig, checkpoint: Checkpoint) -> str:
+    files = sorted(path for path in checkpoint.path.iterdir() if path.suffix in WEIGHTS)
+    stats = [(path.name, path.stat()) for path in files]
+    depends: dict[str, Any] = {
+        "checkpoint": fingerprint(checkpoint),
+        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "settings": map_settings(config),
+        "code": _code(),
+        "maps": VERSION,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _code() -> str:
+    """A hash of the code that shards and quantises."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(str(modelling.__file__)).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""Telling checkpoints apart by what is in them, wherever they are and in whichever file format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from utils.checkpoints.checkpoint import Checkpoint
+
+WHOLE = 1 << 16
+"""Tensors of up to so many bytes are compared whole, larger ones by samples."""
+
+SAMPLES, SAMPLE = 5, 1 << 12
+"""Number of samples of a large tensor, from its first to its last byte, and bytes of each."""
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of the checkpoint's settings and tensors: names, types, shapes and samples of values.
+
+    Two checkpoints of one shape differ in it as soon as training has touched their tensors; telling
+    them apart by every value would take as long as making the maps.
+
+    Raises:
+        CheckpointError: where a tensor cannot be read.
+    """
+    digests = {name: _digest(checkpoint.tensor(name)) for name in checkpoint.keys()}  # noqa: SIM118
+    settings = json.dumps(checkpoint.config, sort_keys=True)
+    lines = [settings, *(f"{name} {digests[name]}" for name in sorted(digests))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    flat = tensor.detach().reshape(-1)
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    for begin, end in _samples(flat.numel(), flat.element_size()):
+        digest.update(flat[begin:end].view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _samples(count: int, itemsize: int) -> list[tuple[int, int]]:
+    """Ranges of elements."""
+    if count * itemsize <= WHOLE:
+        return [(0, count)]
+    size = SAMPLE // itemsize
+    starts = (number * (count - size) // (SAMPLES - 1) for number in range(SAMPLES))
+    return [(start, start + size) for start in starts]

@@ -1,0 +1,131 @@
+"""From settings to a model that answers: checkpoint or memory maps, session, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from config import BloomConfig, costs
+from modelling.program import InferenceSession, inference
+from modelling.sharding import only_replicas
+from utils import distributed
+from utils.checkpoints.memmap.reader import MemoryMaps
+from utils.generation.passes import Passes
+from utils.generation.tokenizer import open_tokenizer, open_with_transformers
+from utils.memory import available_memory
+from utils.setup import UserError
+
+if TYPE_CHECKING:
+    from utils.checkpoints.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A session with its weights, attached, and what speaks its language."""
+
+    config: BloomConfig
+    session: InferenceSession
+    passes: Passes
+    tokenizer: Any
+
+
+def load(config: BloomConfig) -> Loaded:
+    """Build the program and load the memory maps or the checkpoint that the settings name.
+
+    Of several processes it returns in the one that leads; the others follow it to the end.
+
+    Raises:
+        UserError: where these cannot be read, or are of another model than configured.
+    """
+    distributed.join(config)
+    if config.execution.memmap_dir is not None:
+        maps = MemoryMaps(config)
+        return _loaded(maps.config, maps.path, maps.write)
+    from utils.checkpoints.checkpoint import (
+        open_checkpoint,  # late: maps need no torch before the session
+    )
+
+    checkpoint = open_checkpoint(config.model.hf_model)
+    checkpoint.check_against(config)
+    model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
+    config = dataclasses.replace(config, model=model)
+    return _loaded(config, checkpoint.path, weights_of(config, checkpoint))
+
+
+def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]) -> Loaded:
+    """With the tokenizer of `folder` and the weights that `write` gives the session."""
+    check_memory(config, weights=False)  # these are mapped, or given to the session part by part
+    with ThreadPoolExecutor(1) as beside:  # building the session imports torch: both take long
+        opened = beside.submit(open_tokenizer, folder)
+        session = build(config)
+    tokenizer = opened.result() or open_with_transformers(folder)
+    write(session)
+    session.__enter__()
+    passes = Passes(config, session)
+    if not distributed.leads():
+        passes.replicas.follow()
+        sys.exit()
+    return Loaded(config, session, passes, tokenizer)
+
+
+def check_memory(config: BloomConfig, weights: bool) -> None:
+    """Find out before anything is built whether what is computed has room.
+
+    Args:
+        weights: whether these take memory, too.
+
+    Raises:
+        UserError: it has not.
+    """
+    share = 1 / distributed.place()[1]
+    device = config.execution.device
+    excess = costs.excess(config, available_memory(), weights, share)
+    if excess and device != "cpu":  # an accelerator may have more; finding out takes seconds
+        from popxl import machine
+
+        try:
+            excess = costs.excess(config, int(machine.free_memory(device)), weights, share)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(str(error)) from None
+    if excess:
+        raise UserError(excess)
+
+
+def build(config: BloomConfig, spread: bool = True) -> InferenceSession:
+    """The session of `inference`, with a device that is not there told as a user's error."""
+    if spread:
+        distributed.check(config)
+    try:
+        return inference(config, spread)
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
+
+
+def weights_of(config: BloomConfig, checkpoint: Checkpoint) -> Callable[[InferenceSession], None]:
+    """What gives a session the checkpoint's weights; quantised ones are kept for the next time."""
+    from utils.checkpoints.kept_weights import kept_maps
+
+    maps = kept_maps(config, checkpoint) if config.model.quantized else None
+    if maps is not None:
+        return maps.write
+    return lambda session: write_weights(config, session, checkpoint)
+
+
+def write_weights(config: BloomConfig, session: InferenceSession, checkpoint: Checkpoint) -> None:
+    """Shard the checkpoint onto the session's variables, a part at a time.
+
+    Of several processes each reads its own shards.
+    """
+    from utils.checkpoints.memmap.parts import part_values
+
+    parts = part_values(config, session, checkpoint.module()).values()
+    for values in tqdm(parts, desc="weights", unit="part", delay=2, leave=False, disable=None):
+        with only_replicas(distributed.own_replicas(config.execution.replicas)):
+            session.write_variables_data(values())

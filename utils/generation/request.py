@@ -1,0 +1,274 @@
+"""The token loop: a prompt in, a step for each generated token out.
+
+Where the passes can verify several tokens at once, those that the text so far proposes are tried;
+what is generated is the same. See `utils.generation.lookup`.
+
+`stream_generate` runs one request. `Request` holds all that belongs to one and touches no session,
+so that an engine which runs several at once can drive it just as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from utils.generation.lookup import PromptLookup
+from utils.generation.sampling import Sampler, SamplingConfig
+from utils.generation.text import StopStrings, TextStream
+from utils.setup import UserError
+
+FinishReason = Literal["end_of_text", "stop_string", "budget", "context_full"]
+
+
+class Passes(Protocol):
+    """A session's passes, as the token loop needs them."""
+
+    batch_size: int
+    sequence_length: int
+    vocab_size: int
+    verify_sizes: tuple[int, ...]
+
+    def prompt(
+        self,
+        row: int,
+        tokens: Sequence[int],
+        start: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Runs `tokens[start:]` of one row; logits `[vocab_size]` after the last of them."""
+
+    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Runs a token of every row, `[batch_size]`; logits `[batch_size, vocab_size]`."""
+
+    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Runs at most `verify_sizes[-1]` next tokens of one row; logits after each of them."""
+
+
+@dataclass(frozen=True)
+class GenerationStep:
+    """One generated token.
+
+    `text` is what the token adds to the text, '' while a character or a possible stop string is
+    incomplete; the last step has all that is left. The speeds are None until there is something to
+    measure: decoding is timed from the first token on, which the prompt's time ends with.
+
+    Of look-up so far: `verify_passes` made, tokens proposed to them, and how many were right.
+    """
+
+    text: str
+    token: int
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    generated_tokens: int
+    time_to_first_token: float  # seconds
+    tokens_per_second: float | None
+    prompt_tokens_per_second: float | None
+    verify_passes: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+def stream_generate(
+    passes: Passes,
+    tokenizer: Any,
+    prompt: str,
+    sampling: SamplingConfig,
+    *,
+    num_tokens: int,
+    stop: Sequence[str] = (),
+    row: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[GenerationStep]:
+    """Continues `prompt` in one row of the cache, a step a token.
+
+    The iterator may be closed or interrupted between any two steps: nothing is left to undo.
+
+    Args:
+        progress: called with the number of prompt tokens done, chunk by chunk.
+
+    Raises:
+        UserError: when called, before anything runs: the prompt is empty or longer than the
+            context, or a setting of the request is out of bounds.
+        ValueError: there is no row `row`.
+    """
+    if not 0 <= row < passes.batch_size:
+        raise ValueError(f"row must be from 0 to {passes.batch_size - 1}, not {row}")
+    ids = encode_prompt(tokenizer, prompt, passes)
+    request = Request(
+        ids, tokenizer, sampling, num_tokens, stop, sequence_length=passes.sequence_length
+    )
+    return _steps(passes, request, row, progress)
+
+
+def _steps(
+    passes: Passes, request: Request, row: int, progress: Callable[[int], None] | None
+) -> Iterator[GenerationStep]:
+    request.start()
+    logits = passes.prompt(row, request.ids, progress=progress)
+    yield request.accept(logits)
+    lookup = PromptLookup(passes.verify_sizes)
+    while not request.finished:
+        for logits in _next_logits(passes, request, row, lookup):
+            step = request.accept(logits)
+            as_proposed = lookup.confirm(step.token)
+            yield _with_counts(step, lookup)
+            if request.finished or not as_proposed:
+                break
+
+
+def _next_logits(passes: Passes, request: Request, row: int, lookup: PromptLookup) -> np.ndarray:
+    """Logits after the last token and, where there are proposals, after each of these."""
+    proposal = lookup.propose(request.ids, passes.sequence_length - request.position)
+    if proposal:
+        return passes.verify(row, [request.ids[-1], *proposal], request.position)
+    tokens = np.zeros(passes.batch_size, np.int32)  # rows without a request run token 0
+    positions = np.zeros(passes.batch_size, np.int32)  # at position 0, which does no harm
+    tokens[row], positions[row] = request.ids[-1], request.position
+    return passes.token(tokens, positions)[row : row + 1]
+
+
+def _with_counts(step: GenerationStep, lookup: PromptLookup) -> GenerationStep:
+    return replace(
+        step,
+        verify_passes=lookup.passes,
+        proposed_tokens=lookup.proposed,
+        accepted_tokens=lookup.accepted,
+    )
+
+
+def encode_prompt(tokenizer: Any, prompt: str, passes: Passes) -> list[int]:
+    """The prompt's token ids.
+
+    Raises:
+        UserError: the prompt is empty, longer than the context, or no valid Unicode, or the
+            tokenizer is not the model's.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is no valid text at character {error.start}") from None
+    ids = list(tokenizer(prompt).input_ids)
+    if not ids:
+        raise UserError("the prompt must have at least one token, not none: give it some text")
+    if len(ids) > passes.sequence_length:
+        raise UserError(
+            f"the prompt has {len(ids)} tokens, but the context (sequence_length) holds "
+            f"{passes.sequence_length}: shorten the prompt"
+        )
+    if max(ids) >= passes.vocab_size:
+        raise UserError(
+            f"the prompt has token {max(ids)}, but the model's vocab_size is {passes.vocab_size}: "
+            "the tokenizer belongs to another model"
+        )
+    return ids
+
+
+def check_num_tokens(num_tokens: int) -> int:
+    """`num_tokens` itself. Raises a `UserError` when it is less than 1."""
+    if num_tokens < 1:
+        raise UserError(f"num_tokens must be 1 or more, not {num_tokens}")
+    return num_tokens
+
+
+class Request:
+    """The state of one prompt being continued: ids, sampler, text, limits and times.
+
+    `ids` are those of prompt and continuation; the last one is at `position` and, unless the
+    request is finished, is what the token pass runs next.
+
+    Raises:
+        UserError: `num_tokens` is not positive, or a stop string is empty.
+        ValueError: `ids` are none, or more than the context holds.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        tokenizer: Any,
+        sampling: SamplingConfig,
+        num_tokens: int,
+        stop: Sequence[str] = (),
+        *,
+        sequence_length: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        if not 1 <= len(ids) <= sequence_length:
+            raise ValueError(f"ids must be 1 to {sequence_length} tokens, not {len(ids)}")
+        self.ids = list(ids)
+        self.prompt_tokens = len(ids)
+        self.sampler = Sampler(sampling)
+        self.finish_reason: FinishReason | None = None
+        self._end_of_text = tokenizer.eos_token_id
+        self._num_tokens = check_num_tokens(num_tokens)
+        self._sequence_length = sequence_length
+        self._text = TextStream(tokenizer)
+        self._stops = StopStrings(stop)
+        self._clock = clock
+        self._started = self._first = clock()
+
+    @property
+    def position(self) -> int:
+        return len(self.ids) - 1
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def start(self) -> None:
+        """Times count from here: call it when the prompt pass begins."""
+        self._started = self._clock()
+
+    def accept(self, logits: np.ndarray) -> GenerationStep:
+        """Chooses the next token from its logits `[vocab_size]` and says what it adds.
+
+        Raises:
+            RuntimeError: the request is finished.
+            UserError: the logits are not finite numbers.
+        """
+        if self.finished:
+            raise RuntimeError(f"the request is finished ({self.finish_reason}): start another")
+        token = self.sampler(logits, self.ids)
+        self.ids.append(token)
+        text = self._stops.push(self._text.push(token))
+        self.finish_reason = self._reason_to_finish(token)
+        if self.finished:
+            text += self._stops.push(self._text.flush()) + self._stops.flush()
+        return self._step(text, token)
+
+    def _reason_to_finish(self, token: int) -> FinishReason | None:
+        if token == self._end_of_text:
+            return "end_of_text"
+        if self._stops.found is not None:
+            return "stop_string"
+        if self.generated_tokens >= self._num_tokens:
+            return "budget"
+        if self.position >= self._sequence_length:
+            return "context_full"
+        return None
+
+    def _step(self, text: str, token: int) -> GenerationStep:
+        now = self._clock()
+        if self.generated_tokens == 1:
+            self._first = now
+        return GenerationStep(
+            text=text,
+            token=token,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
+            time_to_first_token=self._first - self._started,
+            tokens_per_second=_rate(self.generated_tokens - 1, now - self._first),
+            prompt_tokens_per_second=_rate(self.prompt_tokens, self._first - self._started),
+        )
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if count and seconds > 0 else None

@@ -1,0 +1,115 @@
+"""What rank 0 exchanges with other processes in a pass: as the program says, and as counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from statistics import median, median_low
+
+import numpy as np
+from popdist.traffic import Traffic
+from popxl.streams import Stream
+
+from config import BloomConfig
+from modelling.program import InferenceSession
+from utils import distributed
+from utils.generation.passes import PROMPT_LOGITS, Passes
+
+HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits received")
+
+
+@dataclass(frozen=True)
+class PassTraffic:
+    """Of one pass, or of all so far.
+
+    Attributes:
+        collectives: in which processes exchange something.
+        inputs: given to all other processes at once.
+        logits: a message of each process in which rows of replicas begin.
+    """
+
+    collectives: Traffic
+    inputs: Traffic
+    logits: Traffic
+
+    @property
+    def parts(self) -> tuple[Traffic, Traffic, Traffic]:
+        return self.collectives, self.inputs, self.logits
+
+    @classmethod
+    def so_far(cls, session: InferenceSession) -> PassTraffic:
+        """That this process has had."""
+        return cls(session.traffic, *(replace(given) for given in distributed.messages()))
+
+    def __sub__(self, before: PassTraffic) -> PassTraffic:
+        pairs = zip(self.parts, before.parts, strict=True)
+        return PassTraffic(*(now - then for now, then in pairs))
+
+
+def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
+    """By pass, without seconds; none in one process. A prompt pass is one that has logits."""
+    if not distributed.several():
+        return {}
+    inputs = Traffic(1, distributed.HEADER_BYTES + sum(map(_bytes, session.inputs)))
+    rows = [len(held) for held in distributed.rows_elsewhere(config).values()]
+    passes = {}
+    for name, graph in session.pass_graphs.items():
+        cost = graph.cost()
+        logits = session.outputs.get(name.replace("verify", "verified"), session.outputs.logits)
+        of_each = _bytes(logits)
+        if name.startswith("prompt_"):
+            of_each = of_each // logits.shape[0] * PROMPT_LOGITS
+        passes[name] = PassTraffic(
+            Traffic(cost.process_calls, cost.process_bytes),
+            inputs,
+            Traffic(len(rows), sum(rows) * of_each),
+        )
+    return passes
+
+
+def counted(passes: Passes) -> dict[str, PassTraffic]:
+    """By pass, each run once; none in one process."""
+    if not distributed.several():
+        return {}
+    of_each = {}
+    for name, run in passes.each():
+        before = PassTraffic.so_far(passes.session)
+        run()
+        of_each[name] = PassTraffic.so_far(passes.session) - before
+    return of_each
+
+
+def typical(passes: Sequence[PassTraffic]) -> PassTraffic:
+    """Medians of several passes of one kind."""
+    by_part = zip(*(p.parts for p in passes), strict=True)
+    return PassTraffic(*(_median(part) for part in by_part))
+
+
+def lines(passes: Mapping[str, PassTraffic]) -> list[str]:
+    """As a table; none where there is no pass."""
+    if not passes:
+        return []
+    rows: list[tuple[str, ...]] = [
+        HEADINGS,
+        *((f"  {name}", *map(_shown, p.parts)) for name, p in passes.items()),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _median(traffic: Sequence[Traffic]) -> Traffic:
+    calls, sizes, seconds = zip(*map(astuple, traffic), strict=True)
+    return Traffic(median_low(calls), median_low(sizes), median(seconds))
+
+
+def _shown(traffic: Traffic) -> str:
+    size = f"{traffic.calls} of {traffic.bytes / 1e3:,.1f} kB"
+    return f"{size}, {1e3 * traffic.seconds:.2f} ms" if traffic.seconds else size
+
+
+def _bytes(stream: Stream) -> int:
+    return math.prod(stream.shape) * np.dtype(stream.dtype.as_numpy()).itemsize

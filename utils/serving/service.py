@@ -1,0 +1,238 @@
+"""What a server offers to many people at once: generation and next tokens, by asyncio.
+
+A consumer that stops iterating, or is cancelled, frees its row at the next token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from utils.generation.engine import Engine
+from utils.generation.next_tokens import LikelyToken, NextTokens
+from utils.generation.request import Request, encode_prompt
+from utils.generation.ticket import EndReason, Ticket, Work
+from utils.serving.given_settings import GivenSettings
+from utils.serving.limits import Limits
+from utils.serving.prompt_bound import PromptBound
+from utils.setup import UserError
+
+logger = logging.getLogger(__name__)
+
+UPDATE_INTERVAL = 0.1
+"""Seconds between two updates at least: a reader sees no difference, and eight cost less."""
+
+PATIENCE = 1.0
+"""Seconds without a token after which there is an update all the same: of the place in the queue,
+and to find out whether anybody still listens."""
+
+
+FAULT = "something went wrong on the server; its log says what"
+
+
+class ServerError(Exception):
+    """Something went wrong that the user can do nothing about; the log has it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation is. Times are in seconds, None while not known; `place` 0 has a row."""
+
+    text: str  # the continuation so far
+    place: int
+    prompt_tokens: int
+    prompt_done: int
+    generated_tokens: int
+    queue_wait: float | None
+    time_to_first_token: float | None  # since it was sent: with the wait
+    tokens_per_second: float | None
+    seed: int | None  # where chance had a part
+    end_reason: EndReason | None
+
+
+class Service:
+    """An engine with its tokenizer, in words.
+
+    Args:
+        max_tokens: that a request may ask for; None is the context.
+        log_prompts: write prompts to the log, which otherwise has only their lengths.
+        limits: of what a request may cost.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        *,
+        max_tokens: int | None = None,
+        log_prompts: bool = False,
+        limits: Limits | None = None,
+    ):
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"max_tokens must be 1 or more, not {max_tokens}")
+        context = engine.passes.sequence_length
+        self.engine, self.tokenizer = engine, tokenizer
+        self.max_tokens = min(max_tokens or context, context)
+        self.limits = limits or Limits()
+        self._log_prompts = log_prompts
+        self._bound = PromptBound(tokenizer)
+        self._long = ThreadPoolExecutor(1, "long prompt")  # one at a time: others need cores too
+        self._owned: defaultdict[str, set[Ticket]] = defaultdict(set)
+
+    async def generate(
+        self, prompt: Any, settings: GivenSettings, owner: str = ""
+    ) -> AsyncGenerator[Progress]:
+        """Continue a prompt; the last `Progress` has the `end_reason`.
+
+        Args:
+            owner: whose it is, for `stop`; '' is nobody's, and cannot be stopped by one.
+
+        Raises:
+            UserError: prompt or settings are not possible, or the queue is full.
+            ServerError: an error ended it.
+        """
+        checked = settings.checked(self.max_tokens, self.limits)
+        ids = await self._ids(prompt)
+        request = await asyncio.to_thread(
+            Request,
+            ids,
+            self.tokenizer,
+            checked.sampling,
+            checked.num_tokens,
+            checked.stop,
+            sequence_length=self.engine.passes.sequence_length,
+        )
+        seed = None if checked.sampling.greedy else checked.sampling.seed
+        text, rate = "", None
+        async with aclosing(self._events(request, prompt, owner)) as events:
+            async for ticket, steps in events:
+                text += "".join(step.text for step in steps)
+                rate = steps[-1].tokens_per_second if steps else rate
+                yield self._progress(ticket, text, rate, seed)
+
+    async def next_tokens(self, prompt: Any, owner: str = "") -> list[LikelyToken]:
+        """The likeliest next tokens, and an empty list where it was stopped.
+
+        Raises:
+            UserError: the prompt is not possible, or the queue is full.
+            ServerError: an error ended it.
+        """
+        work = NextTokens(await self._ids(prompt), self.tokenizer)
+        found: list[LikelyToken] = []
+        async with aclosing(self._events(work, prompt, owner)) as events:
+            async for _, lists in events:
+                found = lists[0] if lists else found
+        return found
+
+    def stop(self, owner: str) -> None:
+        """End all that this owner has running or waiting, at the next token."""
+        for ticket in list(self._owned.get(owner, ())) if owner else []:
+            ticket.cancel()
+
+    async def settled(self, owner: str) -> None:
+        """Wait until nobody takes anything more of what this owner has just now."""
+        begun = set(self._owned.get(owner, ()))
+        while begun & self._owned.get(owner, set()):
+            await asyncio.sleep(0.01)
+
+    async def _ids(self, prompt: Any) -> list[int]:
+        """In a thread: the tokens of a long text take a while, in which others are served."""
+        if prompt is None or prompt == "":
+            raise UserError("the prompt is empty: write something for the model to continue")
+        if not isinstance(prompt, str):
+            raise UserError(f"the prompt must be a text, not {type(prompt).__name__}")
+        size = len(prompt.encode("utf-8", "surrogatepass"))
+        pool = self._long if size > self.limits.plain_prompt_bytes else None
+        return await asyncio.get_running_loop().run_in_executor(pool, self._encoded, prompt, size)
+
+    def _encoded(self, prompt: str, size: int) -> list[int]:
+        """The ids; a long prompt that cannot fit is not tokenized first."""
+        passes = self.engine.passes
+        if size > self.limits.plain_prompt_bytes:
+            least = self._bound.least_tokens(prompt)
+            if least > passes.sequence_length:
+                raise UserError(
+                    f"the prompt has {least} tokens at least, but the context (sequence_length) "
+                    f"holds {passes.sequence_length}: shorten the prompt"
+                )
+        return encode_prompt(self.tokenizer, prompt, passes)
+
+    async def _events(
+        self, work: Work, prompt: str, owner: str
+    ) -> AsyncGenerator[tuple[Ticket, list[Any]]]:
+        """The ticket and its new events, again and again; there may be none."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        ticket = self.engine.submit(work, lambda: loop.call_soon_threadsafe(ready.set))
+        self._owned[owner].add(ticket)
+        try:
+            while True:
+                await _at_most(PATIENCE, ready)
+                end = ticket.end
+                yield ticket, ticket.take()
+                if end is not None:
+                    break
+                await asyncio.sleep(UPDATE_INTERVAL)
+            _raise(end.error)
+        finally:
+            ticket.cancel()
+            self._owned[owner].discard(ticket)
+            if not self._owned[owner]:
+                del self._owned[owner]
+            self._log(ticket, prompt)
+
+    def _progress(
+        self, ticket: Ticket, text: str, rate: float | None, seed: int | None
+    ) -> Progress:
+        return Progress(
+            text=text,
+            place=self.engine.place(ticket),
+            prompt_tokens=ticket.prompt_tokens,
+            prompt_done=ticket.prompt_done,
+            generated_tokens=ticket.generated_tokens,
+            queue_wait=ticket.queue_wait,
+            time_to_first_token=ticket.time_to_first_token,
+            tokens_per_second=rate,
+            seed=seed,
+            end_reason=ticket.end.reason if ticket.end else None,
+        )
+
+    def _log(self, ticket: Ticket, prompt: str) -> None:
+        reason = ticket.end.reason if ticket.end else "stopped"
+        text = f", prompt {prompt!r}" if self._log_prompts else ""
+        logger.info(
+            "request %d: %d prompt tokens, %d generated, row after %s, first token after %s, "
+            "%s tokens/s, ended by %s%s",
+            ticket.number,
+            ticket.prompt_tokens,
+            ticket.generated_tokens,
+            _seconds(ticket.queue_wait),
+            _seconds(ticket.time_to_first_token),
+            "-" if ticket.tokens_per_second is None else f"{ticket.tokens_per_second:.1f}",
+            reason,
+            text,
+        )
+
+
+async def _at_most(seconds: float, ready: asyncio.Event) -> None:
+    try:
+        await asyncio.wait_for(ready.wait(), seconds)
+    except TimeoutError:
+        return
+    ready.clear()
+
+
+def _raise(error: Exception | None) -> None:
+    if isinstance(error, UserError):
+        raise error
+    if error is not None:
+        raise ServerError(FAULT) from error
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
