@@ -164,9 +164,10 @@ void run_few(const Linear& op, const Share& share) {
 
 void run_few_row_major(const Linear& op, const Share& share) {
     Columns columns(op, share.threads);
-    int64_t room = up(columns.outputs, LANES), of_x = op.in * op.segments * op.rows;
-    float* x = share.room<float>(of_x + up(op.in, LANES) + (op.rows + MOST_ROWS) * room);
-    float *flat = x + of_x, *result = flat + up(op.in, LANES), *of_segment = result + op.rows * room;
+    int64_t room = up(columns.outputs, LANES), most = up(op.rows, MOST_ROWS);
+    int64_t of_x = op.in * op.segments * most;
+    float* x = share.room<float>(of_x + up(op.in, LANES) + (most + MOST_ROWS) * room);
+    float *flat = x + of_x, *result = flat + up(op.in, LANES), *of_segment = result + most * room;
     int64_t prepared_for = -1;
     for (int64_t item = share.next(columns.items); item >= 0; item = share.next(columns.items)) {
         Place place(op.mesh, item / columns.count);

@@ -95,13 +95,18 @@ template <int64_t TYPE, int R> struct RowMajor {
     }
 };
 
-// Some rows of activations as floats, [segment][input][row].
+// Rows that are computed where there are `rows`: code for each number took longest to compile of all.
+constexpr int64_t computed(int64_t rows) { return rows <= 2 ? rows : rows <= 4 ? 4 : 8; }
+
+// Some rows of activations as floats, [segment][input][row]; rows that are not there are zeros.
 void interleave(const Linear& op, const char* x, int64_t rows, float* to, float* flat) {
-    for (int64_t segment = 0; segment < op.segments; segment++, to += op.in * rows)
+    int64_t width = computed(rows);
+    std::fill_n(to, op.segments * op.in * width, 0.0f);
+    for (int64_t segment = 0; segment < op.segments; segment++, to += op.in * width)
         for (int64_t r = 0; r < rows; r++) {
             int64_t place = segment * op.x_segment + r * op.x_row;
             to_floats(flat, x + place * size_of(op.x_type), op.x_type, op.in);
-            for (int64_t i = 0; i < op.in; i++) to[i * rows + r] = flat[i];
+            for (int64_t i = 0; i < op.in; i++) to[i * width + r] = flat[i];
         }
 }
 
@@ -136,14 +141,10 @@ template <int64_t TYPE, int R> void row_major_rows(const RowMajorTask& t) {
 }
 
 template <int64_t TYPE> void row_major_of(const RowMajorTask& t, int64_t rows) {
-    switch (rows) {
+    switch (computed(rows)) {
         case 1: return row_major_rows<TYPE, 1>(t);
         case 2: return row_major_rows<TYPE, 2>(t);
-        case 3: return row_major_rows<TYPE, 3>(t);
         case 4: return row_major_rows<TYPE, 4>(t);
-        case 5: return row_major_rows<TYPE, 5>(t);
-        case 6: return row_major_rows<TYPE, 6>(t);
-        case 7: return row_major_rows<TYPE, 7>(t);
         default: return row_major_rows<TYPE, 8>(t);
     }
 }
