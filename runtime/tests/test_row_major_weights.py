@@ -81,6 +81,16 @@ def test_variables(kind, dtype, arrays, tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 13])
+def test_any_number_of_rows(rows, dtype, rng):
+    x, w = (numbers(rng, s, dtype, -1, 1, 1)[0] for s in ((rows, SIZE), (SIZE, OUTPUTS)))
+    got, native = outputs_of(lambda x: x @ popxl.variable(w), x)
+    for result in got:
+        assert_rounded(result, product(x, w), dtype, 2, scale=10)
+    assert native == 1
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_variable_that_is_written_in_place(dtype, arrays):
     x, w = arrays
 
