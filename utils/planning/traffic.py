@@ -14,7 +14,7 @@ from popxl.streams import Stream
 from config import BloomConfig
 from modelling.program import InferenceSession
 from utils import distributed
-from utils.generation.passes import PROMPT_LOGITS, Passes
+from utils.generation.passes import Passes
 
 HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits received")
 
@@ -59,10 +59,8 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     passes = {}
     for name, graph in session.pass_graphs.items():
         cost = graph.cost()
-        logits = session.outputs.get(name.replace("verify", "verified"), session.outputs.logits)
-        of_each = _bytes(logits)
-        if name.startswith("prompt_"):
-            of_each = of_each // logits.shape[0] * PROMPT_LOGITS
+        stream = "prefill" if name.startswith("prefill") else name
+        of_each = _bytes(session.outputs[stream])
         passes[name] = PassTraffic(
             Traffic(cost.process_calls, cost.process_bytes),
             inputs,
