@@ -486,7 +486,7 @@ def ended_in_mid_generation(process: subprocess.Popen, address: str, sig: int) -
 
 def test_sigint_ends_it_and_nothing_left_the_computer_nor_is_a_prompt_in_the_log() -> None:
     with script() as (process, address):
-        assert httpx.get(f"{address}/health").json()["rows"] == 8
+        assert httpx.get(f"{address}/health").json()["slots"] == 8
         httpx.get(address)
         status, errors = ended_in_mid_generation(process, address, signal.SIGINT)
     assert status == 0
