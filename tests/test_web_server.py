@@ -384,8 +384,8 @@ def test_health_says_what_runs_and_when_it_ends(
         health = response.json()
         assert response.status_code == 200
         assert health["status"] == "ok"
-        found = {name: health[name] for name in ("rows", "running", "queued", "max_queue")}
-        assert found == {"rows": 3, "running": 1, "queued": 0, "max_queue": 5}
+        found = {name: health[name] for name in ("slots", "running", "queued", "max_queue")}
+        assert found == {"slots": 3, "running": 1, "queued": 0, "max_queue": 5}
         passes.let_all()
         site.engine.close()
         response = httpx.get(f"{site.url}/health")
