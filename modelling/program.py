@@ -1,4 +1,4 @@
-"""BLOOM inference as one PopXL program.
+"""Inference of a language model as one PopXL program.
 
 The program holds several passes and takes one of them a run: a *prompt pass* for each chunk size
 (a chunk of tokens of one row), a *token pass* (one token for every row) and, for look-up decoding,
@@ -19,10 +19,9 @@ import popxl_addons as addons
 from popxl import ops
 
 from config import BloomConfig
-from modelling.bloom_lm import BloomLMHeadTP2D
-from modelling.decoder import BloomDecoderBlockTP2D
-from modelling.embedding import BloomEmbeddingTP2D, vocabulary_weight
+from modelling.architecture import architecture_of
 from modelling.sharding import axis_size
+from modelling.vocabulary import vocabulary_weight
 
 TOKEN_PASS = 0
 """The number of the token pass; prompt passes follow, one a chunk size, then verify passes."""
@@ -130,7 +129,7 @@ class _Phases:
     """The graphs of the passes; all share the weights and the cache."""
 
     def __init__(self, config: BloomConfig):
-        self.config = config
+        self.config, self.architecture = config, architecture_of(config)
         model, execution = config.model, config.execution
         self.width = model.hidden_size // axis_size(config, "tp2")
         heads = model.heads // axis_size(config, "tp1")
@@ -195,7 +194,7 @@ class _Phases:
         last: popxl.Tensor,
     ) -> popxl.Tensor:
         """One token for every row: `tokens[i]` of row i stands at `positions[i]`."""
-        x = self.embed(tokens[: self.config.execution.batch_size])
+        x = self.embed(tokens[: self.config.execution.batch_size], positions)
         return self.head(self.blocks(x, positions))
 
     def prompt_pass(
@@ -207,7 +206,8 @@ class _Phases:
         size: int,
     ) -> popxl.Tensor:
         """`size` tokens of a row from `positions[0]` on; the logits after token `last` of them."""
-        x = self.blocks(self.embed(tokens[:size]), positions[0], row)
+        first = positions[0]
+        x = self.blocks(self.embed(tokens[:size], first), first, row)
         final = popxl.gir().create_graph(self._head_of_last, x, last)
         skipped = popxl.gir().create_graph(self._no_logits)
         wanted = ops.greater(last, NO_LOGITS)
@@ -227,7 +227,7 @@ class _Phases:
         What it returns are no logits: all passes have that output, and here nobody reads it.
         """
         each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
-        verified = self.head(self.blocks(self.embed(tokens[:size]), each, row))
+        verified = self.head(self.blocks(self.embed(tokens[:size], each), each, row))
         ops.host_store(self.outputs[f"verified_{size}"], verified)
         return self._no_logits()
 
@@ -244,10 +244,12 @@ class _Phases:
 
     # --- the phases ---
 
-    def embed(self, tokens: popxl.Tensor) -> popxl.Tensor:
-        factories, graph = BloomEmbeddingTP2D(self.config).create_graph(tokens)
+    def embed(self, tokens: popxl.Tensor, position: popxl.Tensor) -> popxl.Tensor:
+        """`position` is that of the first token, a scalar, or of each."""
+        embedding = self.architecture.embedding(self.config)
+        factories, graph = embedding.create_graph(tokens, position)
         weights = self._part("embeddings", factories).load_entry(0)
-        (x,) = graph.bind(weights).call(tokens)
+        (x,) = graph.bind(weights).call(tokens, position)
         return x
 
     def blocks(
@@ -255,7 +257,7 @@ class _Phases:
     ) -> popxl.Tensor:
         """Every layer, in a loop over one graph."""
         given = [position] if row is None else [position, row]
-        block = BloomDecoderBlockTP2D(self.config)
+        block = self.architecture.block(self.config)
         factories, graph = block.create_graph(x, self.cache, self.cache, *given)
         layers = self.config.model.layers
         part = self._part("layer", factories, layers)
@@ -272,7 +274,7 @@ class _Phases:
         return x
 
     def head(self, x: popxl.Tensor) -> popxl.Tensor:
-        factories, graph = BloomLMHeadTP2D(self.config).create_graph(x)
+        factories, graph = self.architecture.head(self.config).create_graph(x)
         tied = vocabulary_weight(self.config).names if self.config.model.tie_word_embeddings else ()
         for name in tied:
             factories.pop(name)
@@ -288,16 +290,16 @@ class _Phases:
 def hf_mapping(
     config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
 ) -> list[tuple[str, Callable[[], dict[popxl.Variable, np.ndarray]]]]:
-    """How the session's weights come from a transformers `BloomForCausalLM`, a part at a time.
+    """How the session's weights come from a checkpoint, a part at a time.
 
     Returns:
         Names of the parts, in order, and functions that give a part's `{variable: array}`.
     """
-    transformer = hf_module.transformer
+    of, transformer = architecture_of(config), hf_module.transformer
     parts: list[tuple[str, Callable]] = [
         (
             "embeddings",
-            lambda: BloomEmbeddingTP2D.hf_mapping(config, variables.embeddings, transformer),
+            lambda: of.embedding.hf_mapping(config, variables.embeddings, transformer),
         )
     ]
     for number in range(config.model.layers):
@@ -305,10 +307,10 @@ def hf_mapping(
         parts.append(
             (
                 name,
-                lambda name=name, number=number: BloomDecoderBlockTP2D.hf_mapping(
+                lambda name=name, number=number: of.block.hf_mapping(
                     config, variables.get(name), transformer.h[number]
                 ),
             )
         )
-    parts.append(("head", lambda: BloomLMHeadTP2D.hf_mapping(config, variables.head, hf_module)))
+    parts.append(("head", lambda: of.head.hf_mapping(config, variables.head, hf_module)))
     return parts
