@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
+from dequantized import by_channel, by_group
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import run_inference
@@ -19,7 +21,7 @@ from utils.generation.loading import load
 
 SHAPE = {"layers": 2, "hidden_size": 32, "heads": 4, "vocab_size": 401, "sequence_length": 64}
 PROMPT = "A dog is a friend, and a cat is"
-TOKENS = 24
+TOKENS, GROUP = 24, 16
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +84,25 @@ def test_greedy_text_from_memory_maps_is_that_of_transformers(folder, tmp_path, 
     assert json.loads(capsys.readouterr().out)["ids"] == expected
 
 
+def quantised(model: GPT2LMHeadModel, weight_precision: str) -> GPT2LMHeadModel:
+    """The model with matrices of the values that quantised ones stand for; positions are not."""
+    convert = {"full": np.asarray, "int8": by_channel, "int4": partial(by_group, group_size=GROUP)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "wpe" not in name:
+                rows = parameter.T if ".c_" in name else parameter  # (out, in)
+                values = convert[weight_precision](np.ascontiguousarray(rows.numpy()))
+                rows.copy_(torch.from_numpy(values))
+    return model
+
+
+@pytest.mark.parametrize("weight_precision", ["full", "int8", "int4"])
 @pytest.mark.parametrize("tp1, tp2", [(1, 1), (2, 2)])
-def test_logits_are_those_of_transformers_by_every_pass(folder, tp1, tp2):
+def test_logits_are_those_of_transformers_by_every_pass(folder, tp1, tp2, weight_precision):
     changes = SHAPE | {"hf_model": str(folder), "tensor_parallel_1": tp1, "tensor_parallel_2": tp2}
-    config = load_config("gpt2", changes | {"device": "cpu", "lookup_tokens": 7})
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    changes |= {"weight_precision": weight_precision, "group_size": GROUP, "lookup_tokens": 7}
+    config = load_config("gpt2", changes | {"device": "cpu"})
+    model = quantised(GPT2LMHeadModel.from_pretrained(folder), weight_precision)
     text = np.random.default_rng(0).integers(SHAPE["vocab_size"], size=40).tolist()
     with torch.no_grad():
         wanted = model(torch.tensor([text])).logits[0].numpy()
