@@ -192,7 +192,7 @@ def test_requests_are_logged_and_their_prompts_only_if_asked_for(
     ]
     assert len(lines) == 2
     count = len(tokenizer(secret).input_ids)
-    assert lines[0].startswith(f"request 1: {count} prompt tokens, 4 generated, row after 0.00 s")
+    assert lines[0].startswith(f"request 1: {count} prompt tokens, 4 generated, slot after 0.00 s")
     assert ("prompt 'Où est\\nle chat'" in lines[0]) == log_prompts
     assert ("chat" in caplog.text) == log_prompts
     assert last.text not in caplog.text

@@ -56,7 +56,7 @@ def work_of(config: BloomConfig, session: InferenceSession) -> Work:
         whole = dataclasses.replace(config.execution, tensor_parallel_1=1, tensor_parallel_2=1)
         session = build(dataclasses.replace(config, execution=whole), spread=False)
     rows, length = config.execution.batch_size, config.model.sequence_length
-    cost = session.pass_graphs["token"].cost()
+    cost = session.pass_graphs["decode"].cost()
     head = 2 * config.model.hidden_size * config.model.vocab_size
     return Work(
         weight_bytes=cost.weight_bytes,

@@ -58,7 +58,7 @@ def needs_of(config: BloomConfig) -> Needs:
         weight_bytes=weights,
         largest_part_bytes=max(_bytes_of_parts(session)),
         cache_bytes=state,
-        token=session.pass_graphs["token"].cost(),
+        token=session.pass_graphs["decode"].cost(),
         weight_bytes_all_replicas=sum(_bytes(v, v.shape_on_host) for v in variables),
         between_processes=predicted(config, session),
     )

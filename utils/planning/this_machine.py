@@ -131,12 +131,12 @@ class ThinProgram:
 
     def seconds_a_call(self, passes: int = PASSES) -> float:
         """What an op takes beside its work: a token pass by its calls, the median of some."""
-        calls = self._session.pass_graphs["token"].cost().calls
+        calls = self._session.pass_graphs["decode"].cost().calls
         return statistics.median(_seconds(self._pass) for _ in range(passes)) / calls
 
     def _pass(self) -> None:
         rows = np.zeros(self.config.execution.batch_size, np.int32)
-        self._passes.token(rows, rows)
+        self._passes.decode(rows, rows)
 
 
 def thin_config(config: BloomConfig) -> BloomConfig:

@@ -14,7 +14,7 @@ from popxl.streams import Stream
 from config import BloomConfig
 from modelling.program import InferenceSession
 from utils import distributed
-from utils.generation.passes import PROMPT_LOGITS, Passes
+from utils.generation.passes import Passes
 
 HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits received")
 
@@ -48,7 +48,7 @@ class PassTraffic:
 
 
 def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
-    """By pass, without seconds; none in one process. A prompt pass is one that has logits."""
+    """By pass, without seconds; none in one process. Prefill is of a last chunk, with logits."""
     if not distributed.several():
         return {}
     inputs = Traffic(1, distributed.HEADER_BYTES + sum(map(_bytes, session.inputs)))
@@ -56,10 +56,8 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     passes = {}
     for name, graph in session.pass_graphs.items():
         cost = graph.cost()
-        logits = session.outputs.get(name.replace("verify", "verified"), session.outputs.logits)
-        of_each = _bytes(logits)
-        if name.startswith("prompt_"):
-            of_each = of_each // logits.shape[0] * PROMPT_LOGITS
+        stream = "prefill" if name.startswith("prefill") else name
+        of_each = _bytes(session.outputs[stream])
         passes[name] = PassTraffic(
             Traffic(cost.process_calls, cost.process_bytes),
             inputs,
