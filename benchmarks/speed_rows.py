@@ -21,7 +21,7 @@ from utils.benchmark.report import Result
 from utils.checkpoints.random_weights import fill_randomly
 from utils.generation.loading import build
 from utils.generation.passes import Passes
-from utils.memory import available_memory
+from utils.our_runtime import available_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2

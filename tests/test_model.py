@@ -176,13 +176,33 @@ def test_a_prompt_goes_on_from_what_is_cached():
 
 
 @pytest.mark.parametrize(
-    "row, length, start, named",
-    [(3, 4, 0, "row 3"), (0, 25, 0, "context of 24"), (0, 0, 0, "no token"), (0, 4, 4, "no token")],
+    "slot, length, start, named",
+    [(3, 4, 0, "slot 3"), (0, 25, 0, "context of 24"), (0, 0, 0, "no token"), (0, 4, 4, "no token")],
 )
-def test_impossible_prompts_are_refused_before_anything_runs(row, length, start, named):
+def test_impossible_prompts_are_refused_before_anything_runs(slot, length, start, named):
     model = random_bloom(4, VOCABULARY)
     with passes_of(model, config_of(model, sequence_length=LENGTH)) as passes:
         steps = passes.session.session_state["steps"]
         with pytest.raises(ValueError, match=named):
-            passes.prefill(row, [1] * length, start)
+            passes.prefill(slot, [1] * length, start)
         assert passes.session.session_state["steps"] == steps
+
+
+def test_a_chunk_that_another_follows_moves_no_logits_and_the_last_one_a_single_row(monkeypatch):
+    model = random_bloom(4, VOCABULARY)
+    with passes_of(model, config_of(model, sequence_length=LENGTH)) as passes:
+        moved: list[int] = []
+        run = passes.session.run
+
+        def noting(inputs):
+            outputs = run(inputs)
+            # What is not stored is a zero that is shown in the stream's shape: no memory is filled.
+            moved.append(sum(a.nbytes for a in outputs.values() if any(a.strides)))
+            return outputs
+
+        monkeypatch.setattr(passes.session, "run", noting)
+        passes.prefill(0, [1] * (LENGTH - 2))
+        passes.decode(*np.zeros((2, passes.batch_size), np.int32))
+    row = 4 * VOCABULARY
+    assert len(moved) > 2
+    assert moved == [0] * (len(moved) - 2) + [row, passes.batch_size * row]

@@ -167,7 +167,7 @@ def test_a_fault_of_the_server_is_told_without_its_insides(
         raise ZeroDivisionError("the insides")
 
     passes = ReferencePasses(model)
-    monkeypatch.setattr(passes, "token", fail)
+    monkeypatch.setattr(passes, "decode", fail)
     with Engine(passes) as engine, pytest.raises(ServerError) as told:
         asyncio.run(all_of(Service(engine, tokenizer), PROMPT, GivenSettings(3)))
     assert "insides" not in str(told.value)

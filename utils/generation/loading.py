@@ -19,7 +19,7 @@ from utils.checkpoints.memmap.reader import MemoryMaps
 from utils.generation.language_model import LanguageModel
 from utils.generation.passes import Passes
 from utils.generation.tokenizer import open_tokenizer, open_with_transformers
-from utils.memory import available_memory
+from utils.our_runtime import available_memory, machine
 from utils.setup import UserError
 
 if TYPE_CHECKING:
@@ -87,8 +87,6 @@ def check_memory(config: BloomConfig, weights: bool) -> None:
     device = config.execution.device
     excess = costs.excess(config, available_memory(), weights, share)
     if excess and device != "cpu":  # an accelerator may have more; finding out takes seconds
-        from popxl import machine
-
         try:
             excess = costs.excess(config, int(machine.free_memory(device)), weights, share)
         except (RuntimeError, ValueError) as error:
