@@ -14,19 +14,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
 from utils import distributed
-from utils.generation.request import (
-    GenerationStep,
-    check_num_tokens,
-    encode_prompt,
-    stream_generate,
-)
+from utils.generation.language_model import NUM_TOKENS, Generation, LanguageModel, stream_generate
+from utils.generation.request import GenerationStep, check_num_tokens
 from utils.generation.sampling import SamplingConfig
 from utils.generation.text import StopStrings
 from utils.setup import UserError, run_script, setup_logging
@@ -58,7 +54,7 @@ class GenerationArguments:
     repetition_penalty: float = field(
         default=1.0, help="over 1 makes tokens that were there before less likely; 1 is off"
     )
-    num_tokens: int = field(default=64, help="generate at most this many tokens, 1 or more")
+    num_tokens: int = field(default=NUM_TOKENS, help="generate at most this many tokens, 1 or more")
     seed: int | None = field(
         default=None, nargs=None, metavar="int", help="repeats what was drawn with this seed"
     )
@@ -92,7 +88,7 @@ class GenerationArguments:
 class Generator:
     """A loaded model with the settings of the command line."""
 
-    loaded: Any  # with `passes` and `tokenizer`
+    model: LanguageModel
     arguments: GenerationArguments
 
     def steps(
@@ -102,21 +98,17 @@ class Generator:
         num_tokens: int,
         between_chunks: Callable[[], None] = lambda: None,
     ) -> Iterator[GenerationStep]:
-        """Steps of `stream_generate`, with a progress bar while the prompt is run."""
-        passes, tokenizer = self.loaded.passes, self.loaded.tokenizer
-        total = len(encode_prompt(tokenizer, prompt, passes))
+        """Steps of `stream_generate`, with a progress bar while the prompt is read."""
         # On a terminal only (`disable=None`), and only if it takes longer than two seconds.
-        with tqdm(
-            desc="prompt", total=total, unit="token", delay=2, leave=False, disable=None
-        ) as bar:
+        with tqdm(desc="prompt", unit="token", delay=2, leave=False, disable=None) as bar:
 
-            def progress(tokens: int) -> None:
-                bar.update(tokens)
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
                 between_chunks()
 
             for step in stream_generate(
-                passes,
-                tokenizer,
+                self.model,
                 prompt,
                 sampling,
                 num_tokens=num_tokens,
@@ -135,12 +127,13 @@ class Generator:
 
 
 def main(
-    argv: Sequence[str] | None = None, load: Callable[[BloomConfig], Any] | None = None
+    argv: Sequence[str] | None = None,
+    load: Callable[[BloomConfig], LanguageModel] | None = None,
 ) -> int:
     """Run the command line; the exit status.
 
     Args:
-        load: gives an object with `passes` and `tokenizer`; that of `utils.generation` if None.
+        load: gives the model; that of `utils.generation` if None.
 
     Raises:
         UserError, ConfigError: for arguments, or a prompt, that are not possible.
@@ -161,13 +154,11 @@ def main(
     return Terminal(generator.answer, defaults).run()
 
 
-def load_model(config: BloomConfig) -> Any:
-    """The model's session and tokenizer."""
-    from utils.generation import (
-        loading,  # late: it takes seconds, which wrong arguments should not wait for
-    )
+def load_model(config: BloomConfig) -> LanguageModel:
+    """The configured model."""
+    from utils.generation import load  # late: wrong arguments should not wait for it
 
-    return loading.load(config)
+    return load(config)
 
 
 def check(arguments: GenerationArguments) -> None:
@@ -211,31 +202,28 @@ def one_shot(generator: Generator, prompt: str) -> int:
         if stream and steps:
             write("\n")  # the shell's prompt goes on a line of its own
         raise
-    text, last = "".join(step.text for step in steps), steps[-1]
+    found = Generation.of(steps)
     if arguments.json:
-        print(as_json(arguments, sampling, prompt, text, steps))
+        print(as_json(arguments, sampling, prompt, found))
     else:
-        write("\n" if stream else text + "\n")
-    say(summary(last, str(last.finish_reason), None if sampling.greedy else sampling.seed))
+        write("\n" if stream else found.text + "\n")
+    seed = None if sampling.greedy else sampling.seed
+    say(summary(found.last, str(found.last.finish_reason), seed))
     return 0
 
 
 def as_json(
-    arguments: GenerationArguments,
-    sampling: SamplingConfig,
-    prompt: str,
-    text: str,
-    steps: list[GenerationStep],
+    arguments: GenerationArguments, sampling: SamplingConfig, prompt: str, found: Generation
 ) -> str:
     """One generation as a JSON object; `settings` repeats it, as its seed is the one in use."""
-    last = steps[-1]
+    last = found.last
     settings = dataclasses.asdict(sampling)
     settings.update(num_tokens=arguments.num_tokens, stop=arguments.stop)
     result = {
         "prompt": prompt,
-        "text": text,
+        "text": found.text,
         "tokens": last.generated_tokens,
-        "ids": [step.token for step in steps],
+        "ids": found.tokens,
         "finish_reason": last.finish_reason,
         "prompt_tokens": last.prompt_tokens,
         "time_to_first_token": last.time_to_first_token,

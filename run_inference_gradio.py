@@ -30,12 +30,12 @@ from utils.setup import UserError, run_script, setup_logging
 from utils.streams import OutputError
 
 FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
-"""What this script sets where neither command line nor preset do: rows for several people, no chunk
-of a prompt that the others wait long for, and a log of the requests."""
+"""What this script sets where neither command line nor preset do: slots for several people, no
+chunk of a prompt that the others wait long for, and a log of the requests."""
 
 DESCRIPTION = (
     "Serve BLOOM as a web page, with endpoints for gradio_client and /health. Requests share the "
-    "rows of the cache. Where they are not given, --batch_size is 8 here, --prompt_chunks 16 128, "
+    "slots of the cache. Where they are not given, --batch_size is 8 here, --prompt_chunks 16 128, "
     "and --log_level info, which logs each request."
 )
 
@@ -74,12 +74,12 @@ class ServerArguments:
         "may be given several times",
     )
     max_queue: int = field(
-        default=32, help="requests that may wait for a row, 0 or more; further ones are refused"
+        default=32, help="requests that may wait for a slot, 0 or more; further ones are refused"
     )
     max_tokens: int = field(
         default=0, help="tokens that a request may ask for; 0 is as many as the context has"
     )
-    time_limit: float = field(default=300.0, help="seconds a request may have its row, over 0")
+    time_limit: float = field(default=300.0, help="seconds a request may have its slot, over 0")
     log_prompts: bool = field(
         default=False,
         action="store_true",
@@ -152,11 +152,12 @@ def serve(
     if account is None and (arguments.share or is_public(arguments.host)):
         logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
     loaded = (load or load_model)(config)
-    from utils.generation.engine import Engine
+    from utils.generation import Engine
     from utils.serving.service import Service
     from utils.serving.web_server import WebServer, build_app, share
 
     engine = Engine(loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit)
+    engine.start()
     try:
         service = Service(
             engine,
@@ -193,9 +194,7 @@ def serve(
 
 def load_model(config: BloomConfig) -> Any:
     """The model's session and tokenizer, warm so that the first user does not wait for that."""
-    from utils.generation.loading import (
-        load,  # late: it takes seconds, which errors should not wait for
-    )
+    from utils.generation import load  # late: it takes seconds, which errors should not wait for
 
     loaded = load(config)
     if config.execution.memmap_dir is None:  # mapped weights may be slow to read

@@ -76,10 +76,10 @@ def small_logits(device: str, weight_precision: str) -> np.ndarray:
     with session:
         passes = Passes(config, session)
         starts = np.array([7, 555], np.int32)
-        logits = [np.stack([passes.prompt(row, text[row][:at]) for row, at in enumerate(starts)])]
+        logits = [np.stack([passes.prefill(row, text[row][:at]) for row, at in enumerate(starts)])]
         for i in range(4):
             tokens = np.array([text[row][at + i] for row, at in enumerate(starts)], np.int32)
-            logits.append(passes.token(tokens, starts + i).copy())
+            logits.append(passes.decode(tokens, starts + i).copy())
     return np.stack(logits)
 
 

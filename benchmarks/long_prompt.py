@@ -26,8 +26,8 @@ from serving import made_up  # noqa: E402 - found just above
 
 from config import parse_arguments  # noqa: E402
 from run_inference_gradio import for_many  # noqa: E402
+from utils.generation import LanguageModel  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
-from utils.generation.loading import Loaded  # noqa: E402
 from utils.generation.request import Request  # noqa: E402
 from utils.generation.sampling import SamplingConfig  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
@@ -78,7 +78,7 @@ class Measured:
     firsts: list[float]
 
 
-def measure(loaded: Loaded, arguments: LongPromptArguments) -> Measured:
+def measure(loaded: LanguageModel, arguments: LongPromptArguments) -> Measured:
     """All rows but one decode, and `rounds` prompts come."""
     times: list[float] = []  # of one request's tokens; those of the others are the same
     spans: list[tuple[float, float]] = []
@@ -99,7 +99,7 @@ def measure(loaded: Loaded, arguments: LongPromptArguments) -> Measured:
     return measured
 
 
-def _request(loaded: Loaded, prompt_tokens: int, num_tokens: int) -> Request:
+def _request(loaded: LanguageModel, prompt_tokens: int, num_tokens: int) -> Request:
     """Greedy, of tokens made up."""
     ids = np.random.default_rng(prompt_tokens).integers(1000, 2000, prompt_tokens).tolist()
     return Request(

@@ -29,9 +29,13 @@ from config import BloomConfig, parse_arguments  # noqa: E402
 from config.config import MOST_LOOKUP_TOKENS  # noqa: E402
 from modelling.alibi import alibi_slopes  # noqa: E402
 from modelling.sharding import shard_vector  # noqa: E402
-from utils.generation.loading import Loaded, load  # noqa: E402
+from utils.generation import (  # noqa: E402
+    GenerationStep,
+    LanguageModel,
+    load,
+    stream_generate,
+)
 from utils.generation.passes import Passes  # noqa: E402
-from utils.generation.request import GenerationStep, stream_generate  # noqa: E402
 from utils.generation.sampling import SamplingConfig  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
@@ -101,32 +105,28 @@ def with_lookup(config: BloomConfig, tokens: int) -> BloomConfig:
     return dataclasses.replace(config, execution=execution)
 
 
-def random_model(config: BloomConfig, seed: int) -> Loaded:
+def random_model(config: BloomConfig, seed: int) -> LanguageModel:
     """Random weights but for ALiBi's slopes: attention must be to what is near."""
     loaded = made_up(config, seed)
     slopes = shard_vector(config, alibi_slopes(config.model.heads), "tp1")
-    for variable in loaded.session.state.values_flat():
+    for variable in loaded.passes.session.state.values_flat():
         if isinstance(variable, Variable) and variable.name.endswith("alibi_slopes"):
-            loaded.session.write_variable_data(variable, slopes)
+            loaded.passes.session.write_variable_data(variable, slopes)
     return loaded
 
 
 def compare(
-    loaded: Loaded, prompt: str, sampling: SamplingConfig, arguments: LookupArguments
+    loaded: LanguageModel, prompt: str, sampling: SamplingConfig, arguments: LookupArguments
 ) -> Compared:
     """Rounds of both ways."""
-    ways = {
-        "plain": Passes(with_lookup(loaded.config, 0), loaded.session),
-        "lookup": loaded.passes,
-    }
+    plain = Passes(with_lookup(loaded.passes.config, 0), loaded.passes.session)
+    ways = {"plain": LanguageModel(plain, loaded.tokenizer), "lookup": loaded}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     found: dict[str, list[GenerationStep]] = {}
     for number in range(arguments.rounds):
         for way in sorted(ways, reverse=bool(number % 2)):  # neither is always the first
             found[way] = list(
-                stream_generate(
-                    ways[way], loaded.tokenizer, prompt, sampling, num_tokens=arguments.new_tokens
-                )
+                stream_generate(ways[way], prompt, sampling, num_tokens=arguments.new_tokens)
             )
             rates[way].append(found[way][-1].tokens_per_second or 0)
     last = found["lookup"][-1]

@@ -90,7 +90,7 @@ def measure(config: BloomConfig, arguments: argparse.Namespace) -> list[Round]:
     fill_randomly(session, np.random.default_rng(0))
     with session, ThinProgram(config) as thin, Products(config) as products:
         passes = Passes(config, session)
-        passes.prompt(0, [1] * arguments.context)
+        passes.prefill(0, [1] * arguments.context)
         run_tokens(passes, arguments.context)
         rounds = []
         for _ in range(arguments.rounds):
@@ -129,7 +129,7 @@ def run_tokens(passes: Passes, context: int) -> float:
     for position in range(context, context + TOKENS):
         rows = np.ones(passes.batch_size, np.int32)
         begin = time.perf_counter()
-        passes.token(rows, rows * position)
+        passes.decode(rows, rows * position)
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 

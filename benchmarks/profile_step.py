@@ -68,11 +68,11 @@ def _passes(config: BloomConfig, context: int, options: dict):
     with session:
         passes = Passes(config, session)
         for row in range(passes.batch_size):
-            passes.prompt(row, [1] * context)
+            passes.prefill(row, [1] * context)
         positions = np.full(passes.batch_size, context, np.int32)
 
         def step() -> None:
-            passes.token(np.ones(passes.batch_size, np.int32), positions)
+            passes.decode(np.ones(passes.batch_size, np.int32), positions)
             positions[:] += 1
 
         for _ in range(WARM_UP):

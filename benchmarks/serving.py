@@ -28,7 +28,8 @@ from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - fou
 from run_inference_gradio import for_many  # noqa: E402
 from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
-from utils.generation.loading import Loaded, build, load  # noqa: E402
+from utils.generation.language_model import LanguageModel  # noqa: E402
+from utils.generation.loading import build, load  # noqa: E402
 from utils.generation.passes import Passes  # noqa: E402
 from utils.generation.tokenizer import load_tokenizer  # noqa: E402
 from utils.serving.service import Service  # noqa: E402
@@ -91,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if same else 1
 
 
-def made_up(config: BloomConfig, seed: int) -> Loaded:
+def made_up(config: BloomConfig, seed: int) -> LanguageModel:
     """A program of the configured shape with random weights."""
     session = build(config)
     fill_randomly(session, np.random.default_rng(seed))
     session.__enter__()
     folder = Path(load_config("bloom_tiny").model.hf_model)
     passes = Passes(config, session)
-    return Loaded(config, session, passes, _Folded(load_tokenizer(folder)))
+    return LanguageModel(passes, _Folded(load_tokenizer(folder)))
 
 
 class _Folded:
@@ -118,7 +119,7 @@ class _Folded:
         return self._tokenizer.convert_ids_to_tokens(token % len(self._tokenizer))
 
 
-def ask_both_ways(loaded: Loaded, arguments: ServingArguments) -> dict[str, Any]:
+def ask_both_ways(loaded: LanguageModel, arguments: ServingArguments) -> dict[str, Any]:
     """What the process of the clients writes."""
     from utils.serving.web_server import serving  # late: gradio takes seconds
 

@@ -21,7 +21,7 @@ from utils.benchmark.report import Result
 from utils.checkpoints.random_weights import fill_randomly
 from utils.generation.loading import build
 from utils.generation.passes import Passes
-from utils.memory import available_memory
+from utils.our_runtime import available_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2
@@ -102,7 +102,7 @@ def context(bench: Bench) -> Value:
     fill_randomly(session, np.random.default_rng(0))
     with session:
         passes = Passes(config, session)
-        passes.prompt(0, [1] * max(CONTEXTS))  # memory that was never written reads faster
+        passes.prefill(0, [1] * max(CONTEXTS))  # memory that was never written reads faster
         return _ratio(bench, *(Decoder(passes, length) for length in CONTEXTS))
 
 
@@ -171,7 +171,7 @@ class Decoder:
         """Tokens a second of one step."""
         rows = self.passes.batch_size
         positions = np.full(rows, self.position, np.int32)
-        seconds = _seconds(lambda: self.passes.token(np.ones(rows, np.int32), positions))
+        seconds = _seconds(lambda: self.passes.decode(np.ones(rows, np.int32), positions))
         self.position += 1
         return rows / seconds
 
@@ -179,7 +179,7 @@ class Decoder:
 def _decoder(config: BloomConfig, session) -> Decoder:
     passes = Passes(config, session)
     for row in range(passes.batch_size):
-        passes.prompt(row, [1] * 100)
+        passes.prefill(row, [1] * 100)
     return Decoder(passes, 100)
 
 

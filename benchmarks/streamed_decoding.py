@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BloomConfig, parse_arguments  # noqa: E402 - found just above
-from utils.generation.loading import Loaded, load  # noqa: E402
+from utils.generation import LanguageModel, load  # noqa: E402
 
 BLOCK, READS = 8 << 20, 4
 """Bytes of each of the reads that the disk's rate is measured with, and how many are under way."""
@@ -42,13 +42,13 @@ def decoded(config: BloomConfig, rounds: int) -> dict:
     started = time.perf_counter() - begin
     files = Path(str(config.execution.memmap_dir)).glob("*.safetensors")
     largest = max(files, key=lambda file: file.stat().st_size)
-    logits = [loaded.passes.prompt(0, [5, 6, 7, 8])]
+    logits = [loaded.passes.prefill(0, [5, 6, 7, 8])]
     first = time.perf_counter() - begin
     seconds, read, rates = [], [], [direct_rate(largest)]
     for number in range(2 * rounds):
         tokens = np.array([int(logits[-1].argmax())], np.int32)
         begin, read_before = time.perf_counter(), bytes_read()
-        logits.append(loaded.passes.token(tokens, np.array([4 + number], np.int32))[0])
+        logits.append(loaded.passes.decode(tokens, np.array([4 + number], np.int32))[0])
         if number % 2:
             seconds.append(time.perf_counter() - begin)
             read.append(bytes_read() - read_before)
@@ -60,16 +60,16 @@ def decoded(config: BloomConfig, rounds: int) -> dict:
         "token_seconds": seconds,
         "bytes_read": read,
         "disk_rates": [(before + after) / 2 for before, after in pairwise(rates)],
-        "streams": loaded.session._engine.pager.streams,
+        "streams": loaded.passes.session._engine.pager.streams,
         "peak_anonymous": memory_status(os.getpid()).get("RssAnon", 0),
         "logits": [hashlib.sha256(x.tobytes()).hexdigest() for x in logits],
     }
 
 
-def weight_bytes(loaded: Loaded) -> int:
+def weight_bytes(loaded: LanguageModel) -> int:
     """Of all replicas, that a token pass reads."""
-    token_pass = loaded.session.pass_graphs["token"]
-    return loaded.config.execution.replicas * token_pass.cost().weight_bytes
+    token_pass = loaded.passes.session.pass_graphs["decode"]
+    return loaded.passes.config.execution.replicas * token_pass.cost().weight_bytes
 
 
 def bytes_read() -> int:

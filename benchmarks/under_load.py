@@ -79,11 +79,11 @@ def measure(preset: str, options: argparse.Namespace, words: list[str]) -> None:
         tokens, positions = np.ones(1, np.int32), np.full(1, PREFILL, np.int32)
 
         def decode() -> int:
-            passes.token(tokens, positions)
+            passes.decode(tokens, positions)
             return 1
 
         def prefill() -> int:
-            passes.prompt(0, [1] * PREFILL)
+            passes.prefill(0, [1] * PREFILL)
             return PREFILL
 
         for step in (prefill, decode):

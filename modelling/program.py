@@ -1,8 +1,8 @@
 """Inference of a language model as one PopXL program.
 
-The program holds several passes and takes one of them a run: a *prompt pass* for each chunk size
-(a chunk of tokens of one row), a *token pass* (one token for every row) and, for look-up decoding,
-*verify passes* (the next tokens of one row, with the logits after each of them). Weights are in
+The program holds several passes and runs one of them a run: *prefill* for each chunk size (a chunk
+of a prompt in one slot of the KV cache), *decode* (one token for every slot) and, for prompt-lookup
+decoding, *verify* (the next tokens of one slot, with the logits after each of them). Weights are in
 remote buffers, one entry a layer, and are loaded when the layer runs; so is the KV cache.
 """
 
@@ -23,18 +23,18 @@ from modelling.architecture import architecture_of
 from modelling.sharding import axis_size
 from modelling.vocabulary import vocabulary_weight
 
-TOKEN_PASS = 0
-"""The number of the token pass; prompt passes follow, one a chunk size, then verify passes."""
+DECODE = 0
+"""The number of the decode pass; prefill passes follow, one a chunk size, then verify passes."""
 
 NO_LOGITS = -1
-"""What `last` is for a prompt pass that another one follows: its head is not computed."""
+"""What `last` is for a chunk that another one follows: its head is not computed."""
 
 LEAST_VERIFIED = 4
 """Tokens of the narrowest verify pass, unless the widest one has fewer."""
 
 
 def chunk_sizes(config: BloomConfig) -> tuple[int, ...]:
-    """The sizes of the prompt passes in tokens, ascending: those that fit the context."""
+    """The sizes of the prefill passes in tokens, ascending: those that fit the context."""
     length = config.model.sequence_length
     return tuple(c for c in config.execution.prompt_chunks if c <= length) or (length,)
 
@@ -43,7 +43,7 @@ def verify_sizes(config: BloomConfig) -> tuple[int, ...]:
     """The sizes of the verify passes in tokens, ascending.
 
     The widest has all look-up tokens and the one before them, the others half of the next: few
-    rows cost less. There are none where look-up is off, or the widest does not fit the context.
+    tokens cost less. There are none where look-up is off, or the widest does not fit the context.
     """
     size = config.execution.lookup_tokens + 1
     if size == 1 or size > config.model.sequence_length:
@@ -58,11 +58,12 @@ class InferenceSession(addons.TaskSession):
     """The program's session.
 
     Attributes:
-        inputs: `tokens`, `positions`, `row`, `last` and `chosen_pass`; see `_Phases`.
-        outputs: `logits`, float32 `(batch_size, vocabulary / tp1)`, and what a verify pass gives in
-            its place, `verified_<size>`, float32 `(size, vocabulary / tp1)`.
+        inputs: `tokens`, `positions`, `slot`, `last` and `chosen_pass`; see `_Phases`.
+        outputs: float32 logits, a stream for each kind of pass, so that none is padded:
+            `decode` `(batch_size, vocabulary / tp1)`, `prefill` `(1, vocabulary / tp1)` and
+            `verify_<size>` `(size, vocabulary / tp1)`. A run stores to one of them, or to none.
         state: the weights: `embeddings`, `layer_<n>` and `head`.
-        pass_graphs: the graph of each pass: `token`, `prompt_<chunk size>` and `verify_<size>`.
+        pass_graphs: the graph of each pass: `decode`, `prefill_<chunk size>` and `verify_<size>`.
     """
 
     pass_graphs: dict[str, popxl.Graph]
@@ -86,16 +87,14 @@ def inference(config: BloomConfig, spread: bool = True, **session_options: Any) 
         inputs = addons.InputStreams(
             tokens=((longest,), popxl.int32),
             positions=((config.execution.batch_size,), popxl.int32),
-            row=((), popxl.int32),
+            slot=((), popxl.int32),
             last=((), popxl.int32),
             chosen_pass=((), popxl.int32),
         )
         loaded = [ops.host_load(stream, name) for name, stream in inputs.items()]
-        (logits,) = ops.call(phases.choose_pass(*loaded), *loaded)
-        outputs = phases.outputs
-        ops.host_store(outputs.logits, logits)
+        ops.call(phases.choose_pass(*loaded), *loaded)
     options = {"device_desc": config.execution.device, **session_options}
-    session = InferenceSession(inputs, outputs, phases.variables, 1, ir, **options)
+    session = InferenceSession(inputs, phases.outputs, phases.variables, 1, ir, **options)
     session.pass_graphs = phases.pass_graphs
     return session
 
@@ -142,10 +141,9 @@ class _Phases:
         self.pass_graphs: dict[str, popxl.Graph] = {}
 
     def _output_streams(self) -> addons.OutputStreams:
-        """One for the logits of every row and one a verify pass, so that none is padded."""
         vocabulary = self.config.padded_vocab_size // axis_size(self.config, "tp1")
-        rows = {f"verified_{size}": size for size in verify_sizes(self.config)}
-        rows["logits"] = self.config.execution.batch_size
+        rows = {"decode": self.config.execution.batch_size, "prefill": 1}
+        rows.update({f"verify_{size}": size for size in verify_sizes(self.config)})
         return addons.OutputStreams(
             **{name: ((count, vocabulary), popxl.float32) for name, count in rows.items()}
         )
@@ -160,87 +158,87 @@ class _Phases:
     # --- the passes ---
 
     def choose_pass(self, *inputs: popxl.Tensor) -> popxl.Graph:
-        """The graph of `(tokens, positions, row, last, chosen_pass)` -> logits of every row."""
+        """The graph of `(tokens, positions, slot, last, chosen_pass)`: the pass of that number."""
         specs = [t.spec for t in inputs]
         ir = popxl.gir()
-        graph = self.pass_graphs["token"] = ir.create_graph(self.token_pass, *specs[:4])
-        sized = [(f"prompt_{n}", self.prompt_pass, n) for n in chunk_sizes(self.config)]
-        sized += [(f"verify_{n}", self.verify_pass, n) for n in verify_sizes(self.config)]
-        for number, (name, build, size) in enumerate(sized, start=TOKEN_PASS + 1):
-            this = self.pass_graphs[name] = ir.create_graph(build, *specs[:4], size)
+        graph = self._pass("decode", self.decode, *specs[:4])
+        sized: list[tuple[str, Callable, int]]
+        sized = [(f"prefill_{n}", self.prefill, n) for n in chunk_sizes(self.config)]
+        sized += [(f"verify_{n}", self.verify, n) for n in verify_sizes(self.config)]
+        for number, (name, build, size) in enumerate(sized, start=DECODE + 1):
+            this = self._pass(name, build, *specs[:4], size)
             graph = ir.create_graph(self._either, *specs, number, this, graph)
         return graph
+
+    def _pass(self, name: str, build: Callable, *arguments: Any) -> popxl.Graph:
+        """A pass that stores what it returns; prefill does so itself, where there is anything."""
+        ir = popxl.gir()
+        graph = self.pass_graphs[name] = ir.create_graph(build, *arguments)
+        if name not in self.outputs:
+            return graph
+        return ir.create_graph(self._stored, *arguments[:4], name=name, graph=graph)
+
+    def _stored(self, *inputs: popxl.Tensor, name: str, graph: popxl.Graph) -> None:
+        (logits,) = ops.call(graph, *inputs)
+        ops.host_store(self.outputs[name], logits)
 
     def _either(
         self,
         tokens: popxl.Tensor,
         positions: popxl.Tensor,
-        row: popxl.Tensor,
+        slot: popxl.Tensor,
         last: popxl.Tensor,
         chosen_pass: popxl.Tensor,
         number: int,
         this: popxl.Graph,
         others: popxl.Graph,
-    ) -> tuple[popxl.Tensor, ...]:
-        given = [tokens, positions, row, last]
+    ) -> None:
+        given = [tokens, positions, slot, last]
         rest = given if len(others.inputs) == len(given) else [*given, chosen_pass]
-        return ops.conditional(ops.equal(chosen_pass, number), this, others, given, rest)
+        ops.conditional(ops.equal(chosen_pass, number), this, others, given, rest)
 
-    def token_pass(
+    def decode(
         self,
         tokens: popxl.Tensor,
         positions: popxl.Tensor,
-        row: popxl.Tensor,
+        slot: popxl.Tensor,
         last: popxl.Tensor,
     ) -> popxl.Tensor:
-        """One token for every row: `tokens[i]` of row i stands at `positions[i]`."""
+        """One token for every slot: `tokens[i]` of slot i is at `positions[i]`."""
         x = self.embed(tokens[: self.config.execution.batch_size], positions)
         return self.head(self.blocks(x, positions))
 
-    def prompt_pass(
+    def prefill(
         self,
         tokens: popxl.Tensor,
         positions: popxl.Tensor,
-        row: popxl.Tensor,
+        slot: popxl.Tensor,
         last: popxl.Tensor,
         size: int,
-    ) -> popxl.Tensor:
-        """`size` tokens of a row from `positions[0]` on; the logits after token `last` of them."""
+    ) -> None:
+        """`size` tokens of a slot from `positions[0]` on; stores the logits after token `last`."""
         first = positions[0]
-        x = self.blocks(self.embed(tokens[:size], first), first, row)
-        final = popxl.gir().create_graph(self._head_of_last, x, last)
-        skipped = popxl.gir().create_graph(self._no_logits)
-        wanted = ops.greater(last, NO_LOGITS)
-        (logits,) = ops.conditional(wanted, final, skipped, [x, last])
-        return logits
+        x = self.blocks(self.embed(tokens[:size], first), first, slot)
+        ir = popxl.gir()
+        head = ir.create_graph(self._head_of_last, x, last)
+        final = ir.create_graph(self._stored, x, last, name="prefill", graph=head)
+        nothing = ir.create_graph(lambda: None)
+        ops.conditional(ops.greater(last, NO_LOGITS), final, nothing, [x, last])
 
-    def verify_pass(
+    def verify(
         self,
         tokens: popxl.Tensor,
         positions: popxl.Tensor,
-        row: popxl.Tensor,
+        slot: popxl.Tensor,
         last: popxl.Tensor,
         size: int,
     ) -> popxl.Tensor:
-        """`size` tokens of a row from `positions[0]` on; the logits after each go to a stream.
-
-        What it returns are no logits: all passes have that output, and here nobody reads it.
-        """
+        """`size` tokens of a slot from `positions[0]` on; the logits after each of them."""
         each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
-        verified = self.head(self.blocks(self.embed(tokens[:size], each), each, row))
-        ops.host_store(self.outputs[f"verified_{size}"], verified)
-        return self._no_logits()
+        return self.head(self.blocks(self.embed(tokens[:size], each), each, slot))
 
     def _head_of_last(self, x: popxl.Tensor, last: popxl.Tensor) -> popxl.Tensor:
-        logits = self.head(ops.dynamic_slice(x, ops.reshape(last, (1,)), [0], [1], True))
-        missing = self.config.execution.batch_size - 1
-        if not missing:
-            return logits
-        return ops.concat([logits, ops.init((missing, logits.shape[1]), logits.dtype)])
-
-    def _no_logits(self) -> popxl.Tensor:
-        rows = self.config.padded_vocab_size // axis_size(self.config, "tp1")
-        return ops.init((self.config.execution.batch_size, rows), popxl.float32)
+        return self.head(ops.dynamic_slice(x, ops.reshape(last, (1,)), [0], [1], True))
 
     # --- the phases ---
 
@@ -253,10 +251,10 @@ class _Phases:
         return x
 
     def blocks(
-        self, x: popxl.Tensor, position: popxl.Tensor, row: popxl.Tensor | None = None
+        self, x: popxl.Tensor, position: popxl.Tensor, slot: popxl.Tensor | None = None
     ) -> popxl.Tensor:
         """Every layer, in a loop over one graph."""
-        given = [position] if row is None else [position, row]
+        given = [position] if slot is None else [position, slot]
         block = self.architecture.block(self.config)
         factories, graph = block.create_graph(x, self.cache, self.cache, *given)
         layers = self.config.model.layers

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
+CHUNK = 4
+
 
 class TransformersPasses:
     """`Passes` on a transformers model, without a cache: each pass computes the whole row again.
+
+    A chunk of a prompt has 4 tokens.
 
     It remembers the tokens of each row by position, as a cache does their keys and values.
     """
@@ -31,33 +35,26 @@ class TransformersPasses:
         self.vocab_size = model.config.vocab_size
         self._rows = np.zeros((batch_size, sequence_length), np.int64)
 
-    def prompt(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        start: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
-        self._rows[row, start : len(tokens)] = tokens[start:]
-        chunk = 4
-        for begin in range(start, len(tokens), chunk):
-            if progress is not None:
-                progress(min(chunk, len(tokens) - begin))
-        return self._logits(row, len(tokens))
+    def prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int
+    ) -> tuple[int, np.ndarray | None]:
+        end = min(start + CHUNK, len(tokens))
+        self._rows[slot, start:end] = tokens[start:end]
+        return end - start, self._logits(slot, end) if end == len(tokens) else None
 
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         if tokens.dtype != np.int32 or positions.dtype != np.int32:
             raise TypeError(f"not int32: tokens {tokens.dtype}, positions {positions.dtype}")
         self._rows[np.arange(self.batch_size), positions] = tokens
         rows = [self._logits(row, position + 1) for row, position in enumerate(positions)]
         return np.stack(rows)
 
-    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+    def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
         """Each place is computed on its own, from what the row has up to it."""
         if len(tokens) > self.verify_sizes[-1] or position + len(tokens) > self.sequence_length:
             raise ValueError(f"{len(tokens)} tokens at {position} fit no pass or stick out")
-        self._rows[row, position : position + len(tokens)] = tokens
-        return np.stack([self._logits(row, position + i + 1) for i in range(len(tokens))])
+        self._rows[slot, position : position + len(tokens)] = tokens
+        return np.stack([self._logits(slot, position + i + 1) for i in range(len(tokens))])
 
     @torch.no_grad()
     def _logits(self, row: int, length: int) -> np.ndarray:

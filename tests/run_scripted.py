@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from byte_level import byte_level_tokenizer
 
 from run_inference import main
+from utils.generation import LanguageModel
 from utils.setup import run_script
 
 PAUSE, LISTEN = "⏸", "⏺"
@@ -40,24 +40,17 @@ class ScriptedPasses:
             self._script += [character] if waits else tokenizer(character).input_ids
         self._script.append(tokenizer.eos_token_id)
 
-    def prompt(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        start: int = 0,
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> np.ndarray:
+    def prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int
+    ) -> tuple[int, np.ndarray | None]:
         signals, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write)  # has a byte for each signal, however early it comes
         self._signals = signals
         self._left = iter(self._script)
-        logits = self._next()
-        for _ in tokens:
-            progress(1)
-        return logits
+        return len(tokens), self._next()
 
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._next()[None]
 
     def _next(self) -> np.ndarray:
@@ -73,11 +66,11 @@ class ScriptedPasses:
         return logits
 
 
-def load(config: object) -> SimpleNamespace:
-    """What `utils.generation.loading.load` gives: `passes` and `tokenizer`."""
+def load(config: object) -> LanguageModel:
+    """In place of `utils.generation.load`."""
     tokenizer = byte_level_tokenizer()
     passes = ScriptedPasses(tokenizer, os.environ["SCRIPTED_TEXT"])
-    return SimpleNamespace(passes=passes, tokenizer=tokenizer)
+    return LanguageModel(passes, tokenizer)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,23 +30,24 @@ from byte_level import byte_level_tokenizer  # noqa: E402 - what these reach is 
 from serving import ScriptedPasses  # noqa: E402
 
 from run_inference_gradio import main  # noqa: E402
+from utils.generation import LanguageModel  # noqa: E402
 from utils.setup import run_script  # noqa: E402
 
 
 class StuckPasses(ScriptedPasses):
-    """A token pass that never ends, as one of a large model nearly does."""
+    """A decode pass that never ends, as one of a large model nearly does."""
 
-    def token(self, *arguments: Any) -> Any:
+    def decode(self, *arguments: Any) -> Any:
         threading.Event().wait()
 
 
-def load(config: Any) -> SimpleNamespace:
-    """What `utils.generation.loading.load` gives: `passes` and `tokenizer`."""
+def load(config: Any) -> LanguageModel:
+    """In place of `utils.generation.load`."""
     tokenizer = byte_level_tokenizer()
     rows = config.execution.batch_size
     kind = StuckPasses if "STUCK" in os.environ else ScriptedPasses
     passes = kind(tokenizer, "a cat ", rows, sequence_length=1 << 21, endless=True)
-    return SimpleNamespace(passes=passes, tokenizer=tokenizer)
+    return LanguageModel(passes, tokenizer)
 
 
 if __name__ == "__main__":

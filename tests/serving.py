@@ -13,13 +13,11 @@ import torch
 from reference import TransformersPasses
 from transformers import BloomForCausalLM
 
-from utils.generation.engine import Engine
-from utils.generation.request import Request, encode_prompt
-from utils.generation.sampling import SamplingConfig
+from utils.generation import Engine, Request, SamplingConfig
+from utils.generation.request import encode_prompt
 from utils.serving.service import Service
 from utils.serving.web_server import serving
 
-CHUNK = 4
 TIMEOUT = 20
 """Seconds after which a test that waits has failed; none waits for time to pass."""
 
@@ -27,29 +25,26 @@ TIMEOUT = 20
 class ReferencePasses(TransformersPasses):
     """transformers' BLOOM in chunks of 4, noting each pass in `log`.
 
-    The log has `("prompt", row)`, `("token", positions)` and `("verify", (row, tokens))`.
+    The log has `("prefill", slot)`, `("decode", positions)` and `("verify", (slot, tokens))`.
     """
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self.log: list[tuple[str, Any]] = []
 
-    def prompt_chunks(
-        self, row: int, tokens: Sequence[int], start: int = 0
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
-        for begin in range(start, len(tokens), CHUNK):
-            end = min(begin + CHUNK, len(tokens))
-            self.log.append(("prompt", row))
-            self._rows[row, begin:end] = tokens[begin:end]
-            yield end - begin, self._logits(row, end) if end == len(tokens) else None
+    def prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int
+    ) -> tuple[int, np.ndarray | None]:
+        self.log.append(("prefill", slot))
+        return super().prefill_chunk(slot, tokens, start)
 
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        self.log.append(("token", positions.tolist()))
-        return super().token(tokens, positions)
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        self.log.append(("decode", positions.tolist()))
+        return super().decode(tokens, positions)
 
-    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
-        self.log.append(("verify", (row, len(tokens))))
-        return super().verify(row, tokens, position)
+    def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        self.log.append(("verify", (slot, len(tokens))))
+        return super().verify(slot, tokens, position)
 
 
 class ScriptedPasses(ReferencePasses):
@@ -74,11 +69,11 @@ class ScriptedPasses(ReferencePasses):
         self._endless = endless
         self._begin = [0] * batch_size
 
-    def prompt_chunks(
-        self, row: int, tokens: Sequence[int], start: int = 0
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
-        self._begin[row] = len(tokens)
-        return super().prompt_chunks(row, tokens, start)
+    def prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int
+    ) -> tuple[int, np.ndarray | None]:
+        self._begin[slot] = len(tokens)
+        return super().prefill_chunk(slot, tokens, start)
 
     def _logits(self, row: int, length: int) -> np.ndarray:
         logits = np.full(self.vocab_size, -20, np.float32)
@@ -105,27 +100,19 @@ class HeldPasses:
         self._leave = threading.Semaphore(0)
         self._held = False
 
-    def prompt(self, *arguments: Any, **settings: Any) -> np.ndarray:
-        return self.passes.prompt(*arguments, **settings)
-
-    def prompt_chunks(
-        self, row: int, tokens: Sequence[int], start: int = 0
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
-        chunks = self.passes.prompt_chunks(row, tokens, start)
-        while True:
-            self._wait()
-            try:
-                yield next(chunks)
-            except StopIteration:
-                return
-
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int
+    ) -> tuple[int, np.ndarray | None]:
         self._wait()
-        return self.passes.token(tokens, positions)
+        return self.passes.prefill_chunk(slot, tokens, start)
 
-    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self._wait()
-        return self.passes.verify(row, tokens, position)
+        return self.passes.decode(tokens, positions)
+
+    def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        self._wait()
+        return self.passes.verify(slot, tokens, position)
 
     def hold(self) -> None:
         self._leave = threading.Semaphore(0)

@@ -167,15 +167,15 @@ def test_the_table_has_a_line_for_each_result(capsys):
 
 
 def test_an_interrupt_prints_what_was_measured(capsys, monkeypatch):
-    run_token, calls = Passes.token, []
+    run_decode, calls = Passes.decode, []
 
-    def token(self, *arguments):
+    def decode(self, *arguments):
         calls.append(arguments)
         if len(calls) == 12:
             raise KeyboardInterrupt
-        return run_token(self, *arguments)
+        return run_decode(self, *arguments)
 
-    monkeypatch.setattr(Passes, "token", token)
+    monkeypatch.setattr(Passes, "decode", decode)
     # Calls: 1 and 2 to warm up, 3 of each of two rounds, then those of the second batch size.
     with pytest.raises(KeyboardInterrupt):
         run_benchmark([*QUICK, "--batch_size", "1", "2", "--json"])
@@ -196,13 +196,13 @@ def test_the_peer_has_the_same_weights_and_gives_the_same_logits(sharding):
     prompts = np.random.default_rng(0).integers(VOCABULARY, size=(2, 9))
     with session:
         passes = Passes(config, session)
-        logits = np.stack([passes.prompt(row, prompt) for row, prompt in enumerate(prompts)])
-        np.testing.assert_allclose(peer.prompt(prompts), logits, atol=1e-4)
+        logits = np.stack([passes.prefill(row, prompt) for row, prompt in enumerate(prompts)])
+        np.testing.assert_allclose(peer.prefill(prompts), logits, atol=1e-4)
         assert np.ptp(logits) > 0.1
         for position in range(9, 13):
             tokens = logits.argmax(-1).astype(np.int32)
-            logits = passes.token(tokens, np.full(2, position, np.int32))
-            np.testing.assert_allclose(peer.token(tokens), logits, atol=1e-4)
+            logits = passes.decode(tokens, np.full(2, position, np.int32))
+            np.testing.assert_allclose(peer.decode(tokens), logits, atol=1e-4)
 
 
 def test_the_comparison_is_reported(capsys):
@@ -298,6 +298,6 @@ def test_sessions_alike_get_the_same_weights():
     fill_randomly(one, np.random.default_rng(0), other)
     tokens = np.arange(5)
     with one, other:
-        logits = [Passes(config_of(), s).prompt(0, tokens) for s in (one,)]
-        logits.append(Passes(config_of("--batch_size", "2"), other).prompt(1, tokens))
+        logits = [Passes(config_of(), s).prefill(0, tokens) for s in (one,)]
+        logits.append(Passes(config_of("--batch_size", "2"), other).prefill(1, tokens))
     np.testing.assert_allclose(*logits, atol=1e-5)

@@ -37,9 +37,9 @@ def logits_of_steps(model, shards, precision, device, **settings) -> np.ndarray:
     starts, steps = np.array([3, 17], np.int32), []
     with passes_of(model, config) as passes:
         for turn in range(REPLAYED):
-            prompts = [passes.prompt(row, [row + turn] * n) for row, n in enumerate(starts)]
+            prompts = [passes.prefill(row, [row + turn] * n) for row, n in enumerate(starts)]
             steps.append(np.stack(prompts))
-        steps += [passes.token(tokens[i], starts + i) for i in range(STEPS)]
+        steps += [passes.decode(tokens[i], starts + i) for i in range(STEPS)]
         for turn in range(REPLAYED):
             for row in range(ROWS):  # of four tokens, as many as two rows
                 verified = passes.verify(row, [5, 6 + turn, 7, 8], starts[row] + turn)
@@ -127,7 +127,7 @@ def test_the_token_pass_does_not_wait_for_the_device(monkeypatch):
         engine._collect = collect_and_wait
         torch.cuda.set_sync_debug_mode("error")
         try:
-            passes.token(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
+            passes.decode(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -74,7 +74,7 @@ def test_the_watch_sees_mixed_devices_and_numbers_asked_for():
 
 def test_the_token_pass_asks_the_device_for_nothing(monkeypatch, shards, precision):
     with session_of(monkeypatch, shards, precision) as on_device, DeviceWatch() as watch:
-        on_device.passes.token(np.array([5, 0, 130]), np.array([0, 7, LENGTH]))
+        on_device.passes.decode(np.array([5, 0, 130]), np.array([0, 7, LENGTH]))
         assert on_device.logits.device == DEVICE
         assert on_device.logits.shape[-2] == ROWS
         # Of the whole pass only token ids and, once a layer, positions go to the device.
@@ -101,7 +101,7 @@ def test_what_a_cuda_graph_would_hold_is_on_the_device_alone(monkeypatch, shards
     held, replays = captures
     with session_of(monkeypatch, shards, graphs=True) as on_device:
         for at in range(5):
-            on_device.passes.token(np.array([5, 0, 130]), np.array([at, at, at]))
+            on_device.passes.decode(np.array([5, 0, 130]), np.array([at, at, at]))
         assert on_device.logits.device == DEVICE
     assert len(held) == 1
     assert replays == held * 3
@@ -140,7 +140,7 @@ def test_the_layers_of_prompts_and_of_verified_tokens_can_be_held_by_cuda_graphs
     options = {"precision": "bfloat16", "graphs": True, "lookup_tokens": 3}
     with session_of(monkeypatch, shards, **options) as on_device:
         for row, start in ((0, 0), (1, 4), (2, 8), (0, 2)):
-            on_device.passes.prompt(row, [1] * (start + 3), start)
+            on_device.passes.prefill(row, [1] * (start + 3), start)
         prompts, held[:], replayed = list(held), [], list(replays)
         assert len(prompts) == 2  # of the layers, and of the head
         assert replayed == prompts * 2
@@ -157,15 +157,15 @@ def test_the_layers_of_prompts_and_of_verified_tokens_can_be_held_by_cuda_graphs
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_prompt_passes_ask_the_device_for_nothing(monkeypatch, shards, precision, tokens):
     with session_of(monkeypatch, shards, precision) as on_device, DeviceWatch() as watch:
-        on_device.passes.prompt(1, [1] * tokens)
+        on_device.passes.prefill(1, [1] * tokens)
         assert on_device.logits.device == DEVICE
         assert "scaled_dot_product_attention" in " ".join(watch.on_device)
 
 
 def test_graphs_without_kernels_ask_the_device_for_nothing(monkeypatch, shards):
     with session_of(monkeypatch, shards, composite_kernels=False) as on_device, DeviceWatch():
-        on_device.passes.prompt(1, [1] * 20)
-        on_device.passes.token(np.array([5, 0, 130]), np.array([0, 7, 20]))
+        on_device.passes.prefill(1, [1] * 20)
+        on_device.passes.decode(np.array([5, 0, 130]), np.array([0, 7, 20]))
         assert on_device.logits.device == DEVICE
 
 
@@ -182,7 +182,7 @@ def test_a_product_that_no_kernel_does_makes_nothing_on_the_host(monkeypatch):
 
 def test_everything_that_lasts_is_on_the_device(monkeypatch, shards):
     with session_of(monkeypatch, shards) as on_device:
-        on_device.passes.token(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
+        on_device.passes.decode(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
         engine = on_device.engine
         slots = [cell for store in engine.remote.values() for cell in store._slots.values()]
         cells = [*engine._cells.values(), *slots]

@@ -22,8 +22,7 @@ from popdist.member import environment as process_environment
 from popdist.member import parent, state
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
-from utils.generation.loading import Loaded, load
-from utils.generation.request import stream_generate
+from utils.generation import LanguageModel, load, stream_generate
 from utils.generation.sampling import SamplingConfig
 from utils.planning import traffic
 
@@ -51,26 +50,26 @@ def words_of(small: Small, tp: int) -> list[str]:
     return words
 
 
-def answers(loaded: Loaded) -> tuple[list[np.ndarray], list[int], list[int]]:
+def answers(loaded: LanguageModel) -> tuple[list[np.ndarray], list[int], list[int]]:
     """Logits of two rows, greedy ids, and ids drawn with a seed."""
     prompt = list(range(5, 12))
-    logits = [loaded.passes.prompt(row, prompt[row:]) for row in range(2)]
-    logits.append(loaded.passes.token(np.array([3, 4]), np.array([7, 6])))
+    logits = [loaded.passes.prefill(row, prompt[row:]) for row in range(2)]
+    logits.append(loaded.passes.decode(np.array([3, 4]), np.array([7, 6])))
     texts = []
     for sampling in (SamplingConfig(), SamplingConfig(temperature=0.9, seed=7)):
-        steps = stream_generate(loaded.passes, loaded.tokenizer, "A dog", sampling, num_tokens=8)
+        steps = stream_generate(loaded, "A dog", sampling, num_tokens=8)
         texts.append([step.token for step in steps])
     return logits, texts[0], texts[1]
 
 
-def answers_and_traffic(loaded: Loaded) -> tuple[Any, dict, dict]:
+def answers_and_traffic(loaded: LanguageModel) -> tuple[Any, dict, dict]:
     """Also calls and bytes of each part of what passes exchange, as counted and as predicted."""
     theirs = answers(loaded)
     counted, predicted = (
         {name: [(part.calls, part.bytes) for part in passed.parts] for name, passed in each.items()}
         for each in (
             traffic.counted(loaded.passes),
-            traffic.predicted(loaded.config, loaded.session),
+            traffic.predicted(loaded.passes.config, loaded.passes.session),
         )
     )
     return theirs, counted, predicted
@@ -91,10 +90,10 @@ def test_text_and_logits_are_those_of_one_process(small, count, tp, senders, row
     assert collectives[0] and collectives[1] and inputs[0] == 1
     of_a_row = 4 * config.padded_vocab_size // tp
     assert received == (senders, rows * of_a_row * config.execution.batch_size)
-    assert counted["prompt_16"][2] == (senders, rows * of_a_row)  # of the one row that counts
+    assert counted["prefill_16"][2] == (senders, rows * of_a_row)  # of the one row that counts
 
 
-def idle_then_answer(loaded: Loaded) -> int:
+def idle_then_answer(loaded: LanguageModel) -> int:
     time.sleep(1.5 * SILENCE)
     return len(answers(loaded)[1])
 
@@ -134,8 +133,8 @@ def test_each_process_reads_its_own_shards_of_the_maps(tmp_path):
     assert 0.4 * weights < len(first) < 0.6 * weights
 
 
-def whole_prompt(loaded: Loaded) -> None:
-    loaded.passes.prompt(0, list(range(16)))
+def whole_prompt(loaded: LanguageModel) -> None:
+    loaded.passes.prefill(0, list(range(16)))
 
 
 # --- endings ---
@@ -265,7 +264,7 @@ def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     planned = json.loads(output_of([sys.executable, *words, "--dry_run"]))
     passes = measured["results"][0]["between_processes"]
-    assert set(passes) == {"token", "prompt_4", "verify_4"}
+    assert set(passes) == {"decode", "prefill_4", "verify_4"}
     for exchanged in passes.values():
         for part in exchanged.values():
             assert part["calls"] and part["bytes"] and part["seconds"] > 0

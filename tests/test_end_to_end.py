@@ -99,14 +99,14 @@ def test_checkpoints_of_every_form_give_the_models_logits(tmp_path, form, tied):
     text = list(range(3, 20))
     for tp1, tp2 in [(1, 1), (2, 4)]:
         passes = passes_from(tmp_path, config_of(model, tp1, tp2))
-        np.testing.assert_allclose(passes.prompt(0, text), logits_of(model, text)[-1], atol=1e-4)
+        np.testing.assert_allclose(passes.prefill(0, text), logits_of(model, text)[-1], atol=1e-4)
 
 
 def test_the_weights_of_one_replica_are_mapped_from_the_file_not_copied(tmp_path):
     model = random_bloom(heads=4, vocab_size=2000, layers=2)
     save(model, tmp_path, "safetensors")
     passes = passes_from(tmp_path, config_of(model, batch_size=1))
-    passes.prompt(0, [1, 2, 3])
+    passes.prefill(0, [1, 2, 3])
     ranges = [
         [int(end, 16) for end in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()

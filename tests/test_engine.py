@@ -11,11 +11,12 @@ import pytest
 import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
 from byte_level import byte_level_tokenizer
-from reference import random_model
-from serving import CHUNK, HeldPasses, ReferencePasses, generated_text, request, wait_until
+from reference import CHUNK, random_model
+from serving import HeldPasses, ReferencePasses, generated_text, request, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from utils.generation.engine import Engine, EngineClosed, QueueFull
+from utils.generation.lookup import PromptLookup
 from utils.generation.next_tokens import NextTokens
 from utils.generation.sampling import SamplingConfig
 from utils.generation.ticket import Ticket
@@ -71,7 +72,7 @@ class Logits:
     def finished(self) -> bool:
         return not self._following
 
-    def start(self) -> None:
+    def start(self, lookup: PromptLookup) -> None:
         pass
 
     def accept(self, logits: np.ndarray) -> np.ndarray:
@@ -93,7 +94,7 @@ class Broken(Logits):
         return super().accept(logits)
 
 
-def test_more_requests_than_rows_all_give_the_text_of_generate(
+def test_more_requests_than_slots_all_give_the_text_of_generate(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = ReferencePasses(model, batch_size=3)
@@ -135,7 +136,7 @@ def test_logits_are_the_same_to_the_bit_alone_and_among_seven_others() -> None:
     assert not np.array_equal(alone[0].seen[0], alone[1].seen[0])
 
 
-def test_what_a_row_holds_never_reaches_the_next_request_not_even_a_nan() -> None:
+def test_what_a_slot_holds_never_reaches_the_next_request_not_even_a_nan() -> None:
     model = random_bloom(vocab_size=130)
     with torch.no_grad():
         model.transformer.word_embeddings.weight[7] = torch.nan
@@ -152,7 +153,7 @@ def test_what_a_row_holds_never_reaches_the_next_request_not_even_a_nan() -> Non
     assert np.isfinite(np.delete(healthy.seen, 7, axis=-1)).all()
 
 
-def test_one_chunk_of_a_prompt_runs_between_two_token_passes_and_newcomers_take_turns(
+def test_one_chunk_of_a_prompt_runs_between_two_decode_passes_and_newcomers_take_turns(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     reference = ReferencePasses(model, batch_size=3)
@@ -167,10 +168,10 @@ def test_one_chunk_of_a_prompt_runs_between_two_token_passes_and_newcomers_take_
         passes.let_all()
         assert finish(first, *newcomers) == ["budget"] * 3
     kinds = [kind for kind, _ in reference.log]
-    together = kinds[kinds.index("prompt") : kinds.index("prompt") + 12]
-    assert "prompt prompt" not in " ".join(together)
-    assert together.count("prompt") > 4
-    rows = [row for kind, row in reference.log if kind == "prompt"]
+    together = kinds[kinds.index("prefill") : kinds.index("prefill") + 12]
+    assert "prefill prefill" not in " ".join(together)
+    assert together.count("prefill") > 4
+    rows = [row for kind, row in reference.log if kind == "prefill"]
     least = len(tokenizer(LONG).input_ids) // CHUNK
     assert rows[: 2 * least] in ([1, 2] * least, [2, 1] * least)
 
@@ -214,7 +215,7 @@ def test_the_queue_is_bounded_and_a_place_that_is_left_is_free(
         assert engine.statistics().refused == 1
 
 
-def test_without_a_queue_a_free_row_is_still_given(
+def test_without_a_queue_a_free_slot_is_still_given(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = ReferencePasses(model)
@@ -225,7 +226,7 @@ def test_without_a_queue_a_free_row_is_still_given(
             wait_until(lambda: engine.statistics().running == 0)
 
 
-def test_a_cancelled_request_frees_its_row_at_the_next_token(
+def test_a_cancelled_request_frees_its_slot(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = HeldPasses(ReferencePasses(model))
@@ -245,7 +246,7 @@ def test_a_cancelled_request_frees_its_row_at_the_next_token(
         assert text_of(waiting.take()) == generated_text(model, tokenizer, "A dog is", 5)
 
 
-def test_a_request_that_is_cancelled_while_its_prompt_is_read_frees_its_row(
+def test_a_request_that_is_cancelled_while_its_prompt_is_read_frees_its_slot(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = HeldPasses(ReferencePasses(model))
@@ -274,7 +275,7 @@ def test_closing_the_iterator_cancels_the_request(
         assert engine.statistics().ended == {"stopped": 1}
 
 
-def test_a_listener_that_has_gone_frees_its_row(
+def test_a_listener_that_has_gone_frees_its_slot(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     def gone() -> None:
@@ -295,11 +296,11 @@ def test_a_request_out_of_time_ends_and_the_others_go_on(
     now = [0.0]
 
     class Slow(ReferencePasses):
-        """A second a token pass."""
+        """A second a decode pass."""
 
-        def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
             now[0] += 1
-            return super().token(tokens, positions)
+            return super().decode(tokens, positions)
 
     passes = HeldPasses(Slow(model, batch_size=2))
     passes.hold()
@@ -351,7 +352,7 @@ def test_logits_that_are_no_numbers_end_the_request_they_are_of(
         assert text_of(running) == generated_text(model, tokenizer, "Ein Hund", 12)
 
 
-@pytest.mark.parametrize("failing", ["prompt_chunks", "token"])
+@pytest.mark.parametrize("failing", ["prefill_chunk", "decode"])
 def test_a_pass_that_fails_ends_those_it_was_for_and_the_engine_goes_on(
     model: BloomForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -379,6 +380,7 @@ def test_closing_ends_what_runs_and_waits_without_waiting_for_a_pass_and_takes_n
     passes = HeldPasses(ReferencePasses(model))
     passes.hold()
     engine = Engine(passes)
+    engine.start()
     tickets = [engine.submit(request(passes, tokenizer, "A", 50)) for _ in range(3)]
     wait_until(lambda: engine.statistics().running == 1)
     assert not engine.close(timeout=0)  # a pass is held up
@@ -399,17 +401,13 @@ def test_statistics_are_of_the_clock_and_the_tokens(
     class Timed(ReferencePasses):
         """A chunk takes 4 s, a token 0.5 s."""
 
-        def _logits(self, row: int, length: int) -> np.ndarray:
-            return super()._logits(row, length)
+        def prefill_chunk(self, *arguments: Any) -> Any:
+            now[0] += 4
+            return super().prefill_chunk(*arguments)
 
-        def prompt_chunks(self, *arguments: Any) -> Any:
-            for chunk in super().prompt_chunks(*arguments):
-                now[0] += 4
-                yield chunk
-
-        def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
             now[0] += 0.5
-            return super().token(tokens, positions)
+            return super().decode(tokens, positions)
 
     passes = HeldPasses(Timed(model))
     passes.hold()
@@ -418,7 +416,7 @@ def test_statistics_are_of_the_clock_and_the_tokens(
         wait_until(lambda: engine.statistics().running == 1)
         second = engine.submit(request(passes, tokenizer, "A", 3))
         statistics = engine.statistics()
-        assert (statistics.rows, statistics.running, statistics.queued) == (1, 1, 1)
+        assert (statistics.slots, statistics.running, statistics.queued) == (1, 1, 1)
         assert statistics.time_to_first_token is None
         passes.let_all()
         finish(first, second)

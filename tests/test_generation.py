@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
-from reference import TransformersPasses, random_model
-from transformers import BloomForCausalLM, PreTrainedTokenizerFast
+from reference import CHUNK, TransformersPasses, random_model
+from transformers import AutoTokenizer, BloomForCausalLM, PreTrainedTokenizerFast
 
-from utils.generation.request import GenerationStep, Request, encode_prompt, stream_generate
-from utils.generation.sampling import SamplingConfig
+from utils.generation import (
+    GenerationStep,
+    LanguageModel,
+    Request,
+    SamplingConfig,
+    generate,
+    stream_generate,
+)
+from utils.generation.lookup import PromptLookup
+from utils.generation.request import encode_prompt
 
 GREEDY = SamplingConfig()
 PROMPT = "A dog is"
@@ -60,7 +69,7 @@ def test_greedy_tokens_and_text_are_those_of_generate(
     penalty: float,
 ) -> None:
     sampling = SamplingConfig(repetition_penalty=penalty)
-    steps = list(stream_generate(passes, tokenizer, PROMPT, sampling, num_tokens=40))
+    steps = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, sampling, num_tokens=40))
     expected = transformers_ids(
         model, tokenizer, PROMPT, max_new_tokens=40, repetition_penalty=penalty
     )
@@ -78,7 +87,11 @@ def test_generation_ends_with_the_end_of_text_token(
     expected = transformers_ids(
         model, ending, PROMPT, max_new_tokens=20, eos_token_id=ending.eos_token_id
     )
-    steps = list(stream_generate(TransformersPasses(model), ending, PROMPT, GREEDY, num_tokens=20))
+    steps = list(
+        stream_generate(
+            LanguageModel(TransformersPasses(model), ending), PROMPT, GREEDY, num_tokens=20
+        )
+    )
     assert ids_of(steps) == expected
     assert steps[-1].token == ending.eos_token_id
     assert steps[-1].finish_reason == "end_of_text"
@@ -88,7 +101,7 @@ def test_generation_ends_with_the_end_of_text_token(
 def test_generation_ends_at_the_budget(
     passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    steps = list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=5))
+    steps = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=5))
     assert [step.finish_reason for step in steps] == [None] * 4 + ["budget"]
     assert [step.generated_tokens for step in steps] == [1, 2, 3, 4, 5]
     assert {step.prompt_tokens for step in steps} == {len(tokenizer(PROMPT).input_ids)}
@@ -99,7 +112,7 @@ def test_generation_ends_when_the_context_is_full(
 ) -> None:
     prompt_tokens = len(tokenizer(PROMPT).input_ids)
     passes = TransformersPasses(model, sequence_length=prompt_tokens + 3)
-    steps = list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=100))
+    steps = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=100))
     # Three tokens fit behind the prompt; a fourth comes out of the last of them.
     assert [step.finish_reason for step in steps] == [None, None, None, "context_full"]
     assert ids_of(steps) == transformers_ids(model, tokenizer, PROMPT, max_new_tokens=4)
@@ -109,17 +122,21 @@ def test_a_prompt_that_fills_the_context_gives_one_token(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     passes = TransformersPasses(model, sequence_length=len(tokenizer(PROMPT).input_ids))
-    steps = list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=9))
+    steps = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=9))
     assert [step.finish_reason for step in steps] == ["context_full"]
 
 
 def test_generation_ends_before_a_stop_string_that_spans_tokens(
     passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    text = text_of(list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=30)))
+    text = text_of(
+        list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=30))
+    )
     stop = text[12:19]
     steps = list(
-        stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=30, stop=["\0", stop])
+        stream_generate(
+            LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=30, stop=["\0", stop]
+        )
     )
     assert steps[-1].finish_reason == "stop_string"
     assert text_of(steps) == text[: text.index(stop)]
@@ -129,10 +146,12 @@ def test_generation_ends_before_a_stop_string_that_spans_tokens(
 def test_text_held_back_for_a_stop_string_comes_with_the_last_step(
     passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    free = list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=10))
+    free = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=10))
     text = text_of(free)
     held = list(
-        stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=10, stop=[text + "\0"])
+        stream_generate(
+            LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=10, stop=[text + "\0"]
+        )
     )
     assert [step.text for step in held] == [""] * 9 + [text]
     assert held[-1].finish_reason == "budget"
@@ -143,63 +162,123 @@ def test_a_seed_repeats_a_sampled_text(
 ) -> None:
     def sampled(seed: int) -> list[int]:
         sampling = SamplingConfig(temperature=1.0, top_k=50, seed=seed)
-        return ids_of(list(stream_generate(passes, tokenizer, PROMPT, sampling, num_tokens=20)))
+        return ids_of(
+            list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, sampling, num_tokens=20))
+        )
 
     assert sampled(3) == sampled(3)
     assert sampled(3) != sampled(4)
 
 
-def test_a_request_in_any_row_gives_the_same_tokens(
+def test_texts_that_are_generated_in_turn_share_the_slots_and_are_those_of_each_alone(
     model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    passes = TransformersPasses(model, batch_size=3)
-    rows = [
-        ids_of(list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=8, row=row)))
-        for row in range(3)
+    bloom = LanguageModel(TransformersPasses(model, batch_size=2), tokenizer)
+    prompts = (PROMPT, "Ein Hund", "A")  # the third waits for a slot
+    running = [stream_generate(bloom, prompt, num_tokens=8) for prompt in prompts]
+    texts = [ids_of(steps) for steps in zip(*running, strict=True)]
+    assert [list(ids) for ids in zip(*texts, strict=True)] == [
+        transformers_ids(model, tokenizer, prompt, max_new_tokens=8) for prompt in prompts
     ]
-    assert rows == [transformers_ids(model, tokenizer, PROMPT, max_new_tokens=8)] * 3
 
 
-def test_a_generation_that_was_closed_leaves_the_next_one_alone(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
+def test_texts_that_are_generated_in_threads_are_those_of_each_alone(
+    model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    fresh = ids_of(list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=10)))
-    other = stream_generate(passes, tokenizer, "Ein Hund und eine Katze", GREEDY, num_tokens=10)
+    bloom = LanguageModel(TransformersPasses(model, batch_size=2), tokenizer)
+    prompts = (PROMPT, "Ein Hund", "A", "A cat")
+    with ThreadPoolExecutor(4) as threads:
+        texts = list(threads.map(lambda prompt: generate(bloom, prompt, num_tokens=8), prompts))
+    assert [text.tokens for text in texts] == [
+        transformers_ids(model, tokenizer, prompt, max_new_tokens=8) for prompt in prompts
+    ]
+
+
+@pytest.fixture
+def bloom(passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    return LanguageModel(passes, tokenizer)
+
+
+def test_a_generation_that_was_closed_leaves_the_next_one_alone(bloom: LanguageModel) -> None:
+    fresh = generate(bloom, PROMPT, num_tokens=10).tokens
+    other = stream_generate(bloom, "Ein Hund und eine Katze", num_tokens=10)
     list(itertools.islice(other, 4))
     other.close()  # type: ignore[attr-defined]
     assert list(other) == []
-    again = ids_of(list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=10)))
-    assert again == fresh
+    assert bloom.engine.statistics().running == 0
+    assert generate(bloom, PROMPT, num_tokens=10).tokens == fresh
 
 
-def test_an_interrupted_pass_leaves_the_next_generation_alone(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("interrupted", ["prefill_chunk", "decode"])
+def test_an_interrupted_pass_leaves_the_model_usable(
+    bloom: LanguageModel, interrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = ids_of(list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=10)))
+    fresh = generate(bloom, PROMPT, num_tokens=10).tokens
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    steps = stream_generate(passes, tokenizer, "Où est le garçon", GREEDY, num_tokens=10)
-    next(steps)
+    steps = stream_generate(bloom, "Où est le garçon", num_tokens=10)
+    if interrupted == "decode":
+        next(steps)
     with monkeypatch.context() as patched:
-        patched.setattr(passes, "token", interrupt)
+        patched.setattr(bloom.passes, interrupted, interrupt)
         with pytest.raises(KeyboardInterrupt):
             next(steps)
-    again = ids_of(list(stream_generate(passes, tokenizer, PROMPT, GREEDY, num_tokens=10)))
-    assert again == fresh
+    assert bloom.engine.statistics().running == 0
+    assert generate(bloom, PROMPT, num_tokens=10).tokens == fresh
+
+
+def test_a_pass_that_fails_is_raised_where_the_text_is_asked_for(
+    bloom: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bloom.passes, "decode", fail)
+        with pytest.raises(MemoryError, match="no room"):
+            generate(bloom, PROMPT)
+    assert not caplog.records  # whoever asked is told, once
+    assert len(generate(bloom, PROMPT, num_tokens=3).tokens) == 3
+
+
+def test_a_text_is_what_its_steps_add_up_to(bloom: LanguageModel) -> None:
+    sampling = SamplingConfig(temperature=1.0, seed=3)
+    found = generate(bloom, PROMPT, sampling, num_tokens=9, stop=["xyz"])
+    steps = list(stream_generate(bloom, PROMPT, sampling, num_tokens=9, stop=["xyz"]))
+    assert (found.text, found.tokens) == (text_of(steps), ids_of(steps))
+    assert (found.last.finish_reason, found.last.generated_tokens) == ("budget", 9)
+
+
+def test_three_lines_continue_a_prompt_as_transformers_does() -> None:
+    from utils.generation import generate, load
+
+    bloom = load("bloom_tiny")
+    found = generate(bloom, "The king said", num_tokens=30)
+    folder = bloom.passes.config.model.hf_model
+    model = BloomForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert found.tokens == transformers_ids(
+        model, AutoTokenizer.from_pretrained(folder), "The king said", max_new_tokens=30
+    )
+    bloom.passes.session.__exit__(None, None, None)
 
 
 def test_progress_adds_up_to_the_prompt(
     passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    done: list[int] = []
+    done: list[tuple[int, int]] = []
     steps = stream_generate(
-        passes, tokenizer, "A dog and a cat, ein Hund", GREEDY, num_tokens=1, progress=done.append
+        LanguageModel(passes, tokenizer),
+        "A dog and a cat, ein Hund",
+        GREEDY,
+        num_tokens=1,
+        progress=lambda *of: done.append(of),
     )
     (step,) = steps
+    total = step.prompt_tokens
+    assert done == [(min(n, total), total) for n in range(CHUNK, total + CHUNK, CHUNK)]
     assert len(done) > 1
-    assert sum(done) == step.prompt_tokens
 
 
 class NoPasses:
@@ -207,10 +286,10 @@ class NoPasses:
 
     batch_size, sequence_length, vocab_size, verify_sizes = 2, 6, 400, ()
 
-    def prompt(self, *_: object, **__: object) -> np.ndarray:
-        raise AssertionError("the prompt pass ran")
+    def prefill_chunk(self, *_: object) -> tuple[int, np.ndarray]:
+        raise AssertionError("a pass ran")
 
-    token = prompt
+    decode = prefill_chunk
 
 
 @pytest.mark.parametrize(
@@ -221,7 +300,6 @@ class NoPasses:
         ({"prompt": "bad \udce9"}, "no valid text at character 4"),
         ({"num_tokens": 0}, "num_tokens must be 1 or more, not 0"),
         ({"stop": ["x", ""]}, "stop string"),
-        ({"row": 2}, "row must be from 0 to 1, not 2"),
     ],
 )
 def test_an_impossible_request_is_refused_before_anything_runs(
@@ -229,7 +307,7 @@ def test_an_impossible_request_is_refused_before_anything_runs(
 ) -> None:
     arguments = {"prompt": "A", "num_tokens": 3, **settings}
     with pytest.raises(ValueError, match=message):
-        stream_generate(NoPasses(), tokenizer, sampling=GREEDY, **arguments)
+        stream_generate(LanguageModel(NoPasses(), tokenizer), sampling=GREEDY, **arguments)
 
 
 def test_the_tokenizer_of_another_model_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -242,7 +320,7 @@ def test_the_tokenizer_of_another_model_is_refused(tokenizer: PreTrainedTokenize
 def test_speeds_are_tokens_by_the_time_they_took(tokenizer: PreTrainedTokenizerFast) -> None:
     clock = iter([90.0, 100.0, 102.0, 102.5, 103.0]).__next__
     request = Request([5, 6, 7, 8], tokenizer, GREEDY, 3, sequence_length=64, clock=clock)
-    request.start()
+    request.start(PromptLookup(()))
     first, second, third = (request.accept(np.eye(400, dtype=np.float32)[9]) for _ in range(3))
     assert first.time_to_first_token == third.time_to_first_token == 2.0
     assert first.prompt_tokens_per_second == third.prompt_tokens_per_second == 4 / 2.0
@@ -252,7 +330,7 @@ def test_speeds_are_tokens_by_the_time_they_took(tokenizer: PreTrainedTokenizerF
 
 
 def test_a_request_can_be_driven_without_a_session(tokenizer: PreTrainedTokenizerFast) -> None:
-    """As an engine with several rows drives it: ids and position say what to run next."""
+    """As an engine drives it: ids and position say what to run next."""
     request = Request([5, 6], tokenizer, GREEDY, 2, sequence_length=64)
     logits = np.eye(400, dtype=np.float32)
     assert request.accept(logits[20]).token == 20

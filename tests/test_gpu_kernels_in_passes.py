@@ -46,8 +46,8 @@ def logits_of_steps(model, config, **options) -> np.ndarray:
     tokens = np.random.default_rng(1).integers(131, size=(STEPS, ROWS))
     with passes_of(model, config, **options) as passes:
         starts = np.array([3, 17], np.int32)
-        first = np.stack([passes.prompt(row, [row + 1] * n) for row, n in enumerate(starts)])
-        steps = [passes.token(tokens[i], starts + i) for i in range(STEPS)]
+        first = np.stack([passes.prefill(row, [row + 1] * n) for row, n in enumerate(starts)])
+        steps = [passes.decode(tokens[i], starts + i) for i in range(STEPS)]
     return np.stack([first, *steps])
 
 
@@ -88,7 +88,7 @@ def test_verified_tokens_are_those_of_the_ops(called, shards):
     def logits(**options) -> np.ndarray:
         with passes_of(model, config, **options) as passes:
             for row in range(ROWS):
-                passes.prompt(row, [row + 1] * 7)
+                passes.prefill(row, [row + 1] * 7)
             return np.stack([passes.verify(row, [3, 4, 5, 6], 7 - row) for row in range(ROWS)])
 
     expected = logits(composite_kernels=False)

@@ -16,11 +16,11 @@ def logits_of_steps(model, config) -> np.ndarray:
     """Prompts and tokens in turns: `(steps, rows, vocabulary)`."""
     at = np.array([3, 6], np.int32)
     with passes_of(model, config) as passes:
-        steps = [np.stack([passes.prompt(row, [row + 1] * at[row]) for row in range(ROWS)])]
+        steps = [np.stack([passes.prefill(row, [row + 1] * at[row]) for row in range(ROWS)])]
         for _ in range(3):
-            steps.append(passes.token(np.array([5, 130]), at))
+            steps.append(passes.decode(np.array([5, 130]), at))
             at += 1
-        steps.append(np.stack([passes.prompt(row, [row + 9] * 20) for row in range(ROWS)]))
+        steps.append(np.stack([passes.prefill(row, [row + 9] * 20) for row in range(ROWS)]))
     return np.stack(steps)
 
 

@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"utils.generation"},
     {"utils.checkpoints"},
     {"utils.setup"},
-    {"utils.distributed", "utils.memory"},
+    {"utils.distributed", "utils.our_runtime"},
     {"modelling"},
     {"config"},
     {"utils.outside", "utils.streams"},
@@ -73,3 +73,24 @@ def test_a_file_imports_only_from_its_own_room_and_the_floors_below(path):
 def test_every_room_of_the_house_stands_on_a_floor():
     rooms = {room(module_of(path)) for path in SOURCES} - {"utils"}
     assert rooms <= set(FLOOR_OF)
+
+
+OURS = ("popxl.backend", "popxl.cost", "popxl.machine", "popdist.")
+"""Modules that another runtime does not have; `popdist` itself is the vendor's."""
+
+EXTRAS = {"cost", "fill_variable_data", "memory", "traffic"}
+"""Methods and properties of sessions, programs and graphs that it does not have."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_what_exists_only_with_our_runtime_is_reached_through_one_module(path):
+    if module_of(path) in ("utils.our_runtime", "utils.distributed"):
+        return
+    for module, name in imported(path):
+        whole = f"{module}.{name}".removesuffix(".")
+        assert not whole.startswith(OURS), f"{path.name} imports {whole}: see utils/our_runtime.py"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in EXTRAS, f"{path.name}:{node.lineno} .{node.func.attr}()"
+        elif isinstance(node, ast.Attribute):
+            assert node.attr != "traffic", f"{path.name}:{node.lineno} .traffic"

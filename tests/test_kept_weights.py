@@ -40,8 +40,8 @@ def settings(small: Small, *more: str, tp1: int = 1, tp2: int = 1) -> BloomConfi
 
 def logits(config: BloomConfig) -> np.ndarray:
     loaded = load(config)
-    found = loaded.passes.prompt(0, TEXT)
-    loaded.session.__exit__(None, None, None)
+    found = loaded.passes.prefill(0, TEXT)
+    loaded.passes.session.__exit__(None, None, None)
     return found
 
 

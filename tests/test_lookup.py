@@ -22,12 +22,16 @@ from modelling.alibi import alibi_slopes
 from modelling.cached_attention import token_attention, verify_attention
 from modelling.program import inference, verify_sizes
 from run_inference import main
-from utils.generation.engine import Engine
-from utils.generation.loading import Loaded, load
+from utils.generation import (
+    Engine,
+    GenerationStep,
+    LanguageModel,
+    SamplingConfig,
+    load,
+    stream_generate,
+)
 from utils.generation.lookup import PromptLookup
 from utils.generation.passes import Passes
-from utils.generation.request import GenerationStep, stream_generate
-from utils.generation.sampling import SamplingConfig
 
 GREEDY = SamplingConfig()
 PROMPT = "A dog is"
@@ -132,10 +136,10 @@ def test_a_verify_pass_gives_transformers_logits_at_each_place(tp1, tp2, kernels
     expected = logits_of(model, text)
     config = lookup_config(model, tp1, tp2)
     with passes_of(model, config, composite_kernels=kernels) as passes:
-        passes.prompt(2, text[:9])
+        passes.prefill(2, text[:9])
         for at, count in [(9, 8), (17, 3), (20, 5), (25, 1), (32, 8)]:
             if at == 32:
-                passes.prompt(2, text[:32], start=26)
+                passes.prefill(2, text[:32], start=26)
             logits = passes.verify(2, text[at : at + count], at)
             assert logits.shape == (count, 130)
             np.testing.assert_allclose(logits, expected[at : at + count], atol=1e-4)
@@ -183,38 +187,38 @@ def test_what_was_rejected_is_never_looked_at_again(precision, kernels):
 
     def run(wrong: bool) -> list[np.ndarray]:
         with passes_of(model, config, composite_kernels=kernels) as passes:
-            found = [passes.prompt(1, text[:9])]
+            found = [passes.prefill(1, text[:9])]
             for at in range(9, 20):
                 if wrong:
                     passes.verify(1, [text[at], 3, 1, 4, 1, 5, 9, 2], at)
-                found.append(passes.token(*token_of_row(passes, 1, text[at], at))[1])
+                found.append(passes.decode(*token_of_slot(passes, 1, text[at], at))[1])
             found.append(passes.verify(1, text[20:24], 20))
             if wrong:
                 passes.verify(1, [text[24]] * 8, 24)
-            found.append(passes.prompt(1, text[:28], start=24))
+            found.append(passes.prefill(1, text[:28], start=24))
             return found
 
     for one, other in zip(run(True), run(False), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def token_of_row(passes: Passes, row: int, token: int, at: int) -> tuple[np.ndarray, np.ndarray]:
+def token_of_slot(passes: Passes, row: int, token: int, at: int) -> tuple[np.ndarray, np.ndarray]:
     tokens, positions = np.zeros((2, passes.batch_size), np.int32)
     tokens[row], positions[row] = token, at
     return tokens, positions
 
 
-def test_a_verify_pass_leaves_other_rows_alone():
+def test_a_verify_pass_leaves_other_slots_alone():
     model = random_bloom()
     text = np.random.default_rng(2).integers(130, size=20).tolist()
 
     def last(verify: bool) -> np.ndarray:
         with passes_of(model, lookup_config(model)) as passes:
-            passes.prompt(0, text)
+            passes.prefill(0, text)
             if verify:
-                passes.prompt(1, text[:5])
+                passes.prefill(1, text[:5])
                 passes.verify(1, text[5:13], 5)
-            return passes.token(*token_of_row(passes, 0, 7, 20))[0]
+            return passes.decode(*token_of_slot(passes, 0, 7, 20))[0]
 
     np.testing.assert_array_equal(last(True), last(False))
 
@@ -230,8 +234,8 @@ def test_a_verify_pass_that_does_not_fit_is_refused():
 def test_without_look_up_the_program_has_no_pass_and_no_stream_for_it():
     model = random_bloom()
     plain = inference(config_of(model))
-    assert [*plain.outputs.keys()] == ["logits"]
-    assert [*plain.pass_graphs] == ["token", "prompt_4", "prompt_16"]
+    assert [*plain.outputs.keys()] == ["decode", "prefill"]
+    assert [*plain.pass_graphs] == ["decode", "prefill_4", "prefill_16"]
     session = inference(lookup_config(model))
     assert {*session.pass_graphs} - {*plain.pass_graphs} == {"verify_4", "verify_8"}
 
@@ -243,7 +247,7 @@ class Chain(ReferencePasses):
     """A Markov chain: the logits depend on the last token alone, so that text soon repeats."""
 
     def __init__(self, verify: Sequence[int] = (), batch_size: int = 1, sequence_length: int = 400):
-        self.passes, self.tokenizer = self, byte_level_tokenizer()
+        self.tokenizer = byte_level_tokenizer()
         self.vocab_size = len(self.tokenizer)
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.verify_sizes = tuple(verify)
@@ -259,8 +263,11 @@ class Chain(ReferencePasses):
     def steps(
         self, sampling: SamplingConfig = GREEDY, prompt: str = PROMPT, **settings: Any
     ) -> list[GenerationStep]:
-        settings = {"num_tokens": 120, "row": self.batch_size - 1, **settings}
-        return list(stream_generate(self, self.tokenizer, prompt, sampling, **settings))
+        settings = {"num_tokens": 120, **settings}
+        return list(stream_generate(self.model(), prompt, sampling, **settings))
+
+    def model(self) -> LanguageModel:
+        return LanguageModel(self, self.tokenizer)  # type: ignore[arg-type]
 
     def count(self, kind: str) -> int:
         return sum(made == kind for made, _ in self.log)
@@ -272,12 +279,12 @@ def said(steps: Sequence[GenerationStep]) -> list[tuple]:
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["1x1", "4x4"])
-def tiny(request: pytest.FixtureRequest) -> Iterator[Loaded]:
+def tiny(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
     """The checkpoint that ships, in float32."""
     sharding = dict.fromkeys(("tensor_parallel_1", "tensor_parallel_2"), request.param)
     loaded = load(load_config("bloom_tiny", {"lookup_tokens": 15, **sharding}))
     yield loaded
-    loaded.session.__exit__(None, None, None)
+    loaded.passes.session.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -285,12 +292,12 @@ def tiny(request: pytest.FixtureRequest) -> Iterator[Loaded]:
     ["1. red\n2. green\n3. blue\n1. red\n", "The king of the north", "x = [1, 2, 3]\ny = [1, 2,"],
 )
 def test_greedy_tokens_of_the_program_are_those_of_plain_decoding(
-    tiny: Loaded, prompt: str
+    tiny: LanguageModel, prompt: str
 ) -> None:
-    execution = replace(tiny.config.execution, lookup_tokens=0)
-    plain = Passes(replace(tiny.config, execution=execution), tiny.session)
+    execution = replace(tiny.passes.config.execution, lookup_tokens=0)
+    plain = Passes(replace(tiny.passes.config, execution=execution), tiny.passes.session)
     found = [
-        list(stream_generate(passes, tiny.tokenizer, prompt, GREEDY, num_tokens=220))
+        list(stream_generate(LanguageModel(passes, tiny.tokenizer), prompt, num_tokens=220))
         for passes in (plain, tiny.passes)
     ]
     assert said(found[1]) == said(found[0])
@@ -334,8 +341,8 @@ def test_repeating_text_takes_few_passes_and_the_steps_count_them() -> None:
     last = steps[-1]
     assert last.verify_passes == passes.count("verify") > 0
     assert last.accepted_tokens > 60
-    assert 1 + passes.count("token") + last.verify_passes + last.accepted_tokens >= 120
-    assert passes.count("token") + last.verify_passes < 40
+    assert 1 + passes.count("decode") + last.verify_passes + last.accepted_tokens >= 120
+    assert passes.count("decode") + last.verify_passes < 40
     counts = [(s.verify_passes, s.proposed_tokens, s.accepted_tokens) for s in steps]
     assert counts == sorted(counts) and counts[0] == (0, 0, 0)
 
@@ -397,14 +404,10 @@ def test_text_comes_a_step_a_token_and_may_be_left_in_the_middle_of_a_run() -> N
     passes = Chain(SIZES)
     free = passes.steps()
     place = inside_of_a_run(free)[10]
-    steps = stream_generate(passes, passes.tokenizer, PROMPT, GREEDY, num_tokens=120)
+    steps = stream_generate(passes.model(), PROMPT, num_tokens=120)
     assert said(list(itertools.islice(steps, place + 1))) == said(free[: place + 1])
     steps.close()  # type: ignore[attr-defined]
     assert said(passes.steps()) == said(free)
-
-
-def test_any_row_of_a_batch_can_look_up() -> None:
-    assert said(Chain(SIZES, batch_size=3).steps()) == said(Chain().steps())
 
 
 def test_the_command_line_says_how_many_proposals_were_right(
@@ -413,7 +416,7 @@ def test_the_command_line_says_how_many_proposals_were_right(
     arguments = ["--prompt", PROMPT, "--num_tokens", "120", "--json"]
     for passes in (Chain(SIZES), Chain()):
         last = passes.steps()[-1]
-        assert main(arguments, load=lambda _, passes=passes: passes) == 0
+        assert main(arguments, load=lambda _, passes=passes: passes.model()) == 0
         output, errors = capsys.readouterr()
         counts = {
             "verify_passes": last.verify_passes,
@@ -438,7 +441,7 @@ def test_one_request_alone_in_the_engine_looks_up_and_gives_the_same_text() -> N
     assert said(steps) == said(plain)
     assert counted.verify_passes == passes.count("verify") > 0
     assert counted.proposed_tokens >= counted.accepted_tokens > 60
-    assert passes.count("token") + counted.verify_passes + counted.accepted_tokens >= 119
+    assert passes.count("decode") + counted.verify_passes + counted.accepted_tokens >= 119
 
 
 def test_requests_that_come_and_go_all_have_the_text_that_they_have_alone() -> None:
@@ -449,7 +452,7 @@ def test_requests_that_come_and_go_all_have_the_text_that_they_have_alone() -> N
         texts = [said(list(events)) for events in running]
     assert texts == [said(Chain().steps(num_tokens=n)) for n in lengths]
     kinds = [kind for kind, _ in passes.log]
-    assert "verify" in kinds and "token" in kinds
+    assert "verify" in kinds and "decode" in kinds
 
 
 def test_two_requests_at_once_share_token_passes() -> None:
@@ -461,11 +464,11 @@ def test_two_requests_at_once_share_token_passes() -> None:
         passes.let_all()
         wait_until(lambda: all(ticket.end for ticket in tickets))
     kinds = [kind for kind, _ in chain.log]
-    both_read = len(kinds) - kinds[::-1].index("prompt")
-    assert kinds[both_read : both_read + 35] == ["token"] * 35
+    both_read = len(kinds) - kinds[::-1].index("prefill")
+    assert kinds[both_read : both_read + 35] == ["decode"] * 35
 
 
-def test_one_who_leaves_in_the_middle_of_a_run_frees_the_row() -> None:
+def test_one_who_leaves_in_the_middle_of_a_run_frees_the_slot() -> None:
     passes = Chain(SIZES)
     with Engine(passes) as engine:
         events = engine.run(request(passes, passes.tokenizer, PROMPT, 120))

@@ -16,9 +16,7 @@ from safetensors import safe_open
 import generate_memmap
 from config import parse_arguments
 from utils.benchmark import run_benchmark
-from utils.generation.loading import Loaded, load
-from utils.generation.request import stream_generate
-from utils.generation.sampling import SamplingConfig
+from utils.generation import LanguageModel, generate, load
 from utils.setup import UserError
 
 TINY = Path(__file__).parents[1] / "models" / "bloom_tiny"
@@ -35,16 +33,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def answers(loaded: Loaded) -> tuple[list[np.ndarray], str]:
+def answers(loaded: LanguageModel) -> tuple[list[np.ndarray], str]:
     """Logits after prompts of two lengths and after a single token, and a greedy text."""
     passes = loaded.passes
     prompt = np.random.default_rng(0).integers(passes.vocab_size, size=20).tolist()
-    logits = [passes.prompt(0, prompt[:length]) for length in (7, 20)]
-    logits.append(passes.token(np.full(1, 3, np.int32), np.full(1, 20, np.int32))[0])
-    steps = stream_generate(
-        passes, loaded.tokenizer, "A dog is", SamplingConfig(temperature=0), num_tokens=4
-    )
-    return logits, "".join(step.text for step in steps)
+    logits = [passes.prefill(0, prompt[:length]) for length in (7, 20)]
+    logits.append(passes.decode(np.full(1, 3, np.int32), np.full(1, 20, np.int32))[0])
+    return logits, generate(loaded, "A dog is", num_tokens=4).text
 
 
 def assert_maps_equal_the_checkpoint(words: list[str], maps: Path) -> None:
@@ -146,7 +141,7 @@ def test_loading_maps_the_weights_and_reads_none(tmp_path):
     weights = sum(path.stat().st_size for path in maps.glob("*.safetensors"))
     assert size >= weights > 6_000_000
     assert resident < 0.02 * weights
-    loaded.passes.prompt(0, [1, 2, 3])
+    loaded.passes.prefill(0, [1, 2, 3])
     assert mapped_bytes(maps)[1] > 0.5 * weights  # used where it is, not copied
 
 

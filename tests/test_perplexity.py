@@ -88,7 +88,7 @@ def test_random_quantised_weights_are_of_the_size_of_random_full_ones(weight_pre
         session = inference(config)
         fill_randomly(session, np.random.default_rng(0))
         with session:
-            found.append(Passes(config, session).prompt(0, [1, 2, 3]).std())
+            found.append(Passes(config, session).prefill(0, [1, 2, 3]).std())
     assert 0.5 < found[1] / found[0] < 2
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from run_scripted import PAUSE, load
 from transformers import AutoTokenizer, BloomForCausalLM
 
 from run_inference import main
+from utils.generation import LanguageModel
 from utils.setup import run_script
 
 TINY = TESTS.parent / "models" / "bloom_tiny"
@@ -68,7 +68,7 @@ def test_json_has_the_text_its_ids_and_the_settings_that_repeat_it(
 
     def result(*more: str) -> dict:
         arguments = "--prompt=A --num_tokens=12 --top_k=90 --temperature=1.5 --stop=xyz --json"
-        model = SimpleNamespace(passes=passes, tokenizer=tokenizer)
+        model = LanguageModel(passes, tokenizer)
         assert main([*arguments.split(), *more], load=lambda config: model) == 0
         output, errors = capsys.readouterr()
         result = json.loads(output)

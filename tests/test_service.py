@@ -167,7 +167,7 @@ def test_a_fault_of_the_server_is_told_without_its_insides(
         raise ZeroDivisionError("the insides")
 
     passes = ReferencePasses(model)
-    monkeypatch.setattr(passes, "token", fail)
+    monkeypatch.setattr(passes, "decode", fail)
     with Engine(passes) as engine, pytest.raises(ServerError) as told:
         asyncio.run(all_of(Service(engine, tokenizer), PROMPT, GivenSettings(3)))
     assert "insides" not in str(told.value)
@@ -192,7 +192,7 @@ def test_requests_are_logged_and_their_prompts_only_if_asked_for(
     ]
     assert len(lines) == 2
     count = len(tokenizer(secret).input_ids)
-    assert lines[0].startswith(f"request 1: {count} prompt tokens, 4 generated, row after 0.00 s")
+    assert lines[0].startswith(f"request 1: {count} prompt tokens, 4 generated, slot after 0.00 s")
     assert ("prompt 'Où est\\nle chat'" in lines[0]) == log_prompts
     assert ("chat" in caplog.text) == log_prompts
     assert last.text not in caplog.text

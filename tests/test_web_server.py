@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -40,6 +39,7 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from config import ConfigError, load_config, parse_arguments
 from run_inference_gradio import ServerArguments, for_many, main
+from utils.generation import LanguageModel
 from utils.generation.engine import Engine
 from utils.generation.loading import load
 from utils.generation.ticket import Ticket
@@ -557,7 +557,7 @@ def test_arguments_that_are_not_possible_are_refused(
 ) -> None:
     if account:
         monkeypatch.setenv("BLOOM_AUTH", account)
-    loaded = SimpleNamespace(passes=ReferencePasses(model), tokenizer=tokenizer)
+    loaded = LanguageModel(ReferencePasses(model), tokenizer)
     with pytest.raises((UserError, ConfigError), match=error):
         main(["--port=0", *arguments.split()], load=lambda config: loaded)
 

@@ -48,9 +48,9 @@ def test_logits_are_those_of_transformers_with_the_dequantised_weights(
         model, tp1, tp2, LENGTH, 2, weight_precision=weight_precision, group_size=group_size
     )
     with passes_of(model, config) as passes:
-        np.testing.assert_allclose(passes.prompt(1, text()[:19]), expected[18], atol=1e-4)
+        np.testing.assert_allclose(passes.prefill(1, text()[:19]), expected[18], atol=1e-4)
         for at in range(19, LENGTH):
-            logits = passes.token(np.array([0, text()[at]]), np.array([0, at]))
+            logits = passes.decode(np.array([0, text()[at]]), np.array([0, at]))
             np.testing.assert_allclose(logits[1], expected[at], atol=1e-4)
 
 
@@ -68,8 +68,8 @@ def test_half_precision_with_quantised_weights_is_as_near_as_transformers_own(
         model, 2, 2, LENGTH, 1, precision, weight_precision=weight_precision, group_size=16
     )
     with passes_of(model, config) as passes:
-        assert np.abs(passes.prompt(0, text()) - exact[-1]).max() <= 2 * theirs
-        logits = passes.token(np.array(text()[-1:]), np.array([LENGTH - 1]))
+        assert np.abs(passes.prefill(0, text()) - exact[-1]).max() <= 2 * theirs
+        logits = passes.decode(np.array(text()[-1:]), np.array([LENGTH - 1]))
         assert np.abs(logits[0] - exact[-1]).max() <= 2 * theirs
 
 
@@ -80,8 +80,8 @@ def test_kernels_and_the_graphs_they_stand_for_agree(weight_precision):
     found = []
     for composite_kernels in (True, False):
         with passes_of(model, config, composite_kernels=composite_kernels) as passes:
-            prompt = passes.prompt(0, text()[:-1])
-            found.append((prompt, passes.token(np.array(text()[-1:]), np.array([LENGTH - 1]))[0]))
+            prompt = passes.prefill(0, text()[:-1])
+            found.append((prompt, passes.decode(np.array(text()[-1:]), np.array([LENGTH - 1]))[0]))
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
 
 
@@ -193,4 +193,4 @@ def test_bytes_read_a_token_are_those_of_the_quantised_matrices(weight_precision
     rest = (4 + 9) * hidden * layers + 4 * hidden  # norms, biases
     slopes = config.model.heads * layers
     wanted = elements * bits / 8 + scales + (rest + slopes) * 4
-    assert session.pass_graphs["token"].cost().weight_bytes == wanted
+    assert session.pass_graphs["decode"].cost().weight_bytes == wanted

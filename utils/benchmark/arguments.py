@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from popxl import machine
 from simple_parsing import field
 
 from config import BloomConfig, ConfigError, parse_arguments
+from utils.our_runtime import machine
 from utils.setup import UserError
 
 DESCRIPTION = (

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from popxl import machine
 from tqdm import tqdm
 
 from config import BloomConfig
@@ -24,7 +23,7 @@ from utils.checkpoints.memmap.reader import MemoryMaps
 from utils.checkpoints.random_weights import fill_randomly
 from utils.generation.loading import check_memory
 from utils.generation.passes import Passes
-from utils.memory import peak_memory, restart_peak_memory
+from utils.our_runtime import machine, peak_memory, restart_peak_memory
 from utils.planning import Question, traffic
 from utils.planning.needs import timed_build
 from utils.setup import setup_logging

@@ -15,10 +15,10 @@ from utils.checkpoints.random_weights import DEVIATION, POOL
 class Peer(Protocol):
     """Another implementation; logits are float32 `(rows, vocab_size)`."""
 
-    def prompt(self, prompts: np.ndarray) -> np.ndarray:
+    def prefill(self, prompts: np.ndarray) -> np.ndarray:
         """Start over with tokens `(rows, tokens)`; logits after the last of every row."""
 
-    def token(self, tokens: np.ndarray) -> np.ndarray:
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
         """One token more for every row, `(rows,)`."""
 
 
@@ -38,11 +38,11 @@ class Transformers:
         for _, mapping in hf_mapping(config, session.state, self.model):
             session.write_variables_data(mapping())
 
-    def prompt(self, prompts: np.ndarray) -> np.ndarray:
+    def prefill(self, prompts: np.ndarray) -> np.ndarray:
         self._cache = None
         return self._run(prompts)
 
-    def token(self, tokens: np.ndarray) -> np.ndarray:
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
         return self._run(tokens[:, None])
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from popxl import machine
-
 from config import BloomConfig
+from utils.our_runtime import machine
 
 ROWS_AT_MOST = 512
 """Of a sample's products: more do not multiply faster."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from utils.benchmark.arguments import Combination
 from utils.benchmark.comparison import Peer
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.work import Work
+from utils.generation.engine import Engine, Step
+from utils.generation.lookup import PromptLookup
 from utils.generation.passes import Passes
+from utils.generation.ticket import Ticket
 from utils.planning.traffic import PassTraffic
 
 STEPS_A_SAMPLE = 4
@@ -64,6 +67,31 @@ class Samples:
     exchanged: list[PassTraffic] = field(default_factory=list)
 
 
+class Greedy:
+    """A request that chooses the likeliest of so many tokens, and keeps the last logits."""
+
+    finish_reason = "budget"
+
+    def __init__(self, prompt: np.ndarray, new_tokens: int):
+        self.ids, self._length = prompt.tolist(), len(prompt) + new_tokens
+        self.logits = np.empty(0)
+
+    @property
+    def position(self) -> int:
+        return len(self.ids) - 1
+
+    @property
+    def finished(self) -> bool:
+        return len(self.ids) >= self._length
+
+    def start(self, lookup: PromptLookup) -> None:
+        """There is nothing to prepare."""
+
+    def accept(self, logits: np.ndarray) -> None:
+        self.logits = logits
+        self.ids.append(int(logits.argmax()))
+
+
 class Rounds:
     """Measures combinations of one session."""
 
@@ -75,7 +103,8 @@ class Rounds:
         peer: Peer | None = None,
         progress: Callable[[], object] = lambda: None,
     ):
-        self.passes, self.work, self.generator = passes, work, generator
+        self.passes, self.work, self.generator = copy(passes), work, generator
+        self.passes.verify_sizes = ()  # a token a pass: what is measured is decode
         self.peer, self.progress = peer, progress
 
     def run(self, samples: Samples, limits: MachineLimits, repeats: int) -> None:
@@ -86,63 +115,78 @@ class Rounds:
             self._round(samples, limits)
 
     def _round(self, samples: Samples, limits: MachineLimits) -> None:
-        shape = (self.passes.batch_size, samples.combination.prompt_tokens)
+        _, prompt_tokens, new_tokens = samples.combination
+        shape = (self.passes.batch_size, prompt_tokens)
         prompts = self.generator.integers(self.passes.vocab_size, size=shape)
-        logits = self._prompts(samples, limits, prompts)
-        self._decode(samples, limits, logits)
+        engine = Engine(self.passes, prefill_first=True)
+        tickets = self._prefill(samples, limits, engine, prompts, new_tokens)
+        self._decode(samples, limits, engine, tickets)
 
-    def _prompts(self, samples: Samples, limits: MachineLimits, prompts: np.ndarray) -> np.ndarray:
-        limit, rows, seconds, rates = limits.matmuls(), [], [], []
-        for row, prompt in enumerate(prompts):
+    def _prefill(
+        self,
+        samples: Samples,
+        limits: MachineLimits,
+        engine: Engine,
+        prompts: np.ndarray,
+        new_tokens: int,
+    ) -> list[Ticket]:
+        """Every prompt on its own, one after the other."""
+        limit, tickets, firsts, rates = limits.matmuls(), [], [], []
+        for prompt in prompts:
             limit.begin()
-            logits, taken = _timed(partial(self.passes.prompt, row, prompt))
+            tickets.append(engine.submit(Greedy(prompt, new_tokens)))
+            seconds = 0.0
+            while not tickets[-1].generated_tokens:
+                seconds += _step(engine, tickets).seconds
             rates.append(limit.end())
-            seconds.append(taken)
-            rows.append(logits)
-        logits = np.stack(rows)
-        theirs = self._timed_peer(samples, "prompt", prompts, logits)
+            firsts.append(seconds)
+        theirs = self._timed_peer(samples, "prefill", prompts, tickets)
         work = len(prompts) * self.work.prompt_operations(prompts.shape[1])
-        samples.first_tokens += seconds
-        samples.prompts.append(Timed(sum(seconds), work, float(np.mean(rates)), theirs))
+        samples.first_tokens += firsts
+        samples.prompts.append(Timed(sum(firsts), work, float(np.mean(rates)), theirs))
         self.progress()
-        return logits
+        return tickets
 
-    def _decode(self, samples: Samples, limits: MachineLimits, logits: np.ndarray) -> None:
-        _, filled, new_tokens = samples.combination
+    def _decode(
+        self, samples: Samples, limits: MachineLimits, engine: Engine, tickets: list[Ticket]
+    ) -> None:
         limit = limits.bandwidth()
         together = 1 if self.peer else STEPS_A_SAMPLE
-        left = new_tokens - 1  # the prompt gave the first
+        left = samples.combination.new_tokens - 1  # prefill gave the first
         while left:
             group = []
             limit.begin()
             for _ in range(min(together, left)):
-                logits, seconds, theirs = self._step(samples, logits, filled)
-                filled += 1
-                group.append((seconds, self.work.step_bytes(len(logits), filled), theirs))
+                filled = len(tickets[0].work.ids)
+                seconds, theirs = self._decode_step(samples, engine, tickets)
+                group.append((seconds, self.work.step_bytes(len(tickets), filled), theirs))
             rate = limit.end()
             samples.steps += [Timed(s, work, rate, theirs) for s, work, theirs in group]
             left -= len(group)
 
-    def _step(
-        self, samples: Samples, logits: np.ndarray, filled: int
-    ) -> tuple[np.ndarray, float, float | None]:
-        tokens = logits.argmax(-1).astype(np.int32)
-        positions = np.full(len(tokens), filled, np.int32)
+    def _decode_step(
+        self, samples: Samples, engine: Engine, tickets: list[Ticket]
+    ) -> tuple[float, float | None]:
+        tokens = np.array([ticket.work.ids[-1] for ticket in tickets], np.int32)
         before = PassTraffic.so_far(self.passes.session)
-        logits, seconds = _timed(partial(self.passes.token, tokens, positions))
+        seconds = _step(engine, tickets).seconds
         samples.exchanged.append(PassTraffic.so_far(self.passes.session) - before)
-        theirs = self._timed_peer(samples, "token", tokens, logits)
+        theirs = self._timed_peer(samples, "decode", tokens, tickets)
         self.progress()
-        return logits, seconds, theirs
+        return seconds, theirs
 
     def _timed_peer(
-        self, samples: Samples, which: str, tokens: np.ndarray, logits: np.ndarray
+        self, samples: Samples, which: str, tokens: np.ndarray, tickets: list[Ticket]
     ) -> float | None:
         """Seconds that the peer takes for the same pass, where there is one."""
         if self.peer is None:
             return None
-        theirs, seconds = _timed(partial(getattr(self.peer, which), tokens))
-        difference = float(np.abs(theirs - logits).max())
+        begin = time.perf_counter()
+        theirs = getattr(self.peer, which)(tokens)
+        seconds = time.perf_counter() - begin
+        difference = float(
+            np.abs(theirs - [cast(Greedy, ticket.work).logits for ticket in tickets]).max()
+        )
         samples.logits_differ_by = max(samples.logits_differ_by, difference)
         return seconds
 
@@ -152,7 +196,11 @@ def progress_of(combination: Combination, repeats: int) -> int:
     return 1 + WARM_UP_STEPS + repeats * combination.new_tokens
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    begin = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - begin
+def _step(engine: Engine, tickets: list[Ticket]) -> Step:
+    """A step; raises what ended a request."""
+    step = engine.step()
+    for ticket in tickets:
+        if ticket.end and ticket.end.error:
+            raise ticket.end.error
+    assert step is not None, "there are requests to run"
+    return step

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from config import BloomConfig
 from modelling.program import InferenceSession
 from utils.generation.loading import build
+from utils.our_runtime import cost
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ def work_of(config: BloomConfig, session: InferenceSession) -> Work:
         whole = dataclasses.replace(config.execution, tensor_parallel_1=1, tensor_parallel_2=1)
         session = build(dataclasses.replace(config, execution=whole), spread=False)
     rows, length = config.execution.batch_size, config.model.sequence_length
-    cost = session.pass_graphs["token"].cost()
+    needed = cost(session.pass_graphs["decode"])
     head = 2 * config.model.hidden_size * config.model.vocab_size
     return Work(
-        weight_bytes=cost.weight_bytes,
-        cache_bytes=cost.state_bytes // (rows * length),
-        layer_operations=(cost.operations - cost.state_operations) // rows - head,
+        weight_bytes=needed.weight_bytes,
+        cache_bytes=needed.state_bytes // (rows * length),
+        layer_operations=(needed.operations - needed.state_operations) // rows - head,
         head_operations=head,
-        attention_operations=cost.state_operations // (rows * length),
+        attention_operations=needed.state_operations // (rows * length),
     )

@@ -23,13 +23,8 @@ from utils.checkpoints.memmap.generator import Generator, Share
 from utils.checkpoints.memmap.manifest import MANIFEST, VERSION, map_settings
 from utils.checkpoints.memmap.reader import MemoryMaps
 from utils.checkpoints.memmap.writer import locked
+from utils.our_runtime import NotPrivateError, PrivateFolder, cache
 from utils.setup import UserError
-
-try:
-    from popxl.backend import cache
-    from popxl.backend.private_folder import NotPrivateError, PrivateFolder
-except ImportError:  # another runtime, which keeps nothing
-    cache = None  # type: ignore[assignment]
 
 MAPS = "maps"
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from modelling.aligned import aligned
 from modelling.program import InferenceSession
 from utils.distributed import own_replicas
+from utils.our_runtime import device_of, fill
 
 POOL = 1 << 20
 """Random numbers that weights are filled with, over and over."""
@@ -47,7 +48,7 @@ def fill_randomly(
     variables = session.state.to_dict().items()
     for name, variable in tqdm(variables, desc="weights", delay=2, leave=False, disable=None):
         assert isinstance(variable, Variable)
-        if session.device != "cpu":
+        if device_of(session) != "cpu":
             _fill_there(session, name, variable, pool)
             continue
         values = random_values(name, variable, pool, slice(own.start, own.stop))
@@ -90,7 +91,7 @@ def _fill_there(session: InferenceSession, name: str, variable: Variable, pool: 
     numbers = _numbers_of(name, variable, pool)
     if numbers is not None:
         swapped = variable.rank == 2 and name not in TABLES
-        session.fill_variable_data(variable, numbers, swapped)
+        fill(session, variable, numbers, swapped)
 
 
 def _numbers_of(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray | None:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.escaping import shown
-from utils.memory import tell_bus_errors
+from utils.our_runtime import tell_bus_errors
 from utils.outside import (
     INDEX_BYTES,
     Fields,

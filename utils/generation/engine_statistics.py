@@ -20,7 +20,7 @@ class EngineStatistics:
     """
 
     alive: bool  # and not closing
-    rows: int
+    slots: int
     running: int
     queued: int
     max_queue: int
@@ -61,13 +61,13 @@ class Records:
         self._accepted_tokens += accepted
 
     def statistics(
-        self, *, alive: bool, rows: int, running: int, queued: int, max_queue: int
+        self, *, alive: bool, slots: int, running: int, queued: int, max_queue: int
     ) -> EngineStatistics:
         """All there is, with what the engine knows."""
         waits, firsts, rates = zip(*self._recent, strict=True) if self._recent else ((), (), ())
         return EngineStatistics(
             alive=alive,
-            rows=rows,
+            slots=slots,
             running=running,
             queued=queued,
             max_queue=max_queue,

@@ -6,44 +6,41 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from config import BloomConfig, costs
+from config import BloomConfig, costs, load_config
 from modelling.program import InferenceSession, inference
 from modelling.sharding import only_replicas
 from utils import distributed
 from utils.checkpoints.memmap.reader import MemoryMaps
+from utils.generation.language_model import LanguageModel
 from utils.generation.passes import Passes
 from utils.generation.tokenizer import open_tokenizer, open_with_transformers
-from utils.memory import available_memory
+from utils.our_runtime import available_memory, machine
 from utils.setup import UserError
 
 if TYPE_CHECKING:
     from utils.checkpoints.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A session with its weights, attached, and what speaks its language."""
-
-    config: BloomConfig
-    session: InferenceSession
-    passes: Passes
-    tokenizer: Any
-
-
-def load(config: BloomConfig) -> Loaded:
-    """Build the program and load the memory maps or the checkpoint that the settings name.
+def load(model: str | BloomConfig, **settings: Any) -> LanguageModel:
+    """Load a model: `load("bloom_560M", precision="bfloat16", batch_size=4)`.
 
     Of several processes it returns in the one that leads; the others follow it to the end.
 
+    Args:
+        model: a preset's name, or all settings.
+        settings: that replace the preset's; `config/config.py` describes them.
+
     Raises:
-        UserError: where these cannot be read, or are of another model than configured.
+        ConfigError: a setting is unknown or out of bounds.
+        UserError: the checkpoint or the memory maps cannot be read, are of another model than
+            configured, or need more memory than there is.
     """
+    config = load_config(model, settings) if isinstance(model, str) else model
     distributed.join(config)
     if config.execution.memmap_dir is not None:
         maps = MemoryMaps(config)
@@ -54,12 +51,14 @@ def load(config: BloomConfig) -> Loaded:
 
     checkpoint = open_checkpoint(config.model.hf_model)
     checkpoint.check_against(config)
-    model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
-    config = dataclasses.replace(config, model=model)
+    tied = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
+    config = dataclasses.replace(config, model=tied)
     return _loaded(config, checkpoint.path, weights_of(config, checkpoint))
 
 
-def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]) -> Loaded:
+def _loaded(
+    config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]
+) -> LanguageModel:
     """With the tokenizer of `folder` and the weights that `write` gives the session."""
     check_memory(config, weights=False)  # these are mapped, or given to the session part by part
     with ThreadPoolExecutor(1) as beside:  # building the session imports torch: both take long
@@ -72,7 +71,7 @@ def _loaded(config: BloomConfig, folder: Path, write: Callable[[InferenceSession
     if not distributed.leads():
         passes.replicas.follow()
         sys.exit()
-    return Loaded(config, session, passes, tokenizer)
+    return LanguageModel(passes, tokenizer)
 
 
 def check_memory(config: BloomConfig, weights: bool) -> None:
@@ -88,8 +87,6 @@ def check_memory(config: BloomConfig, weights: bool) -> None:
     device = config.execution.device
     excess = costs.excess(config, available_memory(), weights, share)
     if excess and device != "cpu":  # an accelerator may have more; finding out takes seconds
-        from popxl import machine
-
         try:
             excess = costs.excess(config, int(machine.free_memory(device)), weights, share)
         except (RuntimeError, ValueError) as error:

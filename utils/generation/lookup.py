@@ -42,8 +42,9 @@ class PromptLookup:
         self._wait = 0  # tokens
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram: where it ended last, and went on
         self._indexed = 0  # ids that the n-grams were followed by
-        self._open: list[int] = []  # what was proposed and is not confirmed yet
-        self._confirmed = 0
+        self._last = 0  # tokens that were proposed last,
+        self._confirmed = 0  # and that the request chose likewise
+        self._open: list[int] = []  # what of them may still be confirmed
 
     def propose(self, ids: Sequence[int], room: int) -> list[int]:
         """The tokens that may follow `ids`; none where there is nothing to go by.
@@ -59,15 +60,17 @@ class PromptLookup:
         if self._wait:
             self._wait -= 1
             return []
-        self._open = self._continuation(ids, self._count(room))
-        if self._open:
+        proposal = self._continuation(ids, self._count(room))
+        if proposal:
             self.passes += 1
-            self.proposed += len(self._open)
-        return list(self._open)
+            self.proposed += len(proposal)
+            self._last, self._open = len(proposal), list(proposal)
+        return proposal
 
     def confirm(self, token: int) -> bool:
         """Whether the token chosen is the next of those proposed: the one after it counts too."""
-        if self._confirmed >= len(self._open) or token != self._open[self._confirmed]:
+        if not self._open or token != self._open.pop(0):
+            self._open = []  # what is left was proposed to follow another token
             return False
         self._confirmed += 1
         self.accepted += 1
@@ -80,8 +83,8 @@ class PromptLookup:
 
     def _learn(self) -> None:
         """From how the last proposal went."""
-        proposed, confirmed = len(self._open), self._confirmed
-        self._open, self._confirmed = [], 0
+        proposed, confirmed = self._last, self._confirmed
+        self._open, self._last, self._confirmed = [], 0, 0
         if not proposed:
             return
         if confirmed == proposed:

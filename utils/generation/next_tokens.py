@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from utils.generation.lookup import PromptLookup
 from utils.generation.sampling import check_finite
 from utils.generation.text import TextStream
 
@@ -33,7 +34,7 @@ class LikelyToken:
 
 
 class NextTokens:
-    """The engine's work for one look at what comes next: a prompt pass and no token pass.
+    """The engine's work for one look at what comes next: prefill and no decoding.
 
     Its one event is a list of `COUNT` `LikelyToken`, the likeliest first.
     """
@@ -49,7 +50,7 @@ class NextTokens:
     def position(self) -> int:
         return len(self.ids) - 1
 
-    def start(self) -> None:
+    def start(self, lookup: PromptLookup) -> None:
         """There is nothing to prepare."""
 
     def accept(self, logits: np.ndarray) -> list[LikelyToken]:

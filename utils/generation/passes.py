@@ -1,4 +1,4 @@
-"""The passes that a token loop makes with the program, in numpy."""
+"""The passes that the engine runs on a session, in numpy."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from popxl import DeviceToHostStream
 
 from config import BloomConfig
-from modelling.program import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes, verify_sizes
+from modelling.program import DECODE, NO_LOGITS, InferenceSession, chunk_sizes, verify_sizes
 from utils.distributed import Replicas
-
-PROMPT_LOGITS = 1
-"""Rows of logits that a prompt pass gives; others only fill the output up."""
 
 
 class Passes:
     """One session's passes, in numpy; use it inside `with session:`.
 
     Attributes:
-        batch_size: rows of the KV cache.
-        sequence_length: tokens that a row holds.
+        batch_size: slots of the KV cache.
+        sequence_length: tokens that a slot holds.
         vocab_size: of the logits.
         verify_sizes: tokens that a verify pass may have, ascending; none without look-up.
     """
@@ -35,76 +31,60 @@ class Passes:
         self.verify_sizes = verify_sizes(config)
         self.replicas = Replicas(config, session)
 
-    def prompt(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        start: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
-        """Run `tokens[start:]` of a row, whose first `start` tokens are in its cache.
-
-        Args:
-            progress: called with the number of tokens done, after each chunk.
+    def prefill(self, slot: int, tokens: Sequence[int], start: int = 0) -> np.ndarray:
+        """Run `tokens[start:]` of a slot, whose first `start` tokens are in its cache.
 
         Returns:
             float32 logits after the last token, `(vocab_size,)`.
 
         Raises:
-            ValueError: for a row that does not exist, no token, or more than fit the context.
+            ValueError: for a slot that does not exist, no token, or more than fit the context.
         """
-        for count, logits in self.prompt_chunks(row, tokens, start):
-            if progress:
-                progress(count)
+        while True:
+            count, logits = self.prefill_chunk(slot, tokens, start)
+            start += count
             if logits is not None:
                 return logits
-        raise AssertionError("the last chunk has logits")
 
-    def prompt_chunks(
-        self, row: int, tokens: Sequence[int], start: int = 0
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
-        """`prompt` a chunk at a time: other rows' passes may be run between two of them.
+    def prefill_chunk(
+        self, slot: int, tokens: Sequence[int], start: int
+    ) -> tuple[int, np.ndarray | None]:
+        """Run the first chunk of `tokens[start:]`; other slots' passes may come before the next.
 
-        A token pass meanwhile writes to this row too: its position must be the number of tokens
+        A decode pass meanwhile writes to this slot too: its position must be the number of tokens
         done, where the next chunk overwrites it.
 
-        Yields:
-            After each chunk, the number of tokens it did, and None or, after the last one, the
-            float32 logits `(vocab_size,)`.
+        Returns:
+            The number of tokens done, and after the last of all the float32 logits
+            `(vocab_size,)`; after other chunks None, and no logits are computed or moved.
 
         Raises:
-            ValueError: when called, as `prompt` does.
+            ValueError: as `prefill` does.
         """
-        self._check_prompt(row, len(tokens), start)
-        return self._chunks(row, tokens, start)
+        self._check_prompt(slot, len(tokens), start)
+        number, size = self._chunk(len(tokens) - start)
+        first = min(start, self.sequence_length - size)  # back, where it would stick out
+        end = min(first + size, len(tokens))
+        complete = end == len(tokens)
+        last = end - first - 1 if complete else NO_LOGITS
+        output = "prefill" if complete else None
+        logits = self._run(tokens[first:end], [first], number, output, slot=slot, last=last)
+        return end - start, logits[0] if complete else None
 
-    def _chunks(
-        self, row: int, tokens: Sequence[int], done: int
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
-        while done < len(tokens):
-            number, size = self._chunk(len(tokens) - done)
-            first = min(done, self.sequence_length - size)  # back, where it would stick out
-            end = min(first + size, len(tokens))
-            complete = end == len(tokens)
-            last = end - first - 1 if complete else NO_LOGITS
-            logits = self._run(tokens[first:end], [first], row, last, number, PROMPT_LOGITS)
-            yield end - done, logits[0] if complete else None
-            done = end
-
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """One token for every row.
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """One token for every slot.
 
         Args:
-            tokens, positions: int32 `(batch_size,)`; an idle row's position is its length, where
+            tokens, positions: int32 `(batch_size,)`; an idle slot's position is its length, where
                 what it writes to the cache is overwritten before it is read.
 
         Returns:
             float32 logits, `(batch_size, vocab_size)`.
         """
-        return self._run(tokens, positions, 0, 0, TOKEN_PASS, self.batch_size)
+        return self._run(tokens, positions, DECODE, "decode", self.batch_size)
 
-    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Run a token and those proposed to follow it, the first of them at `position` of a row.
+    def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Run a token and those proposed to follow it, the first of them at `position` of a slot.
 
         A proposal that proves wrong leaves nothing to undo: whatever is run at its position next
         overwrites what it wrote to the cache, and tokens before it do not look there.
@@ -123,11 +103,10 @@ class Passes:
                 f"{self.sequence_length}"
             )
         number = 1 + len(self.chunks) + self.verify_sizes.index(sizes[0])
-        output = self.session.outputs[f"verified_{sizes[0]}"]
-        return self._run(tokens, [position], row, 0, number, len(tokens), output)
+        return self._run(tokens, [position], number, f"verify_{sizes[0]}", len(tokens), slot=slot)
 
     def warm_up(self, times: int = 1) -> None:
-        """Run every pass: what is made at first use is there then. Rows keep no tokens.
+        """Run every pass: what is made at first use is there then. Slots keep no tokens.
 
         Args:
             times: 2 for what a runtime makes of a pass when it is run again, too.
@@ -137,10 +116,10 @@ class Passes:
                 run()
 
     def each(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-        """The name of every pass, as of its graph, and what runs it. Rows keep no tokens."""
-        yield "token", partial(self.token, *np.zeros((2, self.batch_size), np.int32))
+        """The name of every pass, as of its graph, and what runs it. Slots keep no tokens."""
+        yield "decode", partial(self.decode, *np.zeros((2, self.batch_size), np.int32))
         for size in self.chunks:
-            yield f"prompt_{size}", partial(self.prompt, 0, [0] * size)
+            yield f"prefill_{size}", partial(self.prefill, 0, [0] * size)
         for size in self.verify_sizes:
             yield f"verify_{size}", partial(self.verify, 0, [0] * size, 0)
 
@@ -151,9 +130,9 @@ class Passes:
                 return number, size
         return len(self.chunks), self.chunks[-1]
 
-    def _check_prompt(self, row: int, length: int, start: int) -> None:
-        if not 0 <= row < self.batch_size:
-            raise ValueError(f"row {row} is outside the batch of {self.batch_size}")
+    def _check_prompt(self, slot: int, length: int, start: int) -> None:
+        if not 0 <= slot < self.batch_size:
+            raise ValueError(f"slot {slot} is outside the batch of {self.batch_size}")
         if not 0 <= start < length:
             raise ValueError(f"there is no token to run: {length} given, {start} done before")
         if length > self.sequence_length:
@@ -165,16 +144,18 @@ class Passes:
         self,
         tokens: Sequence[int] | np.ndarray,
         positions: Sequence[int] | np.ndarray,
-        row: int,
-        last: int,
-        chosen_pass: int,
-        count: int,
-        output: DeviceToHostStream | None = None,
+        number: int,
+        output: str | None,
+        count: int = 1,
+        *,
+        slot: int = 0,
+        last: int = 0,
     ) -> np.ndarray:
-        """The logits of a pass: what it stores to `output`, which is the `logits` by default.
+        """The logits of the pass of a number.
 
         Args:
-            count: of the output's first rows, those that are logits.
+            output: the stream that it stores to; None where it has no logits.
+            count: of the stream's first rows, those that are wanted.
 
         Returns:
             `(count, vocab_size)`; no rows where it has no logits.
@@ -183,13 +164,12 @@ class Passes:
         arrays = {
             inputs.tokens: _padded(tokens, inputs.tokens.shape[0]),
             inputs.positions: _padded(positions, self.batch_size),
-            inputs.row: np.array(row, np.int32),
+            inputs.slot: np.array(slot, np.int32),
             inputs.last: np.array(last, np.int32),
-            inputs.chosen_pass: np.array(chosen_pass, np.int32),
+            inputs.chosen_pass: np.array(number, np.int32),
         }
-        if output is None and last != NO_LOGITS:
-            output = self.session.outputs.logits
-        parts = self.replicas.run(arrays, output, count)
+        stream = None if output is None else self.session.outputs[output]
+        parts = self.replicas.run(arrays, stream, count)
         return self._joined(parts) if parts is not None else np.empty((0, self.vocab_size))
 
     def _joined(self, parts: np.ndarray) -> np.ndarray:

@@ -1,17 +1,13 @@
-"""The token loop: a prompt in, a step for each generated token out.
+"""One prompt being continued: its token ids, sampler, text and limits, and a step for each token.
 
-Where the passes can verify several tokens at once, those that the text so far proposes are tried;
-what is generated is the same. See `utils.generation.lookup`.
-
-`stream_generate` runs one request. `Request` holds all that belongs to one and touches no session,
-so that an engine which runs several at once can drive it just as well.
+It touches no session: an engine drives it (`utils.generation.engine`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,28 +20,11 @@ from utils.setup import UserError
 FinishReason = Literal["end_of_text", "stop_string", "budget", "context_full"]
 
 
-class Passes(Protocol):
-    """A session's passes, as the token loop needs them."""
+class Room(Protocol):
+    """What a prompt must fit: a session's passes have it."""
 
-    batch_size: int
     sequence_length: int
     vocab_size: int
-    verify_sizes: tuple[int, ...]
-
-    def prompt(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        start: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
-        """Runs `tokens[start:]` of one row; logits `[vocab_size]` after the last of them."""
-
-    def token(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Runs a token of every row, `[batch_size]`; logits `[batch_size, vocab_size]`."""
-
-    def verify(self, row: int, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Runs at most `verify_sizes[-1]` next tokens of one row; logits after each of them."""
 
 
 @dataclass(frozen=True)
@@ -72,75 +51,7 @@ class GenerationStep:
     accepted_tokens: int = 0
 
 
-def stream_generate(
-    passes: Passes,
-    tokenizer: Any,
-    prompt: str,
-    sampling: SamplingConfig,
-    *,
-    num_tokens: int,
-    stop: Sequence[str] = (),
-    row: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[GenerationStep]:
-    """Continues `prompt` in one row of the cache, a step a token.
-
-    The iterator may be closed or interrupted between any two steps: nothing is left to undo.
-
-    Args:
-        progress: called with the number of prompt tokens done, chunk by chunk.
-
-    Raises:
-        UserError: when called, before anything runs: the prompt is empty or longer than the
-            context, or a setting of the request is out of bounds.
-        ValueError: there is no row `row`.
-    """
-    if not 0 <= row < passes.batch_size:
-        raise ValueError(f"row must be from 0 to {passes.batch_size - 1}, not {row}")
-    ids = encode_prompt(tokenizer, prompt, passes)
-    request = Request(
-        ids, tokenizer, sampling, num_tokens, stop, sequence_length=passes.sequence_length
-    )
-    return _steps(passes, request, row, progress)
-
-
-def _steps(
-    passes: Passes, request: Request, row: int, progress: Callable[[int], None] | None
-) -> Iterator[GenerationStep]:
-    request.start()
-    logits = passes.prompt(row, request.ids, progress=progress)
-    yield request.accept(logits)
-    lookup = PromptLookup(passes.verify_sizes)
-    while not request.finished:
-        for logits in _next_logits(passes, request, row, lookup):
-            step = request.accept(logits)
-            as_proposed = lookup.confirm(step.token)
-            yield _with_counts(step, lookup)
-            if request.finished or not as_proposed:
-                break
-
-
-def _next_logits(passes: Passes, request: Request, row: int, lookup: PromptLookup) -> np.ndarray:
-    """Logits after the last token and, where there are proposals, after each of these."""
-    proposal = lookup.propose(request.ids, passes.sequence_length - request.position)
-    if proposal:
-        return passes.verify(row, [request.ids[-1], *proposal], request.position)
-    tokens = np.zeros(passes.batch_size, np.int32)  # rows without a request run token 0
-    positions = np.zeros(passes.batch_size, np.int32)  # at position 0, which does no harm
-    tokens[row], positions[row] = request.ids[-1], request.position
-    return passes.token(tokens, positions)[row : row + 1]
-
-
-def _with_counts(step: GenerationStep, lookup: PromptLookup) -> GenerationStep:
-    return replace(
-        step,
-        verify_passes=lookup.passes,
-        proposed_tokens=lookup.proposed,
-        accepted_tokens=lookup.accepted,
-    )
-
-
-def encode_prompt(tokenizer: Any, prompt: str, passes: Passes) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str, room: Room) -> list[int]:
     """The prompt's token ids.
 
     Raises:
@@ -154,14 +65,14 @@ def encode_prompt(tokenizer: Any, prompt: str, passes: Passes) -> list[int]:
     ids = list(tokenizer(prompt).input_ids)
     if not ids:
         raise UserError("the prompt must have at least one token, not none: give it some text")
-    if len(ids) > passes.sequence_length:
+    if len(ids) > room.sequence_length:
         raise UserError(
             f"the prompt has {len(ids)} tokens, but the context (sequence_length) holds "
-            f"{passes.sequence_length}: shorten the prompt"
+            f"{room.sequence_length}: shorten the prompt"
         )
-    if max(ids) >= passes.vocab_size:
+    if max(ids) >= room.vocab_size:
         raise UserError(
-            f"the prompt has token {max(ids)}, but the model's vocab_size is {passes.vocab_size}: "
+            f"the prompt has token {max(ids)}, but the model's vocab_size is {room.vocab_size}: "
             "the tokenizer belongs to another model"
         )
     return ids
@@ -178,7 +89,7 @@ class Request:
     """The state of one prompt being continued: ids, sampler, text, limits and times.
 
     `ids` are those of prompt and continuation; the last one is at `position` and, unless the
-    request is finished, is what the token pass runs next.
+    request is finished, is what the next decode pass runs.
 
     Raises:
         UserError: `num_tokens` is not positive, or a stop string is empty.
@@ -207,6 +118,7 @@ class Request:
         self._sequence_length = sequence_length
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(stop)
+        self._lookup = PromptLookup(())
         self._clock = clock
         self._started = self._first = clock()
 
@@ -222,9 +134,9 @@ class Request:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def start(self) -> None:
-        """Times count from here: call it when the prompt pass begins."""
-        self._started = self._clock()
+    def start(self, lookup: PromptLookup) -> None:
+        """Times count from here, as prefill begins; `lookup` is told of the tokens chosen."""
+        self._started, self._lookup = self._clock(), lookup
 
     def accept(self, logits: np.ndarray) -> GenerationStep:
         """Chooses the next token from its logits `[vocab_size]` and says what it adds.
@@ -237,6 +149,7 @@ class Request:
             raise RuntimeError(f"the request is finished ({self.finish_reason}): start another")
         token = self.sampler(logits, self.ids)
         self.ids.append(token)
+        self._lookup.confirm(token)
         text = self._stops.push(self._text.push(token))
         self.finish_reason = self._reason_to_finish(token)
         if self.finished:
@@ -267,6 +180,9 @@ class Request:
             time_to_first_token=self._first - self._started,
             tokens_per_second=_rate(self.generated_tokens - 1, now - self._first),
             prompt_tokens_per_second=_rate(self.prompt_tokens, self._first - self._started),
+            verify_passes=self._lookup.passes,
+            proposed_tokens=self._lookup.proposed,
+            accepted_tokens=self._lookup.accepted,
         )
 
 

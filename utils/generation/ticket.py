@@ -9,13 +9,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from utils.generation.lookup import PromptLookup
 from utils.generation.request import FinishReason
 
 EndReason = FinishReason | Literal["done", "stopped", "time_limit", "shutdown", "error"]
 
 
 class Work(Protocol):
-    """What an engine runs in a row, such as a `Request`.
+    """What an engine runs in a slot, such as a `Request`.
 
     `ids` grow by what `accept` chooses; the last of them is at `position` and is run next.
     """
@@ -31,8 +32,8 @@ class Work(Protocol):
     @property
     def finish_reason(self) -> Any: ...
 
-    def start(self) -> None:
-        """The row is there: the prompt pass begins."""
+    def start(self, lookup: PromptLookup) -> None:
+        """It has a slot: prefill begins. `lookup` is what its tokens are proposed by."""
 
     def accept(self, logits: np.ndarray) -> Any:
         """Takes the logits `[vocab_size]` after the last id; what it returns is an event."""
@@ -54,7 +55,7 @@ class Ticket:
         end: why it ended, once it has and all its events can be taken.
         prompt_done: tokens of the prompt that were run.
         submitted, started, first, ended: times of the engine's clock in seconds: handed in, given a
-            row, first event, end; None while it has not come to that.
+            slot, first event, end; None while it has not come to that.
     """
 
     def __init__(
@@ -67,7 +68,6 @@ class Ticket:
     ):
         self.number, self.work = number, work
         self.end: End | None = None
-        self.cancelled = False
         self.prompt_tokens = len(work.ids)
         self.prompt_done = 0
         self.submitted = now
@@ -85,8 +85,7 @@ class Ticket:
         return [self._events.popleft() for _ in range(len(self._events))]
 
     def cancel(self) -> None:
-        """Leave: the row is free at the next token. Without effect on a request that has ended."""
-        self.cancelled = True
+        """Leave, and free the slot. Without effect on a request that has ended."""
         self._leave(self)
 
     @property
@@ -95,7 +94,7 @@ class Ticket:
 
     @property
     def queue_wait(self) -> float | None:
-        """Seconds until it had a row."""
+        """Seconds until it had a slot."""
         return None if self.started is None else self.started - self.submitted
 
     @property

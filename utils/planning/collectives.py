@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from popxl.cost import Collective
-
+from utils.our_runtime import Collective
 from utils.planning.machines import Machine
 
 

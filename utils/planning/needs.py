@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from popxl import Variable
-from popxl.cost import Cost
 
 from config import BloomConfig
 from modelling.program import InferenceSession
 from utils.generation.loading import build
-from utils.memory import peak_memory
+from utils.our_runtime import Cost, cost, peak_memory, program_bytes
 from utils.planning.traffic import PassTraffic, predicted
 
 
@@ -46,7 +45,7 @@ class Needs:
 def needs_of(config: BloomConfig) -> Needs:
     """Build the program and look at it."""
     session, seconds = timed_build(config)
-    weights, state = session.ir.memory()
+    weights, state = program_bytes(session)
     variables = _variables(session)
     elements = _variables(build(_unquantized(config))) if config.model.quantized else variables
     return Needs(
@@ -58,7 +57,7 @@ def needs_of(config: BloomConfig) -> Needs:
         weight_bytes=weights,
         largest_part_bytes=max(_bytes_of_parts(session)),
         cache_bytes=state,
-        token=session.pass_graphs["token"].cost(),
+        token=cost(session.pass_graphs["decode"]),
         weight_bytes_all_replicas=sum(_bytes(v, v.shape_on_host) for v in variables),
         between_processes=predicted(config, session),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.memory import available_memory
+from utils.our_runtime import available_memory
 
 BLOCK = 1 << 24
 MEASURED = 1 << 28

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import popxl
-from popxl import machine as popxl_machine
 from popxl import ops
 
 from config import BloomConfig, ModelConfig
 from utils.checkpoints.random_weights import fill_randomly
 from utils.generation.loading import build
 from utils.generation.passes import Passes
+from utils.our_runtime import cost
+from utils.our_runtime import machine as rates
 from utils.planning.machines import THIS, Machine
 from utils.planning.needs import Needs
 from utils.planning.streaming import measured_rate
@@ -48,7 +49,7 @@ def this_machine(
     """
     config = needs.config
     device = config.execution.device
-    memory = popxl_machine.free_memory(device) if memory_bytes is None else memory_bytes
+    memory = rates.free_memory(device) if memory_bytes is None else memory_bytes
     held = needs.weight_bytes_all_replicas + config.execution.replicas * needs.cache_bytes
     if disk_rate is None and held > memory:
         folder = config.execution.memmap_dir
@@ -70,7 +71,7 @@ def this_machine(
 
 def memory_rate(device: str) -> float:
     """Bytes a second that a device reads."""
-    return statistics.median(popxl_machine.read_bandwidth(device) for _ in range(SAMPLES))
+    return statistics.median(rates.read_bandwidth(device) for _ in range(SAMPLES))
 
 
 class Products:
@@ -131,12 +132,12 @@ class ThinProgram:
 
     def seconds_a_call(self, passes: int = PASSES) -> float:
         """What an op takes beside its work: a token pass by its calls, the median of some."""
-        calls = self._session.pass_graphs["token"].cost().calls
+        calls = cost(self._session.pass_graphs["decode"]).calls
         return statistics.median(_seconds(self._pass) for _ in range(passes)) / calls
 
     def _pass(self) -> None:
         rows = np.zeros(self.config.execution.batch_size, np.int32)
-        self._passes.token(rows, rows)
+        self._passes.decode(rows, rows)
 
 
 def thin_config(config: BloomConfig) -> BloomConfig:

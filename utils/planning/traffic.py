@@ -8,13 +8,13 @@ from dataclasses import astuple, dataclass, replace
 from statistics import median, median_low
 
 import numpy as np
-from popdist.traffic import Traffic
 from popxl.streams import Stream
 
 from config import BloomConfig
 from modelling.program import InferenceSession
 from utils import distributed
-from utils.generation.passes import PROMPT_LOGITS, Passes
+from utils.generation.passes import Passes
+from utils.our_runtime import Traffic, cost, exchanged
 
 HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits received")
 
@@ -40,7 +40,7 @@ class PassTraffic:
     @classmethod
     def so_far(cls, session: InferenceSession) -> PassTraffic:
         """That this process has had."""
-        return cls(session.traffic, *(replace(given) for given in distributed.messages()))
+        return cls(exchanged(session), *(replace(given) for given in distributed.messages()))
 
     def __sub__(self, before: PassTraffic) -> PassTraffic:
         pairs = zip(self.parts, before.parts, strict=True)
@@ -48,20 +48,18 @@ class PassTraffic:
 
 
 def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
-    """By pass, without seconds; none in one process. A prompt pass is one that has logits."""
+    """By pass, without seconds; none in one process. Prefill is of a last chunk, with logits."""
     if not distributed.several():
         return {}
     inputs = Traffic(1, distributed.HEADER_BYTES + sum(map(_bytes, session.inputs)))
     rows = [len(held) for held in distributed.rows_elsewhere(config).values()]
     passes = {}
     for name, graph in session.pass_graphs.items():
-        cost = graph.cost()
-        logits = session.outputs.get(name.replace("verify", "verified"), session.outputs.logits)
-        of_each = _bytes(logits)
-        if name.startswith("prompt_"):
-            of_each = of_each // logits.shape[0] * PROMPT_LOGITS
+        of_graph = cost(graph)
+        stream = "prefill" if name.startswith("prefill") else name
+        of_each = _bytes(session.outputs[stream])
         passes[name] = PassTraffic(
-            Traffic(cost.process_calls, cost.process_bytes),
+            Traffic(of_graph.process_calls, of_graph.process_bytes),
             inputs,
             Traffic(len(rows), sum(rows) * of_each),
         )

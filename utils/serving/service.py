@@ -1,6 +1,6 @@
 """What a server offers to many people at once: generation and next tokens, by asyncio.
 
-A consumer that stops iterating, or is cancelled, frees its row at the next token.
+A consumer that stops iterating, or is cancelled, frees its slot at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a generation is. Times are in seconds, None while not known; `place` 0 has a row."""
+    """How far a generation is. Times are in seconds, None while not known; `place` 0 has a slot."""
 
     text: str  # the continuation so far
     place: int
@@ -131,7 +131,7 @@ class Service:
         return found
 
     def stop(self, owner: str) -> None:
-        """End all that this owner has running or waiting, at the next token."""
+        """End all that this owner has running or waiting."""
         for ticket in list(self._owned.get(owner, ())) if owner else []:
             ticket.cancel()
 
@@ -206,7 +206,7 @@ class Service:
         reason = ticket.end.reason if ticket.end else "stopped"
         text = f", prompt {prompt!r}" if self._log_prompts else ""
         logger.info(
-            "request %d: %d prompt tokens, %d generated, row after %s, first token after %s, "
+            "request %d: %d prompt tokens, %d generated, slot after %s, first token after %s, "
             "%s tokens/s, ended by %s%s",
             ticket.number,
             ticket.prompt_tokens,

@@ -51,6 +51,9 @@ from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import Stream
 from popxl.tensor import Constant, Shard, Tensor, Variable
 
+SMALL = 1 << 12
+"""Elements that cost less to copy than to ask whether they have moved."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -366,10 +369,10 @@ class _GraphLowering:
         lowered = self.program.lower(op.graphs[0], by_ref)
         replaced = self.around.composites.find(op, self.around.mesh, lowered.module)
         module = lowered.module if replaced is None else replaced
-        if self.graph is self.graph.main_graph:
-            module = self._recorded(
-                op.graphs[0], module, lasting=self._lasting(op, lowered, by_ref)
-            )
+        lasting = self._lasting(op, lowered, by_ref)
+        # Elsewhere only a callee that loads its own weights: a recording may copy what it is given.
+        if self.graph is self.graph.main_graph or not (lasting or is_steady(self.graph)):
+            module = self._recorded(op.graphs[0], module, lasting=lasting)
         self._run_graphs(op, module, [Callee(lowered, 0)], sorted(by_ref))
 
     def _lower_repeat(self, op: Op) -> None:
@@ -403,11 +406,21 @@ class _GraphLowering:
         self._run_graphs(op, module, callees)
 
     def _lasting(self, op: Op, callee: Lowered, by_ref: frozenset[int]) -> frozenset[int]:
-        """The inputs by value that lie in memory which stays, and is not written to meanwhile."""
+        """The inputs by value that lie in memory which stays, and is not written to meanwhile.
+
+        Whether what a graph is given stays is not known here: a small tensor of it does not count,
+        which is copied at once, where a recording would be made again for each place it lies at.
+        """
         written = self._written(op, [Callee(callee, 0)], by_ref)
         memory = {i: self.values.memory(t) for i, t in enumerate(op.inputs) if i not in by_ref}
+        given = self.graph is not self.graph.main_graph
         return frozenset(
-            i for i, keys in memory.items() if keys and HOST not in keys and not keys & written
+            i
+            for i, keys in memory.items()
+            if keys
+            and HOST not in keys
+            and not keys & written
+            and not (given and op.inputs[i].nelms <= SMALL and all(key[0] == "in" for key in keys))
         )
 
     def _written(self, op: Op, callees: list[Callee], by_ref: Collection[int]) -> set[Key]:

@@ -15,7 +15,7 @@ from utils.checkpoints.memmap.manifest import MANIFEST, map_settings
 from utils.checkpoints.memmap.parts import part_files, variables_of
 from utils.checkpoints.memmap.tensor_file import map_tensors
 from utils.checkpoints.memmap.verification import open_manifest, refuse, verify
-from utils.memory import tell_bus_errors
+from utils.our_runtime import tell_bus_errors
 from utils.setup import UserError
 
 

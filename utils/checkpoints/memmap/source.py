@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils.checkpoints.checkpoint import Checkpoint
-from utils.memory import MappedPages
+from utils.our_runtime import MappedPages
 
 WINDOW = 1 << 25
 """Bytes of a tensor that are in memory at once while it is cut up or converted."""

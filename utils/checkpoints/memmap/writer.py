@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.checkpoints.memmap.manifest import FileEntry
-from utils.memory import MappedPages
+from utils.our_runtime import MappedPages
 from utils.setup import UserError
 
 try:

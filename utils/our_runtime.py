@@ -1,7 +1,7 @@
-"""Memory of this process: pages of mapped files that are let go again, and how much there is.
+"""What exists only with our runtime: costs and limits, what is kept, pages of mapped files, extras.
 
-The one place where the application knows that the runtime under it is ours; with another one,
-nothing is let go early.
+Nothing else in the application imports it. Under another `popxl` the names that are None are not
+there: nothing is predicted or kept, and no page is let go early.
 """
 
 from __future__ import annotations
@@ -11,20 +11,54 @@ import os
 import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import popxl
 
 try:
-    from popxl.backend import memory
+    from popdist.traffic import Traffic
+    from popxl import machine
+    from popxl.backend import cache, memory
+    from popxl.backend.private_folder import NotPrivateError, PrivateFolder
+    from popxl.cost import Collective, Cost
 except ImportError:
-    memory = None  # type: ignore[assignment]
+    cache = machine = memory = None  # type: ignore[assignment]
+    Collective = Cost = PrivateFolder = Traffic = Any  # type: ignore[assignment,misc]
+    NotPrivateError = OSError  # type: ignore[assignment,misc]
+
+__all__ = ["Collective", "Cost", "NotPrivateError", "PrivateFolder", "Traffic", "cache", "machine"]
 
 WILLNEED, PAGEOUT, POPULATE_READ = 3, 21, 22
 """Advice of madvise(2): begin to read; drop from memory; read now, and no more page by page."""
 
-
 SMALL = 1 << 18
 """Bytes from which on it is worth finding out whether a range is a file's."""
+
+
+def cost(graph: popxl.Graph) -> Cost:
+    """What a run of a graph costs one replica."""
+    return graph.cost()
+
+
+def program_bytes(session: popxl.Session) -> tuple[int, int]:
+    """Bytes of a replica's weights, and of what its program writes to."""
+    return session.ir.memory()
+
+
+def device_of(session: popxl.Session) -> str:
+    """The kind of device that a session is on, "cpu" or "cuda"."""
+    return session.device
+
+
+def exchanged(session: popxl.Session) -> Traffic:
+    """The collectives that this process took part in with others so far."""
+    return session.traffic
+
+
+def fill(session: popxl.Session, variable: Any, values: np.ndarray, swapped: bool) -> None:
+    """Set a variable to `values` over and over, where it lies; see `Session.fill_variable_data`."""
+    session.fill_variable_data(variable, values, swapped)
 
 
 class MappedPages:
