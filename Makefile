@@ -8,7 +8,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= A dog is
-RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popxl_torch runtime/popdist -name '*.py' -o -name '*.[ch]pp')
 
 .DEFAULT_GOAL := help
 .PHONY: help run chat serve test lint format clean
@@ -48,7 +47,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps are newer than all they stand for: a second call installs nothing.
-$(VENV)/.installed: requirements.txt $(RUNTIME) | $(VENV)/bin/python
+$(VENV)/.installed: requirements.txt runtime/pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements.txt
 	@touch $@
 

@@ -3,8 +3,8 @@
     python benchmarks/perplexity.py
     python benchmarks/perplexity.py --config bloom_560M --text book.txt --precisions bfloat16 int8
 
-Each document stands on its own, after an end-of-text token, in pieces of the context's length; the
-program is the model as one graph without a cache, which gives the logits of every position.
+Each document stands on its own, after an end-of-text token, in pieces of the context's length. A
+piece is read by verify passes, which give the logits after every token.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from simple_parsing import field
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import popxl  # noqa: E402
-from popxl import ops  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from config import BloomConfig, ConfigError, parse_arguments  # noqa: E402 - found just above
-from config.config import PRECISIONS  # noqa: E402
-from modelling.bloom_lm import BloomLMHeadModelTP2D  # noqa: E402
+from config.config import MOST_LOOKUP_TOKENS, PRECISIONS  # noqa: E402
+from modelling.program import inference  # noqa: E402
 from utils.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from utils.generation.loading import write_weights  # noqa: E402
+from utils.generation.passes import Passes  # noqa: E402
 from utils.generation.tokenizer import load_tokenizer  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
+
+WIDTH = MOST_LOOKUP_TOKENS + 1
+"""Tokens of the widest verify pass."""
 
 HELD_OUT = ROOT / "models" / "bloom_tiny" / "heldout.txt"
 DESCRIPTION = (
@@ -85,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     configs = {name: with_precision(config, name) for name in arguments.precisions}
     checkpoint = open_checkpoint(config.model.hf_model)
     checkpoint.check_against(config)
-    pieces = pieces_of(arguments.text, checkpoint, config.model.sequence_length)
+    length = config.model.sequence_length
+    if length < WIDTH:
+        raise ConfigError(f"sequence_length must be at least {WIDTH}, not {length}")
+    pieces = pieces_of(arguments.text, checkpoint, length // WIDTH * WIDTH)
     results = compared(configs, checkpoint, pieces)
     tokens = sum(len(piece) - 1 for piece in pieces)
     if arguments.json:
@@ -147,63 +153,31 @@ def measure(
 ) -> Result:
     """The perplexity at one precision."""
     model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
-    config = dataclasses.replace(config, model=model)
-    program = Program(config, max(map(len, pieces)) - 1)
-    program.write(checkpoint)
+    execution = dataclasses.replace(
+        config.execution, batch_size=1, prompt_chunks=(1,), lookup_tokens=MOST_LOOKUP_TOKENS
+    )
+    config = dataclasses.replace(config, model=model, execution=execution)
+    session = inference(config)
+    write_weights(config, session, checkpoint)
     tokens = sum(len(piece) - 1 for piece in pieces)
     nats = 0.0
-    with (
-        program.session,
-        tqdm(desc=name, total=tokens, unit="token", leave=False, disable=None) as bar,
-    ):
+    with session, tqdm(desc=name, total=tokens, unit="token", leave=False, disable=None) as bar:
+        passes = Passes(config, session)
         for piece in pieces:
-            nats += program.loss(piece)
+            nats += loss(passes, piece)
             bar.update(len(piece) - 1)
-    return Result(name, program.session.ir.memory()[0], math.exp(nats / tokens))
+    return Result(name, session.ir.memory()[0], math.exp(nats / tokens))
 
 
-class Program:
-    """The model as one graph, from `length` tokens to the logits after each."""
-
-    def __init__(self, config: BloomConfig, length: int):
-        self.config, self.length = config, length
-        ir = popxl.Ir(replication=config.execution.replicas)
-        with ir.main_graph:
-            self._stream = popxl.h2d_stream((length,), popxl.int32)
-            tokens = ops.host_load(self._stream)
-            factories, graph = BloomLMHeadModelTP2D(config).create_graph(tokens)
-            self.variables = factories.init(empty=True)
-            (logits,) = graph.bind(self.variables).call(tokens)
-            self._out = popxl.d2h_stream(logits.shape, logits.dtype)
-            ops.host_store(self._out, logits)
-        self.session = popxl.Session(ir, config.execution.device)
-
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Give it the checkpoint's weights."""
-        module = checkpoint.module()
-        self.session.write_variables_data(
-            BloomLMHeadModelTP2D.hf_mapping(self.config, self.variables, module)
-        )
-
-    def loss(self, piece: list[int]) -> float:
-        """Summed cross entropy of `piece[1:]`, each token given those before it, in nats."""
-        wanted = np.array(piece[1:])
-        logits = self._logits(piece[:-1])[: len(wanted)].astype(np.float64)
-        highest = logits.max(-1)
-        total = np.exp(logits - highest[:, np.newaxis]).sum(-1)
-        return float((np.log(total) + highest - logits[np.arange(len(wanted)), wanted]).sum())
-
-    def _logits(self, tokens: list[int]) -> np.ndarray:
-        """float32 `(length, vocab_size)`; those after the tokens given mean nothing."""
-        replicas = self.config.execution.replicas
-        ids = np.zeros(self.length, np.int32)
-        ids[: len(tokens)] = tokens
-        given = ids if replicas == 1 else np.broadcast_to(ids, (replicas, self.length))
-        found = self.session.run({self._stream: given})[self._out].reshape(
-            replicas, self.length, -1
-        )
-        parts = found[:: self.config.execution.tensor_parallel_2]
-        return np.concatenate(list(parts), -1)[:, : self.config.model.vocab_size]
+def loss(passes: Passes, piece: list[int]) -> float:
+    """Summed cross entropy of `piece[1:]`, each token given those before it, in nats."""
+    given, wanted = piece[:-1], np.array(piece[1:])
+    logits = np.concatenate(
+        [passes.verify(0, given[at : at + WIDTH], at) for at in range(0, len(given), WIDTH)]
+    ).astype(np.float64)
+    highest = logits.max(-1)
+    total = np.exp(logits - highest[:, np.newaxis]).sum(-1)
+    return float((np.log(total) + highest - logits[np.arange(len(wanted)), wanted]).sum())
 
 
 def table(tokens: int, first: str, results: Iterable[Result]) -> Iterator[str]:

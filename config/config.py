@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -25,6 +26,9 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 WEIGHT_PRECISIONS = ("full", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MODEL_TYPES = sorted(p.parent.name for p in (REPOSITORY / "modelling").glob("*/__init__.py"))
+"""Each is a folder with its builders."""
+
 LONGEST_ERROR = 500
 """Characters of an error about settings."""
 
@@ -59,6 +63,9 @@ class ModelConfig:
     heads: int = field(help="attention heads; a multiple of tensor_parallel_1")
     vocab_size: int = field(help="rows of the embedding, 1 or more")
     sequence_length: int = field(help="tokens of context: prompt and generated text, 1 or more")
+    model_type: str = field(
+        default="bloom", help=f"kind of model, as its config.json says: {', '.join(MODEL_TYPES)}"
+    )
     layer_norm_epsilon: float = field(default=1e-5, help="added to variances in norms, over 0")
     tie_word_embeddings: bool = field(
         default=True, help="the head uses the embedding's weights; a checkpoint decides"
@@ -219,6 +226,7 @@ def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
     chunks = list(execution.prompt_chunks)
     ascending = chunks[0] >= 1 and all(a < b for a, b in zip(chunks, chunks[1:], strict=False))
     _check(ascending, "prompt_chunks", chunks, "numbers of 1 or more, each larger than the last")
+    _check_choice("model_type", model.model_type, MODEL_TYPES)
     _check_choice("precision", model.precision, PRECISIONS)
     _check_choice("weight_precision", model.weight_precision, WEIGHT_PRECISIONS)
     _check_choice("device", execution.device, DEVICES)
@@ -278,7 +286,7 @@ def _check_costs(config: BloomConfig) -> None:
         )
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     _check(value in choices, name, value, f"one of {', '.join(choices)}")
 
 

@@ -1,4 +1,4 @@
-"""Self-attention with ALiBi; heads are split over tp1, the hidden dimension over tp2."""
+"""Self-attention; heads are split over tp1, the hidden dimension over tp2."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from popxl import ops
 
 from config import BloomConfig
 from modelling.alibi import alibi_slopes
-from modelling.cached_attention import (
-    causal_attention,
-    prompt_attention,
-    token_attention,
-    verify_attention,
-)
+from modelling.cached_attention import prompt_attention, token_attention, verify_attention
 from modelling.linear import LinearTP2D
-from modelling.sharding import axis_size, blank, group_over, shard_vector
+from modelling.sharding import axis_size, blank, shard_vector, split_over
 
 
-class BloomSelfAttentionTP2D(addons.Module):
-    """Query, key and value projections, attention, and the projection of its result."""
+class SelfAttentionTP2D(addons.Module):
+    """Query, key and value projections, attention, and the projection of its result.
 
-    def __init__(self, config: BloomConfig):
+    Args:
+        alibi: whether distance lessens scores; otherwise every key before a query counts alike.
+    """
+
+    def __init__(self, config: BloomConfig, alibi: bool):
         super().__init__()
-        self.config = config
+        self.config, self.alibi = config, alibi
         hidden_size = config.model.hidden_size
         self.qkv = LinearTP2D(config, 3 * hidden_size, contract="tp2")
         self.dense = LinearTP2D(config, hidden_size, contract="tp1")
@@ -35,39 +34,22 @@ class BloomSelfAttentionTP2D(addons.Module):
     def build(
         self,
         x: popxl.Tensor,
-        key_cache: popxl.TensorByRef | None = None,
-        value_cache: popxl.TensorByRef | None = None,
-        position: popxl.Tensor | None = None,
+        key_cache: popxl.TensorByRef,
+        value_cache: popxl.TensorByRef,
+        position: popxl.Tensor,
         row: popxl.Tensor | None = None,
     ) -> popxl.Tensor:
         """From `(tokens, hidden_size / tp2)` to the same.
 
         Args:
             key_cache, value_cache: `(batch_size, heads / tp1, sequence_length, head_dim)`, written
-                to in place. Without them the tokens are a whole sequence.
+                to in place.
             position: int32; where the first token stands, or where each of them does, `(tokens,)`.
             row: int32 scalar: the row of the cache that all tokens belong to. Without it they are
                 one of each row.
         """
-        slopes = self.add_variable_input(
-            "alibi_slopes",
-            blank((self.heads,), popxl.float32),
-            popxl.float32,
-            replica_grouping=group_over(self.config, "tp2"),
-        )
+        slopes = self._slopes()
         q, k, v = self._split_heads(self.qkv(x))
-        if key_cache is None:
-            context = causal_attention(q, k, v, slopes)
-        else:
-            context = self._cached(q, k, v, key_cache, value_cache, slopes, position, row)
-        return self.dense(ops.reshape(context, (x.shape[0], -1)))
-
-    def _split_heads(self, fused: popxl.Tensor) -> list[popxl.Tensor]:
-        """`(tokens, heads * 3 * head_dim)`, BLOOM's order, as three `(tokens, heads, head_dim)`."""
-        shape = (fused.shape[0], self.heads, 3, self.config.model.head_dim)
-        return [ops.squeeze(t, [2]) for t in ops.split(ops.reshape(fused, shape), 3, axis=2)]
-
-    def _cached(self, q, k, v, key_cache, value_cache, slopes, position, row) -> popxl.Tensor:
         inputs = [q, k, v, key_cache, value_cache, slopes, position]
         if row is None:
             graph = popxl.gir().create_graph(token_attention, *inputs)
@@ -76,16 +58,38 @@ class BloomSelfAttentionTP2D(addons.Module):
             attention = verify_attention if position.rank else prompt_attention
             graph = popxl.gir().create_graph(attention, *inputs)
         (context,) = ops.call(graph, *inputs)
-        return context
+        return self.dense(ops.reshape(context, (x.shape[0], -1)))
+
+    def _slopes(self) -> popxl.Tensor:
+        """float32 `(heads / tp1,)`; zeros are no bias."""
+        if not self.alibi:
+            return popxl.constant(np.zeros(self.heads, np.float32))
+        return self.add_variable_input(
+            "alibi_slopes",
+            blank((self.heads,), popxl.float32),
+            popxl.float32,
+            replica_grouping=split_over(self.config, "tp1"),
+        )
+
+    def _split_heads(self, fused: popxl.Tensor) -> list[popxl.Tensor]:
+        """`(tokens, heads * 3 * head_dim)` as three `(tokens, heads, head_dim)`."""
+        shape = (fused.shape[0], self.heads, 3, self.config.model.head_dim)
+        return [ops.squeeze(t, [2]) for t in ops.split(ops.reshape(fused, shape), 3, axis=2)]
 
     @staticmethod
     def hf_mapping(
-        config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
+        config: BloomConfig, variables: addons.NamedTensors, qkv: Any, dense: Any
     ) -> dict[popxl.Variable, np.ndarray]:
-        """The weights of a transformers `BloomAttention`."""
-        slopes = alibi_slopes(config.model.heads)
-        return {
-            **LinearTP2D.hf_mapping(config, variables.qkv, hf_module.query_key_value, "tp2"),
-            **LinearTP2D.hf_mapping(config, variables.dense, hf_module.dense, "tp1"),
-            variables.alibi_slopes: shard_vector(config, slopes, "tp1"),
+        """The weights of its two linear layers, read like `torch.nn.Linear`s.
+
+        Args:
+            qkv: its output is `heads * 3 * head_dim`: a head's query, key and value lie together.
+        """
+        mapping = {
+            **LinearTP2D.hf_mapping(config, variables.qkv, qkv, "tp2"),
+            **LinearTP2D.hf_mapping(config, variables.dense, dense, "tp1"),
         }
+        if "alibi_slopes" in variables.keys():  # noqa: SIM118 - a tree, not a dictionary
+            slopes = alibi_slopes(config.model.heads)
+            mapping[variables.alibi_slopes] = shard_vector(config, slopes, "tp1")
+        return mapping

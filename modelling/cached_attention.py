@@ -110,21 +110,6 @@ def token_attention(
     return ops.squeeze(attend(one_query, key_cache, value_cache, bias), [2])
 
 
-def causal_attention(
-    q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor, slopes: popxl.Tensor
-) -> popxl.Tensor:
-    """A whole sequence from its first token on, without a cache: all `(tokens, heads, head_dim)`.
-
-    Returns:
-        `(tokens, heads, head_dim)`.
-    """
-    queries = popxl.constant(np.arange(q.shape[0], dtype=np.float32))
-    bias = alibi_bias(slopes, queries, k.shape[0])
-    by_head = [ops.transpose(t, (1, 0, 2)) for t in (q, k, v)]
-    context = attend(by_head[0], by_head[1], by_head[2], bias)
-    return ops.transpose(context, (1, 0, 2))
-
-
 def alibi_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
     """What is added to scores: slope times distance, and a mask over the keys ahead of the query.
 

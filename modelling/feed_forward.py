@@ -13,8 +13,8 @@ from config import BloomConfig
 from modelling.linear import LinearTP2D
 
 
-class BloomFeedForwardTP2D(addons.Module):
-    """Four times wider, GELU, and back."""
+class FeedForwardTP2D(addons.Module):
+    """Four times wider, GELU by its approximation with tanh, and back."""
 
     def __init__(self, config: BloomConfig):
         super().__init__()
@@ -27,10 +27,10 @@ class BloomFeedForwardTP2D(addons.Module):
 
     @staticmethod
     def hf_mapping(
-        config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
+        config: BloomConfig, variables: addons.NamedTensors, widen: Any, narrow: Any
     ) -> dict[popxl.Variable, np.ndarray]:
-        """The weights of a transformers `BloomMLP`."""
+        """The weights of its two linear layers, read like `torch.nn.Linear`s."""
         return {
-            **LinearTP2D.hf_mapping(config, variables.widen, hf_module.dense_h_to_4h, "tp2"),
-            **LinearTP2D.hf_mapping(config, variables.narrow, hf_module.dense_4h_to_h, "tp1"),
+            **LinearTP2D.hf_mapping(config, variables.widen, widen, "tp2"),
+            **LinearTP2D.hf_mapping(config, variables.narrow, narrow, "tp1"),
         }

@@ -9,7 +9,7 @@ import popxl
 import popxl_addons as addons
 
 from config import BloomConfig
-from modelling.sharding import axis_size, group_over, host_array, shard_vector
+from modelling.sharding import along, axis_size, host_array, shard_vector
 
 
 class LayerNormTP2D(addons.Module):
@@ -20,7 +20,7 @@ class LayerNormTP2D(addons.Module):
         self.config = config
         self.norm: addons.Module
         if axis_size(config, "tp2") > 1:
-            self.norm = addons.layers.LayerNormDistributed(group_over(config, "tp2"))
+            self.norm = addons.layers.LayerNormDistributed(along(config, "tp2"))
         else:
             self.norm = addons.layers.LayerNorm()
 

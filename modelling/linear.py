@@ -1,4 +1,4 @@
-"""A linear layer whose input lies over one axis of parallelism and whose output over the other."""
+"""A linear layer whose input is split over one axis of parallelism, its output over the other."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from modelling.sharding import (
     all_reduce,
     axis_size,
     blank,
-    group_over,
     host_array,
+    other,
     shard_vector,
+    split_over,
 )
 from modelling.weight import weight_of
 
@@ -32,7 +33,7 @@ class LinearTP2D(addons.Module):
     def __init__(self, config: BloomConfig, out_features: int, contract: Axis):
         super().__init__()
         self.config, self.contract = config, contract
-        self.output_axis: Axis = "tp2" if contract == "tp1" else "tp1"
+        self.output_axis = other(contract)
         self.out_features = out_features // axis_size(config, self.output_axis)
         self.weight = weight_of(config, rows=self.output_axis)
 
@@ -43,7 +44,7 @@ class LinearTP2D(addons.Module):
             "bias",
             blank((self.out_features,), x.dtype),
             x.dtype,
-            replica_grouping=group_over(self.config, self.contract),
+            replica_grouping=split_over(self.config, self.output_axis),
         )
         return all_reduce(self.config, self.weight.matmul(x, weight), self.contract) + bias
 
@@ -52,7 +53,7 @@ class LinearTP2D(addons.Module):
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any, contract: Axis
     ) -> dict[popxl.Variable, np.ndarray]:
         """Weight and bias of a `torch.nn.Linear`."""
-        output_axis: Axis = "tp2" if contract == "tp1" else "tp1"
+        output_axis = other(contract)
         weight = weight_of(config, rows=output_axis).values(hf_module.weight)
         bias = shard_vector(config, host_array(config, hf_module.bias), output_axis)
         return {

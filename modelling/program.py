@@ -1,4 +1,4 @@
-"""BLOOM inference as one PopXL program.
+"""Inference of a language model as one PopXL program.
 
 The program holds several passes and runs one of them a run: *prefill* for each chunk size (a chunk
 of a prompt in one slot of the KV cache), *decode* (one token for every slot) and, for prompt-lookup
@@ -19,10 +19,9 @@ import popxl_addons as addons
 from popxl import ops
 
 from config import BloomConfig
-from modelling.bloom_lm import BloomLMHeadTP2D
-from modelling.decoder import BloomDecoderBlockTP2D
-from modelling.embedding import BloomEmbeddingTP2D, vocabulary_weight
+from modelling.architecture import architecture_of
 from modelling.sharding import axis_size
+from modelling.vocabulary import vocabulary_weight
 
 DECODE = 0
 """The number of the decode pass; prefill passes follow, one a chunk size, then verify passes."""
@@ -129,7 +128,7 @@ class _Phases:
     """The graphs of the passes; all share the weights and the cache."""
 
     def __init__(self, config: BloomConfig):
-        self.config = config
+        self.config, self.architecture = config, architecture_of(config)
         model, execution = config.model, config.execution
         self.width = model.hidden_size // axis_size(config, "tp2")
         heads = model.heads // axis_size(config, "tp1")
@@ -206,7 +205,7 @@ class _Phases:
         last: popxl.Tensor,
     ) -> popxl.Tensor:
         """One token for every slot: `tokens[i]` of slot i is at `positions[i]`."""
-        x = self.embed(tokens[: self.config.execution.batch_size])
+        x = self.embed(tokens[: self.config.execution.batch_size], positions)
         return self.head(self.blocks(x, positions))
 
     def prefill(
@@ -218,7 +217,8 @@ class _Phases:
         size: int,
     ) -> None:
         """`size` tokens of a slot from `positions[0]` on; stores the logits after token `last`."""
-        x = self.blocks(self.embed(tokens[:size]), positions[0], slot)
+        first = positions[0]
+        x = self.blocks(self.embed(tokens[:size], first), first, slot)
         ir = popxl.gir()
         head = ir.create_graph(self._head_of_last, x, last)
         final = ir.create_graph(self._stored, x, last, name="prefill", graph=head)
@@ -235,17 +235,19 @@ class _Phases:
     ) -> popxl.Tensor:
         """`size` tokens of a slot from `positions[0]` on; the logits after each of them."""
         each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
-        return self.head(self.blocks(self.embed(tokens[:size]), each, slot))
+        return self.head(self.blocks(self.embed(tokens[:size], each), each, slot))
 
     def _head_of_last(self, x: popxl.Tensor, last: popxl.Tensor) -> popxl.Tensor:
         return self.head(ops.dynamic_slice(x, ops.reshape(last, (1,)), [0], [1], True))
 
     # --- the phases ---
 
-    def embed(self, tokens: popxl.Tensor) -> popxl.Tensor:
-        factories, graph = BloomEmbeddingTP2D(self.config).create_graph(tokens)
+    def embed(self, tokens: popxl.Tensor, position: popxl.Tensor) -> popxl.Tensor:
+        """`position` is that of the first token, a scalar, or of each."""
+        embedding = self.architecture.embedding(self.config)
+        factories, graph = embedding.create_graph(tokens, position)
         weights = self._part("embeddings", factories).load_entry(0)
-        (x,) = graph.bind(weights).call(tokens)
+        (x,) = graph.bind(weights).call(tokens, position)
         return x
 
     def blocks(
@@ -253,7 +255,7 @@ class _Phases:
     ) -> popxl.Tensor:
         """Every layer, in a loop over one graph."""
         given = [position] if slot is None else [position, slot]
-        block = BloomDecoderBlockTP2D(self.config)
+        block = self.architecture.block(self.config)
         factories, graph = block.create_graph(x, self.cache, self.cache, *given)
         layers = self.config.model.layers
         part = self._part("layer", factories, layers)
@@ -270,7 +272,7 @@ class _Phases:
         return x
 
     def head(self, x: popxl.Tensor) -> popxl.Tensor:
-        factories, graph = BloomLMHeadTP2D(self.config).create_graph(x)
+        factories, graph = self.architecture.head(self.config).create_graph(x)
         tied = vocabulary_weight(self.config).names if self.config.model.tie_word_embeddings else ()
         for name in tied:
             factories.pop(name)
@@ -286,16 +288,16 @@ class _Phases:
 def hf_mapping(
     config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
 ) -> list[tuple[str, Callable[[], dict[popxl.Variable, np.ndarray]]]]:
-    """How the session's weights come from a transformers `BloomForCausalLM`, a part at a time.
+    """How the session's weights come from a checkpoint, a part at a time.
 
     Returns:
         Names of the parts, in order, and functions that give a part's `{variable: array}`.
     """
-    transformer = hf_module.transformer
+    of, transformer = architecture_of(config), hf_module.transformer
     parts: list[tuple[str, Callable]] = [
         (
             "embeddings",
-            lambda: BloomEmbeddingTP2D.hf_mapping(config, variables.embeddings, transformer),
+            lambda: of.embedding.hf_mapping(config, variables.embeddings, transformer),
         )
     ]
     for number in range(config.model.layers):
@@ -303,10 +305,10 @@ def hf_mapping(
         parts.append(
             (
                 name,
-                lambda name=name, number=number: BloomDecoderBlockTP2D.hf_mapping(
+                lambda name=name, number=number: of.block.hf_mapping(
                     config, variables.get(name), transformer.h[number]
                 ),
             )
         )
-    parts.append(("head", lambda: BloomLMHeadTP2D.hf_mapping(config, variables.head, hf_module)))
+    parts.append(("head", lambda: of.head.hf_mapping(config, variables.head, hf_module)))
     return parts

@@ -16,7 +16,8 @@ import numpy as np
 from popxl.utils import to_numpy
 
 from config import BloomConfig
-from modelling.sharding import Axis, aligned, axis_size
+from modelling.aligned import aligned
+from modelling.sharding import Axis, axis_size
 
 BLOCK = 1 << 20
 """Elements, about, that a thread quantises at once."""

@@ -1,13 +1,12 @@
 """Two-dimensional tensor parallelism: who holds which part of what.
 
 Replica r = i1 * tp2 + i2. The hidden dimension of activations is split over tp2; heads, the
-feed-forward's inner dimension and the vocabulary over tp1. Wherever a vector or a matrix axis lies
-"over" an axis of parallelism, part i belongs to the replicas whose index on it is i.
+feed-forward's inner dimension and the vocabulary over tp1. Of what is split over an axis of
+parallelism, part i belongs to the replicas whose index on it is i.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,11 +17,9 @@ import popxl
 from popxl.utils import to_numpy
 
 from config import BloomConfig
+from modelling.aligned import aligned
 
 Axis = Literal["tp1", "tp2"]
-
-LINE = 64
-"""Bytes of a line of a processor's cache."""
 
 STRIP = 1 << 19
 """Elements of a checkpoint's matrix, about, that are cut up at once: a cache holds them."""
@@ -49,42 +46,37 @@ def axis_size(config: BloomConfig, axis: Axis) -> int:
     return execution.tensor_parallel_1 if axis == "tp1" else execution.tensor_parallel_2
 
 
-def group_over(config: BloomConfig, axis: Axis) -> popxl.ReplicaGrouping:
-    """Groups of the replicas that lie along an axis: those that reduce over it together.
+def other(axis: Axis) -> Axis:
+    """The axis that `axis` is not."""
+    return "tp2" if axis == "tp1" else "tp1"
 
-    As the grouping of a variable it says that the variable is the same along that axis, and so
-    split over the other one.
-    """
+
+def split_over(config: BloomConfig, axis: Axis) -> popxl.ReplicaGrouping:
+    """The grouping of a variable that is split over one axis: along the other it is the same."""
+    return along(config, other(axis))
+
+
+def split_over_both() -> popxl.ReplicaGrouping:
+    """The grouping of a variable that is split over both axes: every replica has its own part."""
+    return popxl.gir().replica_grouping(group_size=1)
+
+
+def along(config: BloomConfig, axis: Axis) -> popxl.ReplicaGrouping:
+    """The replicas that lie along an axis, a group each line: those that sum over it together."""
     stride = config.execution.tensor_parallel_2 if axis == "tp1" else 1
     return popxl.gir().replica_grouping(stride=stride, group_size=axis_size(config, axis))
-
-
-def every_replica_its_own() -> popxl.ReplicaGrouping:
-    """The grouping of variables that are split over both axes."""
-    return popxl.gir().replica_grouping(group_size=1)
 
 
 def all_reduce(config: BloomConfig, x: popxl.Tensor, axis: Axis) -> popxl.Tensor:
     """The sum of `x` over an axis of parallelism."""
     if axis_size(config, axis) == 1:
         return x
-    return popxl.ops.collectives.replicated_all_reduce(x, group=group_over(config, axis))
+    return popxl.ops.collectives.replicated_all_reduce(x, group=along(config, axis))
 
 
 def blank(shape: tuple[int, ...], dtype: popxl.dtypes.dtype) -> Callable[[], np.ndarray]:
     """A source of zeros for a variable's data that takes no memory; weights are written later."""
     return lambda: np.broadcast_to(np.zeros((), dtype.as_numpy()), shape)
-
-
-def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Like `make(shape, dtype)`, `np.empty` or `np.zeros`, but beginning with a line of the cache.
-
-    Weights of 4 bits are read a tenth faster so.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    memory = make(size + LINE, np.uint8)
-    begin = -memory.ctypes.data % LINE
-    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def host_array(config: BloomConfig, weight: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A weight matrix in the precision that the settings give weights: its variables and its use.
 
-Its elements are those of a checkpoint's `(out, in)`; rows (`out`) lie over one axis of parallelism
-and columns (`in`) over the other.
+Its elements are those of a checkpoint's `(out, in)`; rows (`out`) are split over one axis of
+parallelism and columns (`in`) over the other.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from modelling.quantized_matmul import (
 from modelling.sharding import (
     Axis,
     blank,
-    every_replica_its_own,
-    group_over,
     shard_matrix,
+    split_over,
+    split_over_both,
 )
 
 Tensors = Sequence[popxl.Tensor]
@@ -39,7 +39,7 @@ class Weight:
     """A weight as it is, in the type of the activations. Others derive from it.
 
     Args:
-        rows: the axis of parallelism that rows lie over.
+        rows: the axis of parallelism that rows are split over.
         table: the variable with the elements is `(out, in)`, for `rows_at`; otherwise it is
             `(in, out)` with its bytes as the checkpoint's, the fast order for one-token matmuls.
 
@@ -101,7 +101,7 @@ class Weight:
         dtype: popxl.dtypes.dtype,
         grouping: popxl.ReplicaGrouping | None = None,
     ) -> popxl.Tensor:
-        grouping = grouping or every_replica_its_own()
+        grouping = grouping or split_over_both()
         return module.add_variable_input(
             name, blank(shape, dtype), dtype, replica_grouping=grouping
         )
@@ -113,11 +113,10 @@ class ChannelQuantizedWeight(Weight):
     names = ("weight", "weight_scale")
 
     def add_to(self, module, out_features, in_features):
-        columns: Axis = "tp2" if self.rows == "tp1" else "tp1"
-        matrix, grouping = self._matrix(out_features, in_features), group_over(self.config, columns)
+        matrix, scales = self._matrix(out_features, in_features), split_over(self.config, self.rows)
         return (
             self._add(module, "weight", matrix, popxl.int8),
-            self._add(module, "weight_scale", (out_features,), popxl.float32, grouping),
+            self._add(module, "weight_scale", (out_features,), popxl.float32, scales),
         )
 
     def matmul(self, x, tensors):

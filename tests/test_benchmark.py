@@ -268,6 +268,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_nothing(tmp_path, monkeypatch):
         (["--plot", "speed.jpg"], r"plot must be a file that ends in \.png, not 'speed\.jpg'"),
         (["--plot", "nowhere/speed.png"], "no folder 'nowhere'"),
         (["--compare", "gpt"], "compare must be one of hf, not 'gpt'"),
+        (["--compare", "hf", "--model_type", "gpt2"], "knows model_type bloom alone, not gpt2"),
         (["--compare", "hf", "--memmap_dir", "maps"], "leave out --memmap_dir"),
         (["--dry_run", "--compare", "hf"], "--compare measures, --dry_run does not"),
         (["--dry_run", "--batch_size", "1", "2"], "--dry_run plans for one --batch_size"),

@@ -36,6 +36,7 @@ OTHER_VALUES = {
     "heads": 4,
     "vocab_size": 77,
     "sequence_length": 9,
+    "model_type": "gpt2",
     "layer_norm_epsilon": 0.5,
     "tie_word_embeddings": False,
     "precision": "bfloat16",

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import popxl
 import pytest
 import torch
 from bloom_checkpoints import config_of, logits_of, passes_of, random_bloom
-from popxl import ops
-
-from modelling.bloom_lm import BloomLMHeadModelTP2D
 
 SHARDINGS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (2, 4), (4, 4)]
 LENGTH = 24
@@ -60,38 +56,6 @@ def test_kernels_and_the_graphs_they_stand_for_agree_with_transformers(tp1, tp2,
         for at in range(19, LENGTH):
             logits = passes.decode(np.array([0, text[at]]), np.array([0, at]))
             np.testing.assert_allclose(logits[1], expected[at], atol=1e-4)
-
-
-@pytest.mark.parametrize("tp1, tp2", [(1, 1), (4, 2)])
-def test_model_without_a_cache_gives_every_position(tp1, tp2):
-    model = random_bloom(4, VOCABULARY)
-    (text,) = prompts(LENGTH)
-    np.testing.assert_allclose(
-        uncached_logits(model, config_of(model, tp1, tp2, LENGTH), text),
-        logits_of(model, text),
-        atol=1e-4,
-    )
-
-
-def uncached_logits(model, config, text) -> np.ndarray:
-    """Logits `(tokens, vocab_size)` of one graph of the whole model."""
-    replicas, tp2 = config.execution.replicas, config.execution.tensor_parallel_2
-    ir = popxl.Ir(replication=replicas)
-    with ir.main_graph:
-        stream = popxl.h2d_stream((len(text),), popxl.int32)
-        tokens = ops.host_load(stream)
-        factories, graph = BloomLMHeadModelTP2D(config).create_graph(tokens)
-        variables = factories.init()
-        (logits,) = graph.bind(variables).call(tokens)
-        out = popxl.d2h_stream(logits.shape, logits.dtype)
-        ops.host_store(out, logits)
-    mapping = BloomLMHeadModelTP2D.hf_mapping(config, variables, model)
-    with popxl.Session(ir) as session:
-        session.write_variables_data(mapping)
-        array = np.array(text, np.int32)
-        given = array if replicas == 1 else np.broadcast_to(array, (replicas, len(text)))
-        result = session.run({stream: given})[out].reshape(replicas, *logits.shape)
-    return np.concatenate(list(result[::tp2]), -1)[:, : config.model.vocab_size]
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -177,12 +141,7 @@ def test_a_prompt_goes_on_from_what_is_cached():
 
 @pytest.mark.parametrize(
     "slot, length, start, named",
-    [
-        (3, 4, 0, "slot 3"),
-        (0, 25, 0, "context of 24"),
-        (0, 0, 0, "no token"),
-        (0, 4, 4, "no token"),
-    ],
+    [(3, 4, 0, "slot 3"), (0, 25, 0, "context of 24"), (0, 0, 0, "no token"), (0, 4, 4, "no token")],
 )
 def test_impossible_prompts_are_refused_before_anything_runs(slot, length, start, named):
     model = random_bloom(4, VOCABULARY)

@@ -14,9 +14,9 @@ from popxl_addons.ops.group_quantize_decompress import (
 )
 
 from config import BloomConfig, ConfigError
+from modelling.aligned import aligned
 from modelling.program import hf_mapping, inference
 from modelling.quantization import channel_quantized, group_quantized
-from modelling.sharding import aligned
 
 LENGTH = 24
 VOCABULARY = 131  # no multiple of 2 or 4

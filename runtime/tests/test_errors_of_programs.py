@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import popxl
 import pytest
 from misuse import Things, add_up
 from popxl import ops
+from popxl.backend.rules import RULES
 from popxl.ops import collectives
 from programs import run_program
 
@@ -274,6 +278,19 @@ def test_a_remote_variable_is_loaded_before_use():
         _ = w + 1
     with pytest.raises(ValueError, match="w is a remote variable: load it with ops.remote_load"):
         popxl.Session(ir)
+
+
+def test_an_op_without_a_rule_is_named_with_the_table_and_the_files(monkeypatch):
+    monkeypatch.delitem(RULES, "gelu")
+    with pytest.raises(
+        NotImplementedError, match=r"'gelu' has no entry in RULES: .*rules\*\.py"
+    ) as told:
+        run_program(ops.gelu, np.ones(2, np.float32))
+    (named,) = re.findall(r"runtime/\S+", str(told.value))
+    runtime = Path(__file__).resolve().parents[1]
+    assert runtime / f"{RULES['relu'].__module__.replace('.', '/')}.py" in runtime.parent.glob(
+        named
+    )
 
 
 # --- while it runs ---

@@ -209,6 +209,8 @@ def _check_peer(config: BloomConfig, peer: str | None) -> None:
         return
     if peer not in PEERS:
         raise UserError(f"compare must be one of {', '.join(PEERS)}, not {peer!r}")
+    if config.model.model_type != "bloom":
+        raise UserError(f"--compare knows model_type bloom alone, not {config.model.model_type}")
     if config.execution.memmap_dir is not None:
         raise UserError("--compare makes its own weights: leave out --memmap_dir")
     device = config.execution.device

@@ -1,4 +1,4 @@
-"""A BLOOM checkpoint in Hugging Face format, read tensor by tensor.
+"""A checkpoint in Hugging Face format, read tensor by tensor.
 
 Tensors are mapped from their files, so holding a checkpoint open takes next to no memory: the
 sharded copy that is made from it is the only one.
@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from config import BloomConfig
+from config import BloomConfig, ConfigError
+from modelling.architecture import architecture, architecture_of
 from utils.checkpoints.hub import checkpoint_folder
-from utils.checkpoints.tensor_shapes import tensor_shapes
 from utils.checkpoints.weight_files import CheckpointError, WeightFiles
 from utils.escaping import cell, shown
 from utils.outside import read_mapping
@@ -23,23 +23,10 @@ from utils.outside import read_mapping
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
 
 PREFIX = "transformer."
-EMBEDDING = "word_embeddings.weight"
 HEAD = "lm_head.weight"
 ROWS_COMPARED = 4096
-
-# Our name for a setting -> its names in config.json, newest first.
-SHAPE_SETTINGS = {
-    "layers": ("n_layer", "num_hidden_layers"),
-    "hidden_size": ("hidden_size", "n_embed"),
-    "heads": ("n_head", "num_attention_heads"),
-    "vocab_size": ("vocab_size",),
-}
-# What the program implements, and what transformers takes when config.json does not say.
-FIXED_SETTINGS = {
-    "model_type": "bloom",
-    "apply_residual_connection_post_layernorm": False,
-    "slow_but_exact": False,
-}
+DEFAULT_TYPE = "bloom"
+"""The model type of a config.json that does not say."""
 
 
 class MissingTensorError(CheckpointError, AttributeError):
@@ -60,7 +47,7 @@ def open_checkpoint(hf_model: str | Path, *, progress: bool = True) -> Checkpoin
 class Checkpoint:
     """The tensors and settings of one folder.
 
-    Tensor names are those of transformers' `BloomForCausalLM`, with or without ``transformer.``:
+    Tensor names are those of transformers, with or without ``transformer.``:
     ``h.0.mlp.dense_h_to_4h.weight``. It does not matter which of the two the files have.
     """
 
@@ -96,7 +83,7 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether the head is the embedding: not stored, or stored with the same values."""
         if HEAD in self._stored:
-            return _equal(self.tensor(HEAD), self.tensor(EMBEDDING))
+            return _equal(self.tensor(HEAD), self.tensor(self._table))
         if self.config.get("tie_word_embeddings", True) is False:
             raise MissingTensorError(
                 f"no tensor {HEAD} in checkpoint {self.path}, whose config.json says "
@@ -106,7 +93,15 @@ class Checkpoint:
 
     def lm_head(self) -> torch.Tensor:
         """The weights of the head, those of the embedding if tied: `[vocab_size, hidden_size]`."""
-        return self.tensor(EMBEDDING if self.tied else HEAD)
+        return self.tensor(self._table if self.tied else HEAD)
+
+    @cached_property
+    def _table(self) -> str:
+        """The name of the embedding's weight."""
+        try:
+            return architecture(self.config.get("model_type", DEFAULT_TYPE)).table
+        except ConfigError as error:
+            raise CheckpointError(f"checkpoint {self.path} is of no known model: {error}") from None
 
     def module(self, prefix: str = "") -> CheckpointModule:
         """A view that is read like the transformers module `prefix`: ``module("h.0").mlp``."""
@@ -127,7 +122,7 @@ class Checkpoint:
                 f"{_table(differences)}\n"
                 "Set what differs to the checkpoint's values, or give another --hf_model."
             )
-        self._shapes = tensor_shapes(config.model)
+        self._shapes = architecture_of(config).tensor_shapes(config.model)
         modules = {
             name[:at] for name in self._shapes for at, sign in enumerate(name) if sign == "."
         }
@@ -183,8 +178,11 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _differences(config: BloomConfig, checkpoint: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(setting, its value in the configuration, in the checkpoint), for those that differ."""
-    rows = [(name, want, checkpoint.get(name, want)) for name, want in FIXED_SETTINGS.items()]
-    for name, aliases in SHAPE_SETTINGS.items():
+    of = architecture_of(config)
+    model_type = checkpoint.get("model_type", DEFAULT_TYPE)
+    rows: list[tuple[str, Any, Any]] = [("model_type", config.model.model_type, model_type)]
+    rows += [(name, want, checkpoint.get(name, want)) for name, want in of.fixed_settings.items()]
+    for name, aliases in of.shape_settings.items():
         found = [checkpoint[alias] for alias in aliases if alias in checkpoint]
         rows.append((name, getattr(config.model, name), found[0] if found else "not given"))
     different = [row for row in rows if row[1] != row[2]]

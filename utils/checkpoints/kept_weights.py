@@ -126,6 +126,6 @@ def _key(config: BloomConfig, checkpoint: Checkpoint) -> str:
 def _code() -> str:
     """A hash of the code that shards and quantises."""
     digest = hashlib.sha256()
-    for path in sorted(Path(str(modelling.__file__)).parent.glob("*.py")):
+    for path in sorted(Path(str(modelling.__file__)).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -6,8 +6,8 @@ import numpy as np
 from popxl import Variable
 from tqdm import tqdm
 
+from modelling.aligned import aligned
 from modelling.program import InferenceSession
-from modelling.sharding import aligned
 from utils.distributed import own_replicas
 from utils.our_runtime import device_of, fill
 

@@ -43,7 +43,7 @@ from popxl.backend.norms import RunNorm
 from popxl.backend.parts import Update
 from popxl.backend.products import Product, RunProduct, products
 from popxl.backend.recording import Recorded, is_steady, only_loads
-from popxl.backend.rules import MOVES, RULES, SHARING, region
+from popxl.backend.rules import MOVES, SHARING, region, rule_of
 from popxl.backend.scratch import Scratch
 from popxl.backend.values import NOWHERE, Values
 from popxl.graph import Graph, Op
@@ -196,7 +196,7 @@ class _GraphLowering:
         args = [self.values.node(t) for t in op.inputs]
         for i in range(moved, len(args)):
             args[i] = self._computable(args[i], op.inputs[i])
-        made = RULES[op.kind](self, op, self._placed(op, args))
+        made = rule_of(op.kind)(self, op, self._placed(op, args))
         nodes = made if isinstance(made, list) else [made]
         if moved:
             return nodes
@@ -324,7 +324,7 @@ class _GraphLowering:
         nodes = [self.values.node(t) for t in op.inputs]
         native = self.around.composites.native
         if native is None:
-            made = RULES["layer_norm"](self, op, nodes)
+            made = rule_of("layer_norm")(self, op, nodes)
         else:
             made = self.call(RunNorm(native, self.lead, op.eps), *nodes)
         self.values.bind(op.outputs[0], made)
@@ -335,7 +335,7 @@ class _GraphLowering:
         native, dtype = self.around.composites.native, op.outputs[0].dtype.as_torch()
         nodes = [self.values.node(t) for t in op.inputs]
         if native is None or dtype not in FLOATS or op.outputs[0].rank + self.lead > OUTER_AXES:
-            made = RULES["concat"](self, op, nodes)
+            made = rule_of("concat")(self, op, nodes)
         else:
             join = Concat(native, self.lead, op.axis - op.outputs[0].rank, dtype)
             made = self.call(join, *nodes)

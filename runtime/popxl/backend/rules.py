@@ -55,6 +55,21 @@ def rule(*kinds: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def rule_of(kind: str) -> Rule:
+    """The rule of a kind of op.
+
+    Raises:
+        NotImplementedError: where none is registered.
+    """
+    if kind not in RULES:
+        files = __name__.replace(".", "/")
+        raise NotImplementedError(
+            f"op {kind!r} has no entry in RULES: register a function with @rule({kind!r}) in one "
+            f"of runtime/{files}*.py"
+        )
+    return RULES[kind]
+
+
 def aligned(b: Emitter, op: Op, args: list[Node], rank: int) -> list[Node]:
     """The inputs with axes inserted so that they broadcast behind the mesh."""
     if not b.lead:

@@ -18,7 +18,7 @@ from utils.setup import UserError
 FORMAT, VERSION = "bloom memory maps", 1
 MANIFEST = "manifest.json"
 
-UNQUANTIZED = {"weight_precision": "full", "group_size": None}
+BEFORE = {"model_type": "bloom", "weight_precision": "full", "group_size": None}
 """Settings of maps that do not say them: they were made before there was a choice."""
 
 
@@ -93,6 +93,7 @@ def map_settings(config: BloomConfig) -> dict[str, Any]:
     """The settings that the maps' contents depend on, by name."""
     model, execution = config.model, config.execution
     return {
+        "model_type": model.model_type,
         "layers": model.layers,
         "hidden_size": model.hidden_size,
         "heads": model.heads,
@@ -133,7 +134,7 @@ def _from_content(path: Path, content: dict[str, Any]) -> Manifest:
     return Manifest(
         hf_model=given.text("hf_model"),
         fingerprint=given.text("fingerprint"),
-        settings=UNQUANTIZED | given.mapping("settings"),
+        settings=BEFORE | given.mapping("settings"),
         files={name: file_entry(entry, f"{path}, {name}") for name, entry in files.items()},
     )
 

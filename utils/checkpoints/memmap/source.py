@@ -26,7 +26,7 @@ class Source:
         check: called before each tensor is read; raises where it should not be.
 
     Attributes:
-        module: read like a transformers `BloomForCausalLM`; its tensors are `SourceTensor`s.
+        module: read like the checkpoint's; its tensors are `SourceTensor`s.
     """
 
     def __init__(self, checkpoint: Checkpoint, check: Callable[[], None]):

@@ -9,8 +9,8 @@ import popxl
 import popxl_addons as addons
 
 from config import BloomConfig
-from modelling.attention import BloomSelfAttentionTP2D
-from modelling.feed_forward import BloomFeedForwardTP2D
+from modelling.attention import SelfAttentionTP2D
+from modelling.feed_forward import FeedForwardTP2D
 from modelling.layer_norm import LayerNormTP2D
 
 
@@ -20,16 +20,16 @@ class BloomDecoderBlockTP2D(addons.Module):
     def __init__(self, config: BloomConfig):
         super().__init__()
         self.ln_1 = LayerNormTP2D(config)
-        self.attention = BloomSelfAttentionTP2D(config)
+        self.attention = SelfAttentionTP2D(config, alibi=True)
         self.ln_2 = LayerNormTP2D(config)
-        self.feed_forward = BloomFeedForwardTP2D(config)
+        self.feed_forward = FeedForwardTP2D(config)
 
     def build(
         self,
         x: popxl.Tensor,
-        key_cache: popxl.TensorByRef | None = None,
-        value_cache: popxl.TensorByRef | None = None,
-        position: popxl.Tensor | None = None,
+        key_cache: popxl.TensorByRef,
+        value_cache: popxl.TensorByRef,
+        position: popxl.Tensor,
         row: popxl.Tensor | None = None,
     ) -> popxl.Tensor:
         """From `(tokens, hidden_size / tp2)` to the same; the rest as for the attention."""
@@ -41,10 +41,14 @@ class BloomDecoderBlockTP2D(addons.Module):
         config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
     ) -> dict[popxl.Variable, np.ndarray]:
         """The weights of a transformers `BloomBlock`."""
-        attention, feed_forward = variables.attention, variables.feed_forward
+        attention, mlp = hf_module.self_attention, hf_module.mlp
         return {
             **LayerNormTP2D.hf_mapping(config, variables.ln_1, hf_module.input_layernorm),
-            **BloomSelfAttentionTP2D.hf_mapping(config, attention, hf_module.self_attention),
+            **SelfAttentionTP2D.hf_mapping(
+                config, variables.attention, attention.query_key_value, attention.dense
+            ),
             **LayerNormTP2D.hf_mapping(config, variables.ln_2, hf_module.post_attention_layernorm),
-            **BloomFeedForwardTP2D.hf_mapping(config, feed_forward, hf_module.mlp),
+            **FeedForwardTP2D.hf_mapping(
+                config, variables.feed_forward, mlp.dense_h_to_4h, mlp.dense_4h_to_h
+            ),
         }

@@ -1,4 +1,7 @@
-"""Token embedding and its norm; the vocabulary is split over tp1, the hidden size over tp2."""
+"""The table of embedding and head: the vocabulary is split over tp1, the hidden size over tp2.
+
+Every replica has the rows of its part of the vocabulary, and looks up the tokens among them.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +12,35 @@ import popxl
 import popxl_addons as addons
 
 from config import BloomConfig
-from modelling.layer_norm import LayerNormTP2D
 from modelling.sharding import (
     all_reduce,
     axis_size,
     blank,
-    group_over,
+    split_over,
 )
 from modelling.weight import Weight, weight_of
 
 
-class BloomEmbeddingTP2D(addons.Module):
-    """The rows of a table; every replica looks up the tokens of its part of the vocabulary.
+def embedded(module: addons.Module, config: BloomConfig, tokens: popxl.Tensor) -> popxl.Tensor:
+    """The rows of the table, which becomes inputs of `module`.
 
-    Attributes:
-        table: the tensors of the weight in the graph built last, for a head that is tied to it.
+    From token ids, int32 `(tokens,)`, to `(tokens, hidden_size / tp2)`.
     """
+    weight, table = vocabulary_weight(config), add_vocabulary(module, config)
+    if axis_size(config, "tp1") == 1:
+        return weight.rows_at(tokens, table)
+    here = tokens - first_row(module, config)
+    return all_reduce(config, weight.rows_at(here, table, zero_outside=True), "tp1")
 
-    def __init__(self, config: BloomConfig):
-        super().__init__()
-        self.config = config
-        self.norm = LayerNormTP2D(config)
-        self.table: tuple[popxl.Tensor, ...]
 
-    def build(self, tokens: popxl.Tensor) -> popxl.Tensor:
-        """From token ids, int32 `(tokens,)`, to `(tokens, hidden_size / tp2)`."""
-        weight = vocabulary_weight(self.config)
-        self.table = add_vocabulary(self, self.config)
-        if axis_size(self.config, "tp1") == 1:
-            return self.norm(weight.rows_at(tokens, self.table))
-        here = tokens - first_row(self, self.config)
-        found = weight.rows_at(here, self.table, zero_outside=True)
-        return self.norm(all_reduce(self.config, found, "tp1"))
-
-    @staticmethod
-    def hf_mapping(
-        config: BloomConfig, variables: addons.NamedTensors, hf_module: Any
-    ) -> dict[popxl.Variable, np.ndarray]:
-        """`word_embeddings` and `word_embeddings_layernorm` of a transformers `BloomModel`."""
-        norm = hf_module.word_embeddings_layernorm
-        return {
-            **vocabulary_mapping(config, variables, hf_module.word_embeddings.weight),
-            **first_row_mapping(config, variables),
-            **LayerNormTP2D.hf_mapping(config, variables.norm, norm),
-        }
+def embedded_mapping(
+    config: BloomConfig, variables: addons.NamedTensors, weight: Any
+) -> dict[popxl.Variable, np.ndarray]:
+    """The values of the inputs that `embedded` adds."""
+    return {
+        **vocabulary_mapping(config, variables, weight),
+        **first_row_mapping(config, variables),
+    }
 
 
 def first_row(module: addons.Module, config: BloomConfig) -> popxl.Tensor:
@@ -61,7 +49,7 @@ def first_row(module: addons.Module, config: BloomConfig) -> popxl.Tensor:
         "first_row",
         blank((), popxl.int32),
         popxl.int32,
-        replica_grouping=group_over(config, "tp2"),
+        replica_grouping=split_over(config, "tp1"),
     )
 
 

@@ -1,15 +1,28 @@
-"""The shapes of a BLOOM checkpoint's tensors."""
+"""What a BLOOM checkpoint looks like: its settings, and its tensors' names and shapes."""
 
 from __future__ import annotations
 
 from config import ModelConfig
+
+TABLE = "word_embeddings.weight"
+
+SHAPE_SETTINGS = {
+    "layers": ("n_layer", "num_hidden_layers"),
+    "hidden_size": ("hidden_size", "n_embed"),
+    "heads": ("n_head", "num_attention_heads"),
+    "vocab_size": ("vocab_size",),
+}
+FIXED_SETTINGS = {
+    "apply_residual_connection_post_layernorm": False,
+    "slow_but_exact": False,
+}
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """By their names without ``transformer.``, the head's included, which may not be stored."""
     width, embedding = model.hidden_size, (model.vocab_size, model.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {
-        "word_embeddings.weight": embedding,
+        TABLE: embedding,
         "lm_head.weight": embedding,
     }
     shapes |= _norm("word_embeddings_layernorm", width) | _norm("ln_f", width)
