@@ -141,7 +141,12 @@ def test_a_prompt_goes_on_from_what_is_cached():
 
 @pytest.mark.parametrize(
     "slot, length, start, named",
-    [(3, 4, 0, "slot 3"), (0, 25, 0, "context of 24"), (0, 0, 0, "no token"), (0, 4, 4, "no token")],
+    [
+        (3, 4, 0, "slot 3"),
+        (0, 25, 0, "context of 24"),
+        (0, 0, 0, "no token"),
+        (0, 4, 4, "no token"),
+    ],
 )
 def test_impossible_prompts_are_refused_before_anything_runs(slot, length, start, named):
     model = random_bloom(4, VOCABULARY)
