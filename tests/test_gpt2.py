@@ -106,9 +106,8 @@ def test_logits_are_those_of_transformers_by_every_pass(folder, tp1, tp2, weight
     text = np.random.default_rng(0).integers(SHAPE["vocab_size"], size=40).tolist()
     with torch.no_grad():
         wanted = model(torch.tensor([text])).logits[0].numpy()
-    loaded = load(config)
-    with loaded.session:
-        passes = loaded.passes
+    passes = load(config).passes
+    with passes.session:
         np.testing.assert_allclose(passes.prompt(0, text[:21]), wanted[20], atol=1e-4)
         token = passes.token(np.array(text[21:22], np.int32), np.array([21], np.int32))
         np.testing.assert_allclose(token[0], wanted[21], atol=1e-4)
