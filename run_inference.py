@@ -16,19 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
+from config.options import field
 from utils import distributed
 from utils.generation.request import (
     GenerationStep,
-    check_num_tokens,
     encode_prompt,
     stream_generate,
 )
-from utils.generation.sampling import SamplingConfig
-from utils.generation.text import StopStrings
+from utils.generation.settings import TEXT, GenerationSettings, SamplingConfig, settings_of
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import say, summary, write
 
@@ -41,51 +39,19 @@ DESCRIPTION = (
 )
 
 
-@dataclass
-class GenerationArguments:
-    """What to continue, and how."""
+@dataclass(frozen=True)
+class GenerationArguments(GenerationSettings):
+    """What to continue, how, and how to show it."""
 
-    prompt: str | None = field(
-        default=None, nargs=None, metavar="TEXT", help="the text to continue, once"
-    )
-    temperature: float = field(
-        default=0.0, help="0 takes the likeliest token, more gives the others a chance"
-    )
-    top_k: int = field(default=0, help="choose among this many likeliest tokens; 0 is off")
-    top_p: float = field(
-        default=1.0, help="choose among the likeliest tokens of this probability in all; 1 is off"
-    )
-    repetition_penalty: float = field(
-        default=1.0, help="over 1 makes tokens that were there before less likely; 1 is off"
-    )
-    num_tokens: int = field(default=64, help="generate at most this many tokens, 1 or more")
-    seed: int | None = field(
-        default=None, nargs=None, metavar="int", help="repeats what was drawn with this seed"
-    )
-    stop: list[str] = field(
-        default_factory=list,
-        action="append",
-        nargs=None,
-        type=str,
-        metavar="TEXT",
-        help="end before this text; may be given several times",
-    )
-    no_stream: bool = field(
-        default=False, action="store_true", help="print the text once it is complete"
-    )
+    prompt: str | None = field(default=None, help="continue this text, and leave")
+    no_stream: bool = field(default=False, help="print the text once it is complete")
     json: bool = field(
-        default=False, action="store_true", help="print one JSON object with text, ids and times"
+        default=False, help="print one JSON object with text, token ids, times and settings"
     )
 
-    def __post_init__(self) -> None:
-        # argparse takes the value of `--stop=--` for the end of options, and gives [] for it.
-        self.stop = ["--" if isinstance(text, list) else text for text in self.stop]
-        self.prompt = "--" if isinstance(self.prompt, list) else self.prompt
-
-    def sampling(self) -> SamplingConfig:
-        """The sampling settings. Raises a `UserError` for one that is out of bounds."""
-        names = [setting.name for setting in dataclasses.fields(SamplingConfig)]
-        return SamplingConfig(**{name: getattr(self, name) for name in names})
+    def settings(self) -> GenerationSettings:
+        """Those of the request alone."""
+        return GenerationSettings(**{name: getattr(self, name) for name in settings_of()})
 
 
 @dataclass(frozen=True)
@@ -128,10 +94,8 @@ class Generator:
 
     def answer(self, answers: Answers, between_chunks: Callable[[], None]) -> Iterator:
         """Steps for what was answered in the terminal."""
-        sampling = dataclasses.replace(
-            self.arguments.sampling(), temperature=answers.temperature, top_k=answers.top_k
-        )
-        return self.steps(answers.prompt, sampling, answers.num_tokens, between_chunks)
+        settings = answers.settings
+        return self.steps(answers.prompt, settings, settings.num_tokens, between_chunks)
 
 
 def main(
@@ -146,10 +110,13 @@ def main(
         UserError, ConfigError: for arguments, or a prompt, that are not possible.
     """
     config, arguments = parse_arguments(
-        argv, extra=GenerationArguments, prog="run_inference.py", description=DESCRIPTION
+        argv,
+        extra=GenerationArguments,
+        title=TEXT,
+        prog="run_inference.py",
+        description=DESCRIPTION,
     )
     setup_logging(config.execution.log_level)
-    check(arguments)
     distributed.join(config)  # before what only the leader does, and may fail at
     prompt = given_prompt(arguments) if distributed.leads() else None
     generator = Generator((load or load_model)(config), arguments)
@@ -157,8 +124,7 @@ def main(
         return one_shot(generator, prompt)
     from utils.terminal import Answers, Terminal  # late: one shot needs no line editor
 
-    defaults = Answers("", arguments.temperature, arguments.top_k, arguments.num_tokens)
-    return Terminal(generator.answer, defaults).run()
+    return Terminal(generator.answer, Answers("", arguments.settings())).run()
 
 
 def load_model(config: BloomConfig) -> Any:
@@ -168,13 +134,6 @@ def load_model(config: BloomConfig) -> Any:
     )
 
     return loading.load(config)
-
-
-def check(arguments: GenerationArguments) -> None:
-    """Raises a `UserError` for a setting that is out of bounds, before the model is loaded."""
-    arguments.sampling()
-    check_num_tokens(arguments.num_tokens)
-    StopStrings(arguments.stop)
 
 
 def given_prompt(arguments: GenerationArguments) -> str | None:
@@ -200,7 +159,7 @@ def given_prompt(arguments: GenerationArguments) -> str | None:
 def one_shot(generator: Generator, prompt: str) -> int:
     """Print the continuation of one prompt on stdout; the exit status."""
     arguments = generator.arguments
-    sampling = arguments.sampling().seeded()
+    sampling = arguments.settings().seeded()
     stream = not (arguments.no_stream or arguments.json)
     steps: list[GenerationStep] = []
     try:
@@ -213,7 +172,7 @@ def one_shot(generator: Generator, prompt: str) -> int:
         raise
     text, last = "".join(step.text for step in steps), steps[-1]
     if arguments.json:
-        print(as_json(arguments, sampling, prompt, text, steps))
+        print(as_json(sampling, prompt, text, steps))
     else:
         write("\n" if stream else text + "\n")
     say(summary(last, str(last.finish_reason), None if sampling.greedy else sampling.seed))
@@ -221,16 +180,13 @@ def one_shot(generator: Generator, prompt: str) -> int:
 
 
 def as_json(
-    arguments: GenerationArguments,
-    sampling: SamplingConfig,
+    sampling: GenerationSettings,
     prompt: str,
     text: str,
     steps: list[GenerationStep],
 ) -> str:
     """One generation as a JSON object; `settings` repeats it, as its seed is the one in use."""
     last = steps[-1]
-    settings = dataclasses.asdict(sampling)
-    settings.update(num_tokens=arguments.num_tokens, stop=arguments.stop)
     result = {
         "prompt": prompt,
         "text": text,
@@ -241,7 +197,7 @@ def as_json(
         "time_to_first_token": last.time_to_first_token,
         "tokens_per_second": last.tokens_per_second,
         "prompt_tokens_per_second": last.prompt_tokens_per_second,
-        "settings": settings,
+        "settings": dataclasses.asdict(sampling),
     }
     if last.verify_passes:
         names = ("verify_passes", "proposed_tokens", "accepted_tokens")
