@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,12 +26,9 @@ from utils.generation.request import (
     encode_prompt,
     stream_generate,
 )
-from utils.generation.settings import TEXT, GenerationSettings, SamplingConfig, settings_of
+from utils.generation.settings import TEXT, GenerationSettings, settings_of
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import say, summary, write
-
-if TYPE_CHECKING:
-    from utils.terminal import Answers
 
 DESCRIPTION = (
     "Continue a prompt with BLOOM. Without --prompt, it is read from standard input if that is a "
@@ -64,8 +61,7 @@ class Generator:
     def steps(
         self,
         prompt: str,
-        sampling: SamplingConfig,
-        num_tokens: int,
+        settings: GenerationSettings,
         between_chunks: Callable[[], None] = lambda: None,
     ) -> Iterator[GenerationStep]:
         """Steps of `stream_generate`, with a progress bar while the prompt is run."""
@@ -84,18 +80,13 @@ class Generator:
                 passes,
                 tokenizer,
                 prompt,
-                sampling,
-                num_tokens=num_tokens,
-                stop=self.arguments.stop,
+                settings,
+                num_tokens=settings.num_tokens,
+                stop=settings.stop,
                 progress=progress,
             ):
                 bar.close()
                 yield step
-
-    def answer(self, answers: Answers, between_chunks: Callable[[], None]) -> Iterator:
-        """Steps for what was answered in the terminal."""
-        settings = answers.settings
-        return self.steps(answers.prompt, settings, settings.num_tokens, between_chunks)
 
 
 def main(
@@ -122,9 +113,9 @@ def main(
     generator = Generator((load or load_model)(config), arguments)
     if prompt is not None:
         return one_shot(generator, prompt)
-    from utils.terminal import Answers, Terminal  # late: one shot needs no line editor
+    from utils.terminal import Terminal  # late: one shot needs no line editor
 
-    return Terminal(generator.answer, Answers("", arguments.settings())).run()
+    return Terminal(generator.steps, arguments.settings()).run()
 
 
 def load_model(config: BloomConfig) -> Any:
@@ -159,11 +150,11 @@ def given_prompt(arguments: GenerationArguments) -> str | None:
 def one_shot(generator: Generator, prompt: str) -> int:
     """Print the continuation of one prompt on stdout; the exit status."""
     arguments = generator.arguments
-    sampling = arguments.settings().seeded()
+    settings = arguments.settings().seeded()
     stream = not (arguments.no_stream or arguments.json)
     steps: list[GenerationStep] = []
     try:
-        for step in generator.steps(prompt, sampling, arguments.num_tokens):
+        for step in generator.steps(prompt, settings):
             steps.append(step)
             write(step.text if stream else "")
     except KeyboardInterrupt:
@@ -172,15 +163,15 @@ def one_shot(generator: Generator, prompt: str) -> int:
         raise
     text, last = "".join(step.text for step in steps), steps[-1]
     if arguments.json:
-        print(as_json(sampling, prompt, text, steps))
+        print(as_json(settings, prompt, text, steps))
     else:
         write("\n" if stream else text + "\n")
-    say(summary(last, str(last.finish_reason), None if sampling.greedy else sampling.seed))
+    say(summary(last, str(last.finish_reason), None if settings.greedy else settings.seed))
     return 0
 
 
 def as_json(
-    sampling: GenerationSettings,
+    settings: GenerationSettings,
     prompt: str,
     text: str,
     steps: list[GenerationStep],
@@ -197,7 +188,7 @@ def as_json(
         "time_to_first_token": last.time_to_first_token,
         "tokens_per_second": last.tokens_per_second,
         "prompt_tokens_per_second": last.prompt_tokens_per_second,
-        "settings": dataclasses.asdict(sampling),
+        "settings": dataclasses.asdict(settings),
     }
     if last.verify_passes:
         names = ("verify_passes", "proposed_tokens", "accepted_tokens")

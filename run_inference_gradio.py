@@ -23,7 +23,7 @@ from config.options import field
 from utils import distributed
 from utils.serving.hosts import Hosts
 from utils.serving.limits import Limits
-from utils.serving.listening import bind, is_public, listen, url
+from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.serving.quiet_log import make_quiet
 from utils.setup import UserError, run_script, setup_logging
 from utils.streams import OutputError
@@ -34,8 +34,8 @@ of a prompt that the others wait long for, and a log of the requests."""
 
 DESCRIPTION = (
     "Serve BLOOM as a web page, with an API for gradio_client and curl, and /health. Here "
-    "--batch_size is 8 unless it is given, --prompt_chunks 16 128, and --log_level info, which logs "
-    "each request."
+    "--batch_size is 8 unless it is given, --prompt_chunks 16 128, and --log_level info, which "
+    "logs each request."
 )
 
 
@@ -173,7 +173,9 @@ def serve(
 
         def ready() -> None:
             try:
-                print(f"the page is at {url(listener)}", flush=True)
+                others = url_for_others(listener)
+                more = f", from other computers at {others}" if others else ""
+                print(f"the page is at {url(listener)}{more}", flush=True)
             except OutputError as error:  # within the event loop, which would print its own stack
                 unwritten.append(error)
                 server.should_exit = True

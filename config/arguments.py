@@ -32,7 +32,7 @@ def parse_arguments(
         ConfigError: for an unknown preset or option, or a value that is not possible.
     """
     argv = sys.argv[1:] if argv is None else argv
-    about = {"prog": prog, "description": description}
+    about: dict[str, Any] = {"prog": prog, "description": description}
     found = _parser(extra, title, **about).parse(argv)
     preset = read_preset(
         getattr(found, "config", None), Path(getattr(found, "config_file", PRESETS_FILE))

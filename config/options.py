@@ -96,7 +96,8 @@ class Parser(argparse.ArgumentParser):
         metadata = setting.metadata
         metavar = metadata.get("metavar") or METAVARS.get(kind)
         text = _help(metadata.get("help", ""), default)
-        name, settings = f"--{setting.name}", {"help": text, "default": argparse.SUPPRESS}
+        name = f"--{setting.name}"
+        settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if kind is bool and flags:
             group.add_argument(name, action="store_true", **settings)
         elif kind is bool:
@@ -140,10 +141,10 @@ def read(kind: type, found: argparse.Namespace, defaults: Any = None) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`: did you mean ...?`, or '' where nothing is near."""
+    """` (did you mean ...?)`, or '' where nothing is near."""
     by_lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(name[:80].lower(), by_lower, n=1)
-    return f": did you mean {by_lower[found[0]]}?" if found else ""
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
 def cut(text: str) -> str:

@@ -160,8 +160,8 @@ def keep_typical(logits: np.ndarray, typical_p: float) -> np.ndarray:
     entropy = np.sum(chances * surprise, where=chances > 0)
     distance = np.abs(surprise - entropy)
     order = np.argsort(distance)
-    last = np.searchsorted(np.cumsum(chances[order]), typical_p)
-    limit = distance[order[min(last, order.size - 1)]]
+    last = min(int(np.searchsorted(np.cumsum(chances[order]), typical_p)), order.size - 1)
+    limit = distance[order[last]]
     kept = possible[distance <= limit]
     filtered = np.full_like(logits, -np.inf)
     filtered[kept] = logits[kept]

@@ -154,7 +154,8 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, found in settings_of(type(self)).items():
+        kind: Any = type(self)
+        for name, found in settings_of(kind).items():
             found.check(name, getattr(self, name))
 
     @property
@@ -209,6 +210,17 @@ class Setting:
         left_out = ", or left out" if self.optional else ""
         return self.bounds.text(whole=self.kind is int) + left_out
 
+    def parsed(self, name: str, text: str) -> Any:
+        """The value that a person typed; `none` leaves it out. Raises a `UserError`."""
+        if self.kind is tuple:
+            return () if text == "none" else (text.replace("\\n", "\n"),)
+        if self.optional and text == "none":
+            return None
+        try:
+            return self.kind(text)
+        except ValueError:
+            raise UserError(f"{name} must be {self.allowed}, not {text[:80]!r}") from None
+
     def check(self, name: str, value: Any) -> None:
         """Raises a `UserError` where the setting cannot have this value."""
         if self.bounds is None:
@@ -223,7 +235,7 @@ class Setting:
 
 
 @cache
-def settings_of(kind: type = GenerationSettings) -> Mapping[str, Setting]:
+def settings_of(kind: Any = GenerationSettings) -> Mapping[str, Setting]:
     """The settings among a dataclass's fields, by name and in order."""
     hints = get_type_hints(kind)
     return {

@@ -28,7 +28,7 @@ class Handlers:
         self, values: dict[gr.Component, Any], request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any], None]:
         """Text and status again and again; `values` are the page's fields'."""
-        settings = {field.elem_id: value for field, value in values.items()}
+        settings = {str(field.elem_id): value for field, value in values.items()}
         prompt = settings.pop("prompt")
         settings["stop"] = stop_strings(settings.pop("stop_strings"))
         try:

@@ -10,8 +10,9 @@ from utils.serving.service import Progress
 TITLE = "BLOOM"
 
 COMPLETES = """\
-It **continues text**: it is no chat partner and follows no orders. Write the beginning of what you \
-would like to read, and it goes on. To have a task done, show it a few times first (*few-shot*)."""
+It **continues text**: it is no chat partner and follows no orders. Write the beginning of what \
+you would like to read, and it goes on. To have a task done, show it a few times first \
+(*few-shot*)."""
 FOLLOWS = """\
 It **does what a text asks for**: a question, a translation, a summary. Say clearly where the task \
 ends."""
