@@ -173,9 +173,9 @@ def serve(
 
         def ready() -> None:
             try:
-                others = url_for_others(listener)
-                more = f", from other computers at {others}" if others else ""
-                print(f"the page is at {url(listener)}{more}", flush=True)
+                print(f"the page is at {url(listener)}", flush=True)
+                if others := url_for_others(listener):
+                    print(f"from other computers: {others}", flush=True)
             except OutputError as error:  # within the event loop, which would print its own stack
                 unwritten.append(error)
                 server.should_exit = True

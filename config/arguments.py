@@ -39,7 +39,7 @@ def parse_arguments(
     )
     if hasattr(found, "help"):  # the defaults that it shows are the preset's
         _parser(extra, title, preset, **about).print_help()
-        sys.exit()
+        sys.exit(0)
     config = BloomConfig(
         read(ModelConfig, found, preset.model), read(ExecutionConfig, found, preset.execution)
     )
