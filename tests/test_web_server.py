@@ -43,7 +43,7 @@ from run_inference_gradio import ServerArguments, for_many, main
 from utils.generation.engine import Engine
 from utils.generation.loading import load
 from utils.generation.ticket import Ticket
-from utils.serving.listening import bind, is_public, listen, url
+from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.setup import UserError
 
 TESTS = Path(__file__).resolve().parent
@@ -411,6 +411,25 @@ def test_with_an_account_nothing_but_health_is_open(
         assert found["text"] == generated_text(model, tokenizer, PROMPT, 5)
 
 
+def test_with_an_account_the_code_that_the_api_panel_shows_logs_in(
+    model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    login = {"username": "o'user", "password": "pass"}
+    with served(ReferencePasses(model), tokenizer, auth=tuple(login.values())) as site:
+        with httpx.Client() as browser:
+            browser.post(f"{site.url}/login", data=login)
+            info = browser.get(f"{site.url}/gradio_api/info").json()
+        snippets = info["named_endpoints"]["/generate"]["code_snippets"]
+        for code in (snippets["python"], snippets["javascript"], snippets["bash"]):
+            assert "PASSWORD" in code
+        known: dict = {}
+        python = (
+            snippets["python"].replace("PASSWORD", "pass").replace('prompt="..."', 'prompt="A"')
+        )
+        exec(python, known)
+    assert known["result"]["end_reason"] == "budget"
+
+
 def words_of_the_page_are_absent(page: str) -> bool:
     return "Temperature" not in page and "few-shot" not in page
 
@@ -429,6 +448,18 @@ def words_of_the_page_are_absent(page: str) -> bool:
 )
 def test_a_public_host_is_known(host: str, public: bool) -> None:
     assert is_public(host) == public
+
+
+def test_a_server_on_all_addresses_tells_one_that_others_reach() -> None:
+    with bind("0.0.0.0", 0) as everywhere, bind("127.0.0.1", 0) as here:
+        assert url_for_others(here) is None
+        address = url_for_others(everywhere)
+        if address is None:  # a machine without a network
+            pytest.skip("there is no network")
+        found = httpx.URL(address)
+        assert found.port == everywhere.getsockname()[1]
+        with bind(found.host, 0):  # it is an address of this computer
+            pass
 
 
 def test_of_two_servers_that_start_at_once_the_second_is_refused() -> None:

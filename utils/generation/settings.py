@@ -93,7 +93,7 @@ class SamplingConfig:
     )
     top_k: int = setting(
         0,
-        "draw from the K likeliest tokens; 0 is off",
+        "draw from this many likeliest tokens; 0 is off",
         Control("Top-k", 0, "vocabulary", step=1),
         Bounds(0, off=0),
         metavar="K",
@@ -109,21 +109,21 @@ class SamplingConfig:
     )
     repetition_penalty: float = setting(
         1.0,
-        "over 1 makes tokens of prompt and text less likely to come again; 1 is off",
+        "over 1 makes tokens of the prompt and the text less likely to come again; 1 is off",
         Control("Repetition penalty", 1, 2),
         Bounds(SMALLEST, LARGEST, off=1),
         group=SAMPLING,
     )
     seed: int | None = setting(
         None,
-        "draw the same tokens again as with this seed; a new one is drawn where it is left out",
+        "draw the same tokens as the last time with this seed; a new seed if left out",
         Control("Seed"),
         Bounds(0),
         group=SAMPLING,
     )
     min_p: float = setting(
         0.0,
-        "draw from tokens that are at least P times as likely as the likeliest; 0 is off",
+        "draw from tokens that are at least this many times as likely as the likeliest; 0 is off",
         Control("Min-p", 0, 1, more=True),
         Bounds(0, 1, off=0),
         metavar="P",
@@ -131,7 +131,7 @@ class SamplingConfig:
     )
     typical_p: float = setting(
         1.0,
-        "draw from tokens about as surprising as the model expects, that together have this "
+        "draw from the tokens whose surprise is nearest to the average, that together have this "
         "probability; 1 is off",
         Control("Typical-p", 0.05, 1, more=True),
         Bounds(0, 1, above=True, off=1),
@@ -175,7 +175,7 @@ class GenerationSettings(SamplingConfig):
 
     num_tokens: int = setting(
         64,
-        "generate at most N tokens, 1 or more",
+        "generate at most this many tokens, 1 or more",
         Control("Number of tokens", 1, "context", step=1),
         Bounds(1),
         group=TEXT,
