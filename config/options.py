@@ -15,6 +15,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 MISSING = dataclasses.MISSING
 METAVARS = {int: "N", float: "X", str: "TEXT"}
+LONGEST_NAME, MOST_NAMES = 80, 200
+"""Characters and number of names that are compared, which takes the product of their lengths."""
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -142,13 +144,14 @@ def read(kind: type, found: argparse.Namespace, defaults: Any = None) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or '' where nothing is near."""
-    by_lower = {other.lower(): other for other in known}
-    found = difflib.get_close_matches(name[:80].lower(), by_lower, n=1)
+    short = [other for other in known if len(other) < LONGEST_NAME][:MOST_NAMES]
+    by_lower = {other.lower(): other for other in short}
+    found = difflib.get_close_matches(name[:LONGEST_NAME].lower(), by_lower, n=1)
     return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
 def cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "…"
+    return text if len(text) <= LONGEST_NAME else text[:LONGEST_NAME] + "…"
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

@@ -230,7 +230,7 @@ def test_bad_input_is_answered_on_the_page_in_words(browser: Browser, site: Serv
         "the prompt is empty: write something for the model to continue": ("", {}),
         r"the prompt has \d\d\d tokens, but the context .* holds 64: shorten .*": ("ЖЖ" * 90, {}),
         "seed must be a whole number from 0 up, .* not -1": (PROMPT, {"seed": "-1"}),
-        "seed must be a whole number, .* not '<b>x</b>'": (PROMPT, {"seed": "<b>x</b>"}),
+        "seed must be a whole number .* not '<b>x</b>'": (PROMPT, {"seed": "<b>x</b>"}),
     }
     with tab(browser, site) as page:
         for message, (prompt, fields) in bad.items():

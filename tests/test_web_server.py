@@ -321,8 +321,8 @@ def test_a_file_named_in_a_prompt_is_not_opened(site: Served) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (["my secret", 5], "generate takes 8 values, not 2"),
-        (["my secret"] * 9, "generate takes 8 values, not 9"),
+        (["my secret", 5], "generate takes 12 values, not 2"),
+        (["my secret"] * 9, "generate takes 12 values, not 9"),
     ],
 )
 def test_a_call_that_fails_leaves_nothing_of_the_prompt_in_the_log(

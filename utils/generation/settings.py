@@ -236,11 +236,14 @@ class Setting:
 
 @cache
 def settings_of(kind: Any = GenerationSettings) -> Mapping[str, Setting]:
-    """The settings among a dataclass's fields, by name and in order."""
+    """The settings among a dataclass's fields, by name, in the order of the API's parameters.
+
+    The number of tokens comes first: clients may send it by its place, right after the prompt.
+    """
     hints = get_type_hints(kind)
     return {
         each.name: _setting(each, hints[each.name])
-        for each in dataclasses.fields(kind)
+        for each in sorted(dataclasses.fields(kind), key=lambda f: f.name != "num_tokens")
         if "control" in each.metadata
     }
 
