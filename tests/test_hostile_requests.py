@@ -22,6 +22,7 @@ from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
 from utils.generation.engine import Engine
+from utils.generation.settings import settings_of
 from utils.generation.text import StopStrings
 from utils.serving.given_settings import checked
 from utils.serving.service import Service
@@ -32,7 +33,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 SECRET = "s3cret"
 CALL = "/gradio_api/call/generate"
 JOIN = "/gradio_api/queue/join"
-SETTINGS = [3, 0, 0, 1, 1, None, []]
+SETTINGS = [3, *(setting.default for setting in list(settings_of().values())[1:])]
 
 
 @pytest.fixture(scope="module")

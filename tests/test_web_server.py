@@ -42,6 +42,7 @@ from config import ConfigError, load_config, parse_arguments
 from run_inference_gradio import ServerArguments, for_many, main
 from utils.generation.engine import Engine
 from utils.generation.loading import load
+from utils.generation.settings import settings_of
 from utils.generation.ticket import Ticket
 from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.setup import UserError
@@ -172,7 +173,7 @@ class Connection:
     def __init__(self, site: Served, function: int, number: int):
         self._address = httpx.URL(site.url)
         self.session = f"session{number}"
-        data = [PROMPT, 400, 0, 0, 1, 1, None, []]
+        data = [PROMPT, 400, *(s.default for s in list(settings_of().values())[1:])]
         joined = httpx.post(
             f"{site.url}/gradio_api/queue/join",
             json={"data": data, "fn_index": function, "session_hash": self.session},
