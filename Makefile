@@ -13,7 +13,7 @@ PROMPT ?= A dog is
 .PHONY: help run chat serve test lint format clean
 
 help:
-	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+	@sed -n '/^$$/q; s/^# //p' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed
 	$(BIN)/python run_inference.py --prompt "$(PROMPT)" --num_tokens 60 --temperature 0.7 --seed 2
@@ -48,9 +48,11 @@ $(VENV)/bin/python:
 
 # The stamps are newer than all they stand for: a second call installs nothing.
 $(VENV)/.installed: requirements.txt runtime/pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements.txt
+	@echo "Installing what the program needs, once: about a minute, and longer on a slow line"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installing what the tests need, once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
+from config.options import field
 from utils import distributed
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import show
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
     from utils.checkpoints.memmap.generator import Share
 
 DESCRIPTION = (
-    "Make memory maps of a checkpoint for a preset, or check those there are (--verify). "
-    "Options may be spelt with - or with _."
+    "Write a checkpoint's weights to the folder --memmap_dir, sharded as a preset needs them, for "
+    "other scripts to load at once with the same --memmap_dir; or check such a folder (--verify)."
 )
 
 
 @dataclass
-class GenerationArguments:
+class MapArguments:
     """What to read, and how to share the work."""
 
     shard_root: str | None = field(
-        default=None, nargs=None, metavar="DIR", help="the checkpoint; hf_model's when not given"
+        default=None, metavar="FOLDER|ID", help="checkpoint to read; --hf_model if left out"
     )
-    world_size: int = field(default=1, help="how many calls share the layers, 1 or more")
-    rank: int = field(default=0, help="which of them this is, from 0 on")
-    workers: int = field(default=1, help="processes of this call, 1 or more")
+    world_size: int = field(
+        default=1, help="share the work with so many calls of this script, 1 or more"
+    )
+    rank: int = field(default=0, help="number of this call among them, from 0")
+    workers: int = field(default=1, help="share the work among so many processes, 1 or more")
     overwrite: bool = field(
         default=False,
-        action="store_true",
-        help="discard maps in the folder that are of another checkpoint, model or sharding",
+        help="replace maps of another checkpoint, model or sharding",
     )
     verify: str | None = field(
         default=None,
-        nargs=None,
-        metavar="DIR",
-        help="only compare every file of a folder with its checksum",
+        metavar="FOLDER",
+        help="make nothing: compare every file of a folder with its checksum",
     )
 
 
@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError, ConfigError: for arguments that are not possible, and what prevents the maps.
     """
     config, arguments = parse_arguments(
-        argv, extra=GenerationArguments, prog="generate_memmap.py", description=DESCRIPTION
+        argv,
+        extra=MapArguments,
+        title="memory maps",
+        prog="generate_memmap.py",
+        description=DESCRIPTION,
     )
     setup_logging(config.execution.log_level)
     if arguments.verify is not None:
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(generated(config, arguments))
 
 
-def check(config: BloomConfig, arguments: GenerationArguments) -> None:
+def check(config: BloomConfig, arguments: MapArguments) -> None:
     """Raises a `UserError` for arguments that are not possible."""
     if config.execution.memmap_dir is None:
         raise UserError("where to? Give a folder with --memmap-dir")
@@ -101,7 +105,7 @@ def verified(folder: Path) -> str:
     return f"{folder}: {len(files)} files, {size(sum(f.size for f in files.values()))}, all whole"
 
 
-def generated(config: BloomConfig, arguments: GenerationArguments) -> str:
+def generated(config: BloomConfig, arguments: MapArguments) -> str:
     """Make the maps; the summary."""
     from utils.checkpoints.memmap.generator import Generator  # late: wrong arguments need not wait
     from utils.checkpoints.memmap.workers import run_workers
@@ -123,7 +127,7 @@ def generated(config: BloomConfig, arguments: GenerationArguments) -> str:
     return summary(generator.folder, files, written, time.perf_counter() - started)
 
 
-def share_of(arguments: GenerationArguments) -> Share:
+def share_of(arguments: MapArguments) -> Share:
     """The work of this call; of processes that a launcher started, which meet, that of each."""
     from utils.checkpoints.memmap.generator import Share
 

@@ -14,22 +14,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from simple_parsing import field
 from tqdm import tqdm
 
 from config import BloomConfig, parse_arguments
+from config.options import field
 from utils import distributed
-from utils.generation.language_model import NUM_TOKENS, Generation, LanguageModel, stream_generate
-from utils.generation.request import GenerationStep, check_num_tokens
-from utils.generation.sampling import SamplingConfig
-from utils.generation.text import StopStrings
+from utils.generation.language_model import Generation, LanguageModel, stream_generate
+from utils.generation.request import GenerationStep
+from utils.generation.settings import TEXT, GenerationSettings, settings_of
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import say, summary, write
-
-if TYPE_CHECKING:
-    from utils.terminal import Answers
 
 DESCRIPTION = (
     "Continue a prompt with BLOOM. Without --prompt, it is read from standard input if that is a "
@@ -37,51 +32,19 @@ DESCRIPTION = (
 )
 
 
-@dataclass
-class GenerationArguments:
-    """What to continue, and how."""
+@dataclass(frozen=True)
+class GenerationArguments(GenerationSettings):
+    """What to continue, how, and how to show it."""
 
-    prompt: str | None = field(
-        default=None, nargs=None, metavar="TEXT", help="the text to continue, once"
-    )
-    temperature: float = field(
-        default=0.0, help="0 takes the likeliest token, more gives the others a chance"
-    )
-    top_k: int = field(default=0, help="choose among this many likeliest tokens; 0 is off")
-    top_p: float = field(
-        default=1.0, help="choose among the likeliest tokens of this probability in all; 1 is off"
-    )
-    repetition_penalty: float = field(
-        default=1.0, help="over 1 makes tokens that were there before less likely; 1 is off"
-    )
-    num_tokens: int = field(default=NUM_TOKENS, help="generate at most this many tokens, 1 or more")
-    seed: int | None = field(
-        default=None, nargs=None, metavar="int", help="repeats what was drawn with this seed"
-    )
-    stop: list[str] = field(
-        default_factory=list,
-        action="append",
-        nargs=None,
-        type=str,
-        metavar="TEXT",
-        help="end before this text; may be given several times",
-    )
-    no_stream: bool = field(
-        default=False, action="store_true", help="print the text once it is complete"
-    )
+    prompt: str | None = field(default=None, help="continue this text, and leave")
+    no_stream: bool = field(default=False, help="print the text once it is complete")
     json: bool = field(
-        default=False, action="store_true", help="print one JSON object with text, ids and times"
+        default=False, help="print one JSON object with text, token ids, times and settings"
     )
 
-    def __post_init__(self) -> None:
-        # argparse takes the value of `--stop=--` for the end of options, and gives [] for it.
-        self.stop = ["--" if isinstance(text, list) else text for text in self.stop]
-        self.prompt = "--" if isinstance(self.prompt, list) else self.prompt
-
-    def sampling(self) -> SamplingConfig:
-        """The sampling settings. Raises a `UserError` for one that is out of bounds."""
-        names = [setting.name for setting in dataclasses.fields(SamplingConfig)]
-        return SamplingConfig(**{name: getattr(self, name) for name in names})
+    def settings(self) -> GenerationSettings:
+        """Those of the request alone."""
+        return GenerationSettings(**{name: getattr(self, name) for name in settings_of()})
 
 
 @dataclass(frozen=True)
@@ -94,8 +57,7 @@ class Generator:
     def steps(
         self,
         prompt: str,
-        sampling: SamplingConfig,
-        num_tokens: int,
+        settings: GenerationSettings,
         between_chunks: Callable[[], None] = lambda: None,
     ) -> Iterator[GenerationStep]:
         """Steps of `stream_generate`, with a progress bar while the prompt is read."""
@@ -110,20 +72,13 @@ class Generator:
             for step in stream_generate(
                 self.model,
                 prompt,
-                sampling,
-                num_tokens=num_tokens,
-                stop=self.arguments.stop,
+                settings,
+                num_tokens=settings.num_tokens,
+                stop=settings.stop,
                 progress=progress,
             ):
                 bar.close()
                 yield step
-
-    def answer(self, answers: Answers, between_chunks: Callable[[], None]) -> Iterator:
-        """Steps for what was answered in the terminal."""
-        sampling = dataclasses.replace(
-            self.arguments.sampling(), temperature=answers.temperature, top_k=answers.top_k
-        )
-        return self.steps(answers.prompt, sampling, answers.num_tokens, between_chunks)
 
 
 def main(
@@ -139,19 +94,21 @@ def main(
         UserError, ConfigError: for arguments, or a prompt, that are not possible.
     """
     config, arguments = parse_arguments(
-        argv, extra=GenerationArguments, prog="run_inference.py", description=DESCRIPTION
+        argv,
+        extra=GenerationArguments,
+        title=TEXT,
+        prog="run_inference.py",
+        description=DESCRIPTION,
     )
     setup_logging(config.execution.log_level)
-    check(arguments)
     distributed.join(config)  # before what only the leader does, and may fail at
     prompt = given_prompt(arguments) if distributed.leads() else None
     generator = Generator((load or load_model)(config), arguments)
     if prompt is not None:
         return one_shot(generator, prompt)
-    from utils.terminal import Answers, Terminal  # late: one shot needs no line editor
+    from utils.terminal import Terminal  # late: one shot needs no line editor
 
-    defaults = Answers("", arguments.temperature, arguments.top_k, arguments.num_tokens)
-    return Terminal(generator.answer, defaults).run()
+    return Terminal(generator.steps, arguments.settings()).run()
 
 
 def load_model(config: BloomConfig) -> LanguageModel:
@@ -159,13 +116,6 @@ def load_model(config: BloomConfig) -> LanguageModel:
     from utils.generation import load  # late: wrong arguments should not wait for it
 
     return load(config)
-
-
-def check(arguments: GenerationArguments) -> None:
-    """Raises a `UserError` for a setting that is out of bounds, before the model is loaded."""
-    arguments.sampling()
-    check_num_tokens(arguments.num_tokens)
-    StopStrings(arguments.stop)
 
 
 def given_prompt(arguments: GenerationArguments) -> str | None:
@@ -191,11 +141,11 @@ def given_prompt(arguments: GenerationArguments) -> str | None:
 def one_shot(generator: Generator, prompt: str) -> int:
     """Print the continuation of one prompt on stdout; the exit status."""
     arguments = generator.arguments
-    sampling = arguments.sampling().seeded()
+    settings = arguments.settings().seeded()
     stream = not (arguments.no_stream or arguments.json)
     steps: list[GenerationStep] = []
     try:
-        for step in generator.steps(prompt, sampling, arguments.num_tokens):
+        for step in generator.steps(prompt, settings):
             steps.append(step)
             write(step.text if stream else "")
     except KeyboardInterrupt:
@@ -204,21 +154,17 @@ def one_shot(generator: Generator, prompt: str) -> int:
         raise
     found = Generation.of(steps)
     if arguments.json:
-        print(as_json(arguments, sampling, prompt, found))
+        print(as_json(settings, prompt, found))
     else:
         write("\n" if stream else found.text + "\n")
-    seed = None if sampling.greedy else sampling.seed
+    seed = None if settings.greedy else settings.seed
     say(summary(found.last, str(found.last.finish_reason), seed))
     return 0
 
 
-def as_json(
-    arguments: GenerationArguments, sampling: SamplingConfig, prompt: str, found: Generation
-) -> str:
+def as_json(settings: GenerationSettings, prompt: str, found: Generation) -> str:
     """One generation as a JSON object; `settings` repeats it, as its seed is the one in use."""
     last = found.last
-    settings = dataclasses.asdict(sampling)
-    settings.update(num_tokens=arguments.num_tokens, stop=arguments.stop)
     result = {
         "prompt": prompt,
         "text": found.text,
@@ -229,7 +175,7 @@ def as_json(
         "time_to_first_token": last.time_to_first_token,
         "tokens_per_second": last.tokens_per_second,
         "prompt_tokens_per_second": last.prompt_tokens_per_second,
-        "settings": settings,
+        "settings": dataclasses.asdict(settings),
     }
     if last.verify_passes:
         names = ("verify_passes", "proposed_tokens", "accepted_tokens")

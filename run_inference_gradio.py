@@ -18,13 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simple_parsing import field
-
 from config import BloomConfig, ExecutionConfig, parse_arguments
+from config.options import field
 from utils import distributed
 from utils.serving.hosts import Hosts
 from utils.serving.limits import Limits
-from utils.serving.listening import bind, is_public, listen, url
+from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.serving.quiet_log import make_quiet
 from utils.setup import UserError, run_script, setup_logging
 from utils.streams import OutputError
@@ -34,9 +33,9 @@ FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
 chunk of a prompt that the others wait long for, and a log of the requests."""
 
 DESCRIPTION = (
-    "Serve BLOOM as a web page, with endpoints for gradio_client and /health. Requests share the "
-    "slots of the cache. Where they are not given, --batch_size is 8 here, --prompt_chunks 16 128, "
-    "and --log_level info, which logs each request."
+    "Serve BLOOM as a web page, with an API for gradio_client and curl, and /health. Here "
+    "--batch_size is 8 unless it is given, --prompt_chunks 16 128, and --log_level info, which "
+    "logs each request."
 )
 
 
@@ -44,46 +43,45 @@ DESCRIPTION = (
 class ServerArguments:
     """Where to serve, whom, and how much."""
 
-    host: str = field(default="127.0.0.1", help="address to listen on; 0.0.0.0 is all there are")
-    port: int = field(default=7860, help="port to listen on; 0 takes any that is free")
-    share: bool = field(
-        default=False, action="store_true", help="have gradio.live forward a public link to it"
+    host: str = field(
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="listen on this address; 0.0.0.0 lets other computers in",
     )
+    port: int = field(default=7860, help="listen on this port; 0 takes any that is free")
+    share: bool = field(default=False, help="open a public link, which gradio.live forwards")
     auth: str | None = field(
         default=None,
-        nargs=None,
         metavar="USER:PASSWORD",
-        help="what the page asks for; better in the environment's BLOOM_AUTH, which no `ps` shows",
+        help="ask for this login; better set as the environment variable BLOOM_AUTH, which other "
+        "users of this computer cannot see",
     )
     allow_host: list[str] = field(
         default_factory=list,
-        action="append",
-        nargs=None,
-        type=str,
+        repeat=True,
         metavar="NAME",
-        help="a name that the page may be reached by, besides localhost and its own addresses; may "
-        "be given several times",
+        help="allow this host name, besides localhost and the computer's addresses; may be given "
+        "several times",
     )
     proxy: list[str] = field(
         default_factory=list,
-        action="append",
-        nargs=None,
-        type=str,
+        repeat=True,
         metavar="ADDRESS",
-        help="address or network of a proxy whose X-Forwarded-For, -Host and -Proto are believed; "
-        "may be given several times",
+        help="believe the X-Forwarded-For, -Host and -Proto headers of a proxy at this address or "
+        "in this network; may be given several times",
     )
     max_queue: int = field(
-        default=32, help="requests that may wait for a slot, 0 or more; further ones are refused"
+        default=32, help="let so many requests wait for a slot, 0 or more; refuse further ones"
     )
     max_tokens: int = field(
-        default=0, help="tokens that a request may ask for; 0 is as many as the context has"
+        default=0, help="let a request ask for at most N tokens; as the context has if left out"
     )
-    time_limit: float = field(default=300.0, help="seconds a request may have its slot, over 0")
+    time_limit: float = field(
+        default=300.0, metavar="SECONDS", help="end a request that runs for longer, over 0"
+    )
     log_prompts: bool = field(
         default=False,
-        action="store_true",
-        help="log the prompts of requests, not their length only",
+        help="log prompts too, not only their lengths",
     )
 
     def hosts(self) -> Hosts:
@@ -113,7 +111,11 @@ def main(
         UserError, ConfigError: for arguments that are not possible, or an address that is taken.
     """
     config, arguments = parse_arguments(
-        argv, extra=ServerArguments, prog="run_inference_gradio.py", description=DESCRIPTION
+        argv,
+        extra=ServerArguments,
+        title="server",
+        prog="run_inference_gradio.py",
+        description=DESCRIPTION,
     )
     config = for_many(config, sys.argv[1:] if argv is None else argv)
     setup_logging(config.execution.log_level)
@@ -153,6 +155,7 @@ def serve(
         logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
     loaded = (load or load_model)(config)
     from utils.generation import Engine
+    from utils.serving.about import About
     from utils.serving.service import Service
     from utils.serving.web_server import WebServer, build_app, share
 
@@ -164,6 +167,7 @@ def serve(
             loaded.tokenizer,
             max_tokens=arguments.max_tokens or None,
             log_prompts=arguments.log_prompts,
+            about=About.of(config),
         )
 
         unwritten: list[OutputError] = []
@@ -171,6 +175,8 @@ def serve(
         def ready() -> None:
             try:
                 print(f"the page is at {url(listener)}", flush=True)
+                if others := url_for_others(listener):
+                    print(f"from other computers: {others}", flush=True)
             except OutputError as error:  # within the event loop, which would print its own stack
                 unwritten.append(error)
                 server.should_exit = True

@@ -29,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "runtime")]
+
+from utils.generation.settings import settings_of  # noqa: E402 - found just above
+
 SECRET = "s3cret"
 """In every body: a log that has it has a body."""
 
@@ -40,8 +44,9 @@ PATIENCE = 1.0
 
 HEALTH_EVERY = 50
 
-CALL = {"data": [f"{SECRET} A dog is", 3, 0, 0, 1, 1, None, []]}
-JOIN = {**CALL, "fn_index": 1, "session_hash": "abc"}
+DEFAULTS = [3 if name == "num_tokens" else s.default for name, s in settings_of().items()]
+CALL = {"data": [f"{SECRET} A dog is", *DEFAULTS]}
+JOIN = {"data": [*DEFAULTS, f"{SECRET} A dog is"], "fn_index": 1, "session_hash": "abc"}
 ENDPOINTS: list[tuple[str, str, Any]] = [
     *[("GET", path, None) for path in ("/", "/health", "/config", "/theme.css", "/manifest.json")],
     *[("GET", path, None) for path in ("/favicon.ico", "/robots.txt", "/login", "/logout", "/a")],

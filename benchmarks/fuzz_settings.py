@@ -46,9 +46,9 @@ from config import (  # noqa: E402
     load_config,
     parse_arguments,
 )
-from config.config import setting_names as setting_names_of  # noqa: E402
+from config.config import setting_names  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
-from utils.serving.given_settings import GivenSettings, setting_names  # noqa: E402
+from utils.generation.settings import settings_of  # noqa: E402
 from utils.serving.page.handlers import Handlers, stop_strings  # noqa: E402
 from utils.serving.service import Service  # noqa: E402
 from utils.setup import UserError  # noqa: E402
@@ -59,11 +59,12 @@ CASE_SECONDS = 10
 LONGEST_LINE = 600
 """Characters of an error."""
 
-SETTINGS = [*setting_names_of(ModelConfig), *setting_names_of(ExecutionConfig)]
+SETTINGS = [*setting_names(ModelConfig), *setting_names(ExecutionConfig)]
 OPTIONS = [
     *SETTINGS,
-    *("config", "config_file", "prompt", "temperature", "top_k", "top_p", "repetition_penalty"),
-    *("num_tokens", "seed", "stop", "no_stream", "json", "host", "port", "share", "auth", "proxy"),
+    *settings_of(),
+    *("config", "config_file", "prompt", "no_stream", "json", "host", "port", "share", "auth"),
+    *("proxy",),
     *("max_queue", "max_tokens", "time_limit", "log_prompts", "allow_host", "help", "unknown"),
 ]
 WORDS = [
@@ -143,8 +144,7 @@ def command_line(choose: random.Random, folder: Path) -> None:
             kind % 4
         ]
     if choose.random() < 0.5:
-        _, arguments = parse_arguments(words, extra=run_inference.GenerationArguments)
-        run_inference.check(arguments)
+        parse_arguments(words, extra=run_inference.GenerationArguments)
         return
     config, served = parse_arguments(words, extra=run_inference_gradio.ServerArguments)
     run_inference_gradio.for_many(config, words)
@@ -193,18 +193,14 @@ class Page:
     def values(self, choose: random.Random, folder: Path) -> None:
         """Generate with values as a browser sends them: an answer in words is right."""
         given: dict[str, Any] = {"num_tokens": 2}
-        for name in choose.sample(setting_names(), choose.choice((1, 1, 2, 4))):
+        for name in choose.sample(list(settings_of()), choose.choice((1, 1, 2, 4))):
             given[name] = choose.choice(PLAIN if choose.random() < 0.4 else VALUES)
         prompts = (*["A"] * 20, "", None, "\ud800", "x" * 40000, ["A"], 7, "\x00", "🙂" * 9, True)
-        settings = {
-            name: given.get(name, getattr(GivenSettings(), name)) for name in setting_names()
-        }
-        asyncio.run(self._generate(choose.choice(prompts), settings))
+        asyncio.run(self._generate(choose.choice(prompts), given))
 
     async def _generate(self, prompt: Any, settings: dict[str, Any]) -> None:
-        stop = stop_strings(settings.pop("stop"))
-        given = GivenSettings(**settings, stop=stop)
-        async for progress in self.handlers.service.generate(prompt, given):
+        settings["stop"] = stop_strings(settings.get("stop"))
+        async for progress in self.handlers.service.generate(prompt, settings):
             orjson.dumps(progress)
 
 

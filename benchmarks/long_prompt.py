@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from simple_parsing import field
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from serving import made_up  # noqa: E402 - found just above
 
 from config import parse_arguments  # noqa: E402
+from config.options import field  # noqa: E402
 from run_inference_gradio import for_many  # noqa: E402
 from utils.generation import LanguageModel  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
@@ -41,8 +41,8 @@ PAUSE = 20
 class LongPromptArguments:
     """What to measure."""
 
-    prompt_tokens: int = field(default=500, help="of the long prompt")
-    rounds: int = field(default=5, help="long prompts, one after another")
+    prompt_tokens: int = field(default=500, help="length of the long prompt")
+    rounds: int = field(default=5, help="send so many long prompts, one after another")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

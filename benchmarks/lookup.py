@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from popxl import Variable
-from simple_parsing import field
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
@@ -27,6 +26,7 @@ from serving import made_up  # noqa: E402 - found just above
 
 from config import BloomConfig, parse_arguments  # noqa: E402
 from config.config import MOST_LOOKUP_TOKENS  # noqa: E402
+from config.options import field  # noqa: E402
 from modelling.alibi import alibi_slopes  # noqa: E402
 from modelling.sharding import shard_vector  # noqa: E402
 from utils.generation import (  # noqa: E402
@@ -56,15 +56,14 @@ TEXTS = {
 class LookupArguments:
     """What to measure."""
 
-    new_tokens: int = field(default=192, help="tokens to generate, 2 or more")
-    rounds: int = field(default=6, help="times each text is made both ways, 1 or more")
+    new_tokens: int = field(default=192, help="generate so many tokens, 2 or more")
+    rounds: int = field(default=6, help="generate each text so many times both ways, 1 or more")
     random_weights: bool = field(
         default=False,
-        action="store_true",
-        help="weights made up in place of a checkpoint's, with bloom_tiny's tokenizer",
+        help="use random weights and bloom_tiny's tokenizer in place of a checkpoint",
     )
-    seed: int = field(default=0, help="of random weights")
-    json: bool = field(default=False, action="store_true", help="print one JSON object")
+    seed: int = field(default=0, help="seed of random weights")
+    json: bool = field(default=False, help="print one JSON object")
 
 
 @dataclass(frozen=True)

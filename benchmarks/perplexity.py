@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from simple_parsing import field
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,6 +27,7 @@ from tqdm import tqdm  # noqa: E402
 
 from config import BloomConfig, ConfigError, parse_arguments  # noqa: E402 - found just above
 from config.config import MOST_LOOKUP_TOKENS, PRECISIONS  # noqa: E402
+from config.options import field  # noqa: E402
 from modelling.program import inference  # noqa: E402
 from utils.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from utils.generation.loading import write_weights  # noqa: E402
@@ -61,7 +61,7 @@ class PerplexityArguments:
         help=f"{', '.join(PRECISIONS)} for all; or int8, int4 or int4:GROUP_SIZE for the weights, "
         "with --precision for the rest",
     )
-    json: bool = field(default=False, action="store_true", help="print one JSON object")
+    json: bool = field(default=False, help="print one JSON object")
 
 
 @dataclass(frozen=True)

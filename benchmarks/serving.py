@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from simple_parsing import field
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - found just above
+from config.options import field  # noqa: E402
 from run_inference_gradio import for_many  # noqa: E402
 from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
@@ -47,15 +47,14 @@ BEGINNINGS = (
 class ServingArguments:
     """What to measure."""
 
-    clients: int = field(default=16, help="clients, each with one request, 1 or more")
-    new_tokens: int = field(default=64, help="tokens each of them asks for, 2 or more")
+    clients: int = field(default=16, help="start so many clients with one request each, 1 or more")
+    new_tokens: int = field(default=64, help="have each ask for so many tokens, 2 or more")
     random_weights: bool = field(
         default=False,
-        action="store_true",
-        help="weights made up in place of a checkpoint's, with bloom_tiny's tokenizer",
+        help="use random weights and bloom_tiny's tokenizer in place of a checkpoint",
     )
-    seed: int = field(default=0, help="of random weights")
-    json: bool = field(default=False, action="store_true", help="print one JSON object")
+    seed: int = field(default=0, help="seed of random weights")
+    json: bool = field(default=False, help="print one JSON object")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and the `answers`: text, number of tokens, and seconds to the first one.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from gradio_client import Client
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
     task = json.load(sys.stdin)
     prompts = task["prompts"]
     clients = [Client(task["address"], verbose=False) for _ in prompts]

@@ -1,6 +1,6 @@
 """Decodes from memory maps and prints as JSON what it took. `benchmarks/streaming.py` runs it.
 
-python benchmarks/streamed_decoding.py TOKENS --config bloom_7B1 --memmap_dir DIR
+python benchmarks/streamed_decoding.py --rounds 5 --config bloom_7B1 --memmap_dir DIR
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,15 +21,23 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import BloomConfig, parse_arguments  # noqa: E402 - found just above
+from config.options import field  # noqa: E402
 from utils.generation import LanguageModel, load  # noqa: E402
 
 BLOCK, READS = 8 << 20, 4
 """Bytes of each of the reads that the disk's rate is measured with, and how many are under way."""
 
 
+@dataclass
+class DecodingArguments:
+    """How long to decode."""
+
+    rounds: int = field(default=5, help="decode so many times two tokens")
+
+
 def main() -> None:
-    config = parse_arguments(sys.argv[2:])[0]
-    print(json.dumps(decoded(config, rounds=int(sys.argv[1]))))
+    config, arguments = parse_arguments(extra=DecodingArguments, description=__doc__)
+    print(json.dumps(decoded(config, arguments.rounds)))
 
 
 def decoded(config: BloomConfig, rounds: int) -> dict:

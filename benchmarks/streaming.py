@@ -156,7 +156,8 @@ def run_child(arguments: argparse.Namespace, maps: Path, limit: int | None) -> d
     """Decode in a process of its own, from files that are not in memory."""
     forget(maps)
     script, settings = str(Path(__file__).with_name("streamed_decoding.py")), settings_of(arguments)
-    command = [sys.executable, script, str(arguments.rounds), *settings, "--memmap_dir", str(maps)]
+    rounds = ["--rounds", str(arguments.rounds)]
+    command = [sys.executable, script, *rounds, *settings, "--memmap_dir", str(maps)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "runtime")}
     with control_group(limit) if limit else contextlib.nullcontext() as group:
         done = subprocess.run(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from simple_parsing import ArgumentParser
-
 from config.config import BloomConfig, ConfigError, ExecutionConfig, ModelConfig
+from config.options import Parser, read
 from config.presets import DEFAULT_PRESET, PRESETS_FILE, read_preset, resolve, to_yaml
 from utils.escaping import escaped
 
@@ -19,30 +18,65 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     *,
     extra: type | None = None,
+    title: str = "what to do",
     prog: str | None = None,
     description: str | None = None,
 ) -> tuple[BloomConfig, Any]:
     """The validated configuration and the `extra` dataclass (or None) of a command line.
 
-    `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options.
-    `--memmap-dir` is `--memmap_dir`, and so for every option.
+    `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options,
+    shown first in the help, under `title`. `--memmap-dir` is `--memmap_dir`, and so for every
+    option.
 
     Raises:
         ConfigError: for an unknown preset or option, or a value that is not possible.
     """
-    argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
-    chooser = _preset_parser(add_help=False)
-    choice, _ = chooser.parse_known_args(argv)
-    preset = read_preset(getattr(choice, "config", None), Path(choice.config_file))
+    argv = sys.argv[1:] if argv is None else argv
+    about: dict[str, Any] = {"prog": prog, "description": description}
+    found = _parser(extra, title, **about).parse(argv)
+    preset = read_preset(
+        getattr(found, "config", None), Path(getattr(found, "config_file", PRESETS_FILE))
+    )
+    if hasattr(found, "help"):  # the defaults that it shows are the preset's
+        _parser(extra, title, preset, **about).print_help()
+        sys.exit(0)
+    config = BloomConfig(
+        read(ModelConfig, found, preset.model), read(ExecutionConfig, found, preset.execution)
+    )
+    return resolve(config), None if extra is None else read(extra, found)
 
-    parser = _preset_parser(prog=prog, description=description)
+
+def _parser(
+    extra: type | None, title: str, preset: BloomConfig | None = None, **settings: Any
+) -> Parser:
+    parser = Parser(_refuse, **settings)
     if extra is not None:
-        parser.add_arguments(extra, "extra")
-    parser.add_arguments(ModelConfig, "model", default=preset.model)
-    parser.add_arguments(ExecutionConfig, "execution", default=preset.execution)
-    arguments = parser.parse_args(argv)
-    config = resolve(BloomConfig(arguments.model, arguments.execution))
-    return config, getattr(arguments, "extra", None)
+        parser.add_dataclass(extra, title)
+    chosen = parser.add_argument_group("which model, and how it is run")
+    parser.add_one(
+        chosen,
+        "config",
+        metavar="PRESET",
+        help=f"named settings of model and execution (default: {DEFAULT_PRESET}, or the only one "
+        "of a file)",
+    )
+    parser.add_one(
+        chosen,
+        "config_file",
+        metavar="FILE",
+        help="YAML file of presets (default: config/inference.yml of the repository)",
+    )
+    chosen.add_argument(
+        "-h", "--help", action="store_true", default=SUPPRESS, help="show this help and leave"
+    )
+    model, execution = (preset.model, preset.execution) if preset else (None, None)
+    parser.add_dataclass(ModelConfig, "model, in place of the preset's values", model, flags=False)
+    parser.add_dataclass(ExecutionConfig, "execution", execution, flags=False)
+    return parser
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(message)
 
 
 def print_config(argv: Sequence[str] | None = None) -> int:
@@ -54,32 +88,3 @@ def print_config(argv: Sequence[str] | None = None) -> int:
         return 2
     print(to_yaml(config), end="")
     return 0
-
-
-class _Parser(ArgumentParser):
-    """Raises what argparse would print with the whole usage, so that an error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help lists every option)")
-
-
-def _with_underscores(word: str) -> str:
-    name, equals, value = word.partition("=")
-    if not name.startswith("--"):
-        return word
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _preset_parser(**settings: Any) -> _Parser:
-    # No abbreviations: `--layer` would otherwise work until a second option begins with it.
-    parser = _Parser(allow_abbrev=False, **settings)
-    parser.add_argument(
-        "--config",
-        metavar="PRESET",
-        default=argparse.SUPPRESS,  # it depends on the file
-        help=f"named preset (default: {DEFAULT_PRESET}, or the file's only one)",
-    )
-    parser.add_argument(
-        "--config_file", metavar="FILE", default=str(PRESETS_FILE), help="YAML file of the presets"
-    )
-    return parser

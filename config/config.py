@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from simple_parsing import field
+REPOSITORY = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(REPOSITORY)  # instead of this folder, where `config` would be this file
+
+from config.options import field  # noqa: E402 - found just above
 
 if TYPE_CHECKING:
     from popxl import dtypes
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PRECISIONS = ("float32", "float16", "bfloat16")
 WEIGHT_PRECISIONS = ("full", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
@@ -29,6 +32,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 MODEL_TYPES = sorted(p.parent.name for p in (REPOSITORY / "modelling").glob("*/__init__.py"))
 """Each is a folder with its builders."""
 
+PARALLEL = "tensor parallelism: one model over several devices or processes"
+IPU = "Graphcore IPU: no effect elsewhere"
 LONGEST_ERROR = 500
 """Characters of an error about settings."""
 
@@ -57,31 +62,39 @@ def _one_line(text: str) -> str:
 class ModelConfig:
     """What the model is."""
 
-    hf_model: str = field(help="checkpoint: a local folder or a Hugging Face model id")
+    hf_model: str = field(
+        metavar="FOLDER|ID", help="checkpoint: a local folder, or an id of the Hugging Face hub"
+    )
     layers: int = field(help="decoder blocks, 1 or more")
-    hidden_size: int = field(help="width; a multiple of heads and of 2 * tensor_parallel_2")
+    hidden_size: int = field(
+        help="width of the hidden states; a multiple of heads and of 2 * tensor_parallel_2"
+    )
     heads: int = field(help="attention heads; a multiple of tensor_parallel_1")
     vocab_size: int = field(help="rows of the embedding, 1 or more")
-    sequence_length: int = field(help="tokens of context: prompt and generated text, 1 or more")
+    sequence_length: int = field(help="context in tokens, of prompt and generated text together")
     model_type: str = field(
-        default="bloom", help=f"kind of model, as its config.json says: {', '.join(MODEL_TYPES)}"
+        default="bloom",
+        metavar="|".join(MODEL_TYPES),
+        help="kind of model, as its config.json says",
     )
-    layer_norm_epsilon: float = field(default=1e-5, help="added to variances in norms, over 0")
+    layer_norm_epsilon: float = field(
+        default=1e-5, help="number over 0 that layer norms add to the variance"
+    )
     tie_word_embeddings: bool = field(
-        default=True, help="the head uses the embedding's weights; a checkpoint decides"
+        default=True, help="compute logits with the embedding's weights; a checkpoint overrules it"
     )
     precision: str = field(
-        default="float32", help=f"type of weights and activations: {', '.join(PRECISIONS)}"
+        default="float32", metavar="|".join(PRECISIONS), help="type of weights and activations"
     )
     weight_precision: str = field(
         default="full",
-        help="how matrices are kept: full (in `precision`), int8 (a scale for each channel) or "
-        "int4 (a scale and an offset for each group)",
+        metavar="|".join(WEIGHT_PRECISIONS),
+        help="quantise matrices to 8 or 4 bits; full keeps them in --precision",
     )
     group_size: int = field(
         default=64,
-        help="elements of an int4 group: a multiple of 4 that divides hidden_size / "
-        "tensor_parallel_1 and hidden_size / tensor_parallel_2",
+        help="elements of an int4 group, which have a scale and an offset: a multiple of 4 that "
+        "divides hidden_size / tensor_parallel_1 and hidden_size / tensor_parallel_2",
     )
 
     @property
@@ -113,37 +126,39 @@ class ModelConfig:
 class ExecutionConfig:
     """How it is run."""
 
-    tensor_parallel_1: int = field(
-        default=1, help="shards of heads, feed-forward and vocabulary, 1 or more"
+    device: str = field(
+        default="auto", metavar="|".join(DEVICES), help="run here; auto takes a GPU if there is one"
     )
-    tensor_parallel_2: int = field(default=1, help="shards of the hidden dimension, 1 or more")
-    batch_size: int = field(default=1, help="rows of the KV cache: requests at once, 1 or more")
+    batch_size: int = field(default=1, help="requests that run at once, 1 or more")
+    memmap_dir: str | None = field(
+        default=None,
+        metavar="FOLDER",
+        help="load memory maps, as generate_memmap.py makes them, in place of hf_model's weights",
+    )
+    verify_memmap: bool = field(
+        default=False, help="compare memory maps with their checksums before the start"
+    )
     prompt_chunks: tuple[int, ...] = field(
-        default=(16, 128, 512), help="sizes of the prompt passes in tokens, ascending"
+        default=(16, 128, 512),
+        help="chunk sizes of the prefill in tokens, ascending; each is a pass that is compiled",
     )
     lookup_tokens: int = field(
         default=0,
-        help="tokens to propose from where the text last stood so, and check in one pass: look-up "
-        f"decoding; 0 (off) to {MOST_LOOKUP_TOKENS}",
-    )
-    memmap_dir: str | None = field(
-        default=None, help="folder of memory-mapped, sharded weights, used in place of hf_model's"
-    )
-    verify_memmap: bool = field(
-        default=False, help="read memory maps once at the start and compare their checksums"
-    )
-    device: str = field(
-        default="auto",
-        help=f"what to run on: {', '.join(DEVICES)}; auto: a GPU where there is one",
+        help="propose up to so many tokens from earlier in the text and verify them in one pass "
+        f"(prompt-lookup decoding): 0 (off) to {MOST_LOOKUP_TOKENS}; faster where text repeats",
     )
     log_level: str = field(
-        default="warning", help=f"least severe message shown on stderr: {', '.join(LOG_LEVELS)}"
+        default="warning", metavar="|".join(LOG_LEVELS), help="show log lines from this level up"
     )
-    io_tiles: int = field(
-        default=1, help="IPU tiles kept for input and output, 1 or more; no effect elsewhere"
+    tensor_parallel_1: int = field(
+        default=1, help="shards of heads, feed-forward and vocabulary, 1 or more", group=PARALLEL
     )
+    tensor_parallel_2: int = field(
+        default=1, help="shards of the hidden dimension, 1 or more", group=PARALLEL
+    )
+    io_tiles: int = field(default=1, help="tiles kept for input and output, 1 or more", group=IPU)
     available_memory_proportion: float = field(
-        default=0.4, help="share of IPU memory a matmul may use, over 0 to 1; no effect elsewhere"
+        default=0.4, help="share of memory that a matmul may use, over 0 to 1", group=IPU
     )
 
     @property
@@ -302,7 +317,6 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(REPOSITORY)  # instead of this folder, where `config` would be this file
     from config.arguments import print_config
     from utils import streams
 

@@ -17,6 +17,7 @@ from config.config import (
     ModelConfig,
     setting_names,
 )
+from config.options import cut, nearest
 from utils.escaping import cell, shown
 from utils.outside import read_yaml
 
@@ -57,16 +58,26 @@ def read_preset(name: str | None, file: Path) -> BloomConfig:
     presets = _read_presets(file)
     if name is None:
         name = next(iter(presets)) if len(presets) == 1 else DEFAULT_PRESET
-    if name not in presets:
-        raise ConfigError(
-            f"unknown preset {name!r} in {file}; known: {', '.join(map(cell, presets))}"
-        )
+    name = _named(name, presets, file)
     place = f"preset {name!r} of {file}"
     sections = _mapping(presets[name], place)
     _check_keys(sections, SECTIONS, place)
     return BloomConfig(
         **{key: _section(kind, sections.get(key, {}), place) for key, kind in SECTIONS.items()}
     )
+
+
+def _named(name: str, presets: Iterable[str], file: Path) -> str:
+    """The preset's name as the file spells it: capitals make no difference."""
+    if name in presets:
+        return name
+    found = [known for known in presets if known.lower() == name.lower()]
+    if len(found) != 1:
+        raise ConfigError(
+            f"unknown preset {cut(name)!r} in {file}{nearest(name, presets)}; "
+            f"known: {', '.join(map(cell, presets))}"
+        )
+    return found[0]
 
 
 def resolve(config: BloomConfig) -> BloomConfig:

@@ -23,8 +23,11 @@ from playwright.sync_api import Browser, expect  # noqa: E402
 from config import load_config  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
 from utils.generation.loading import load  # noqa: E402
+from utils.serving.about import About  # noqa: E402
 from utils.serving.service import Service  # noqa: E402
 from utils.serving.web_server import serving  # noqa: E402
+
+expect.set_options(timeout=60_000)
 
 PROMPT = "The king said to his daughter:"
 VIEWS: dict[str, dict[str, Any]] = {
@@ -50,7 +53,7 @@ def main() -> None:
     loaded.passes.warm_up(times=2)
     with (
         Engine(loaded.passes) as engine,
-        serving(Service(engine, loaded.tokenizer)) as address,
+        serving(Service(engine, loaded.tokenizer, about=About.of(loaded.config))) as address,
         chromium.launched() as browser,
     ):
         for name in VIEWS if arguments.all else ["gradio.png"]:

@@ -19,6 +19,7 @@ from config import (
     ExecutionConfig,
     ModelConfig,
     load_config,
+    options,
     parse_arguments,
     presets,
     to_yaml,
@@ -134,6 +135,29 @@ def test_a_setting_is_overridden_by_its_own_name_and_nothing_else_changes(name):
     assert settings_of(load_config("bloom_tiny", {name: value})) == expected
 
 
+def test_capitals_of_a_presets_name_make_no_difference():
+    assert load_config("Bloom_560m") == load_config("bloom_560M")
+
+
+@pytest.mark.parametrize(
+    "value", ["--well-known fact", "--- END-OF TEXT", "--well-known", "---", "--", "-", "-1", "a=b"]
+)
+def test_the_value_of_an_option_is_never_changed(value):
+    @dataclasses.dataclass
+    class Options:
+        a_text: str = ""
+        texts: list[str] = options.field(default_factory=list, help="texts", repeat=True)
+
+    for words in (["--a-text", value, "--texts", value], [f"--a_text={value}", f"--texts={value}"]):
+        _, found = parse_arguments([*words, "--batch-size", "2"], extra=Options)
+        assert found == Options(value, [value])
+
+
+def test_an_option_that_lacks_its_value_does_not_take_the_next_option_for_it():
+    with pytest.raises(ConfigError, match="--memmap_dir: expected one argument"):
+        parse_arguments(["--memmap-dir", "--layers", "2"])
+
+
 def test_overrides_of_many_settings_work_together():
     line = (
         "--layers 2 --tensor_parallel_1 2 --vocab_size 128 --sequence_length 8 --hidden_size 64 "
@@ -162,8 +186,12 @@ def test_help_shows_every_setting_with_the_default_of_the_chosen_preset(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
     for name, value in settings_of(load_config("bloom_176B_pod16")).items():
-        _, _, after = text.partition(f"--{name} ")
-        assert f"(default: {value})" in after
+        _, found, after = text.partition(f"--{name} ")
+        assert found
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if value in (None, False):  # is told by what the option does
+            continue
+        assert f"(default: {shown.replace('True', 'true')})" in after
 
 
 @pytest.mark.parametrize("vocab_size, tp1, padded", [(101, 1, 101), (101, 4, 104), (104, 4, 104)])
@@ -218,8 +246,9 @@ def test_shipped_checkpoint_is_found_from_any_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["--config", "bloom-560m"], ["'bloom-560m'", "(did you mean bloom_560M?)"]),
         (["--config", "bloom_9B"], ["bloom_9B", "bloom_tiny, bloom_560M,", "bloom_176B_pod16"]),
-        (["--layer", "2"], ["--layer"]),
+        (["--layer", "2"], ["unknown --layer (did you mean --layers?)"]),
         (["--layers", "two"], ["--layers", "two"]),
         (["--tensor_parallel_1", "3"], ["heads", "tensor_parallel_1 = 3", "8"]),
         (["--config_file", "nowhere.yml"], ["nowhere.yml"]),

@@ -13,6 +13,11 @@ import urllib.request
 import pytest
 from memmap_checkpoints import REPOSITORY, Small, environment
 
+from utils.generation.settings import settings_of
+
+DEFAULTS = [setting.default for setting in list(settings_of().values())[1:]]
+"""Of all settings after the number of tokens, as the API takes them."""
+
 READ = """
 import os, sys, threading
 import torch
@@ -96,7 +101,7 @@ def test_the_server_names_it_too(small, tmp_path):
             os.truncate(path, 4096)
         request = urllib.request.Request(
             f"{address}/gradio_api/call/generate",
-            json.dumps({"data": ["A dog", 8, 0.0, 0, 1.0, 1.0, None, []]}).encode(),
+            json.dumps({"data": ["A dog", 8, *DEFAULTS]}).encode(),
             {"Content-Type": "application/json"},
         )
         with contextlib.suppress(OSError):  # it may be gone before it answers

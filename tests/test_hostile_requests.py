@@ -22,8 +22,9 @@ from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
 from utils.generation.engine import Engine
+from utils.generation.settings import settings_of
 from utils.generation.text import StopStrings
-from utils.serving.given_settings import GivenSettings
+from utils.serving.given_settings import checked
 from utils.serving.service import Service
 from utils.setup import UserError
 
@@ -32,7 +33,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 SECRET = "s3cret"
 CALL = "/gradio_api/call/generate"
 JOIN = "/gradio_api/queue/join"
-SETTINGS = [3, 0, 0, 1, 1, None, []]
+SETTINGS = [3, *(setting.default for setting in list(settings_of().values())[1:])]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_many_stop_strings_take_the_time_of_one() -> None:
     [
         ({"stop": ["a"] * 65}, "stop must be at most 64 texts, not 65"),
         ({"stop": ["a" * 257]}, "stop must be texts of at most 256 characters, not 257"),
-        ({"seed": "--5"}, "seed must be a whole number, 0 or more, not '--5'"),
+        ({"seed": "--5"}, "seed must be a whole number from 0 up, or left out, not '--5'"),
         ({"seed": "9" * 30}, "seed must be a whole number from 0 to 9223372036854775807"),
         ({"seed": 10**19}, "seed must be a number from -9223372036854775807 to "),
         ({"top_k": 10**400}, "top_k must be a number from "),
@@ -224,7 +225,7 @@ def test_many_stop_strings_take_the_time_of_one() -> None:
 )
 def test_odd_settings_are_refused_in_words(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
-        GivenSettings(**settings).checked(max_tokens=64)
+        checked(settings, max_tokens=64)
 
 
 def test_a_prompt_that_cannot_fit_is_not_tokenized(
@@ -234,7 +235,7 @@ def test_a_prompt_that_cannot_fit_is_not_tokenized(
         raise AssertionError("it was tokenized")
 
     async def ask(service: Service) -> None:
-        async for _ in service.generate("a dog is a friend" * 60_000, GivenSettings(3)):
+        async for _ in service.generate("a dog is a friend" * 60_000, {"num_tokens": 3}):
             pass
 
     with Engine(ScriptedPasses(tokenizer, "a cat ")) as engine:

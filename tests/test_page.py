@@ -26,6 +26,7 @@ from serving import (
 )
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
+from utils.generation.settings import settings_of
 from utils.serving.page import words
 
 PROMPT = "A dog is"
@@ -136,7 +137,7 @@ def test_generate_shows_prompt_and_continuation_told_apart_and_why_it_ended(
     browser: Browser, site: Served, model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with tab(browser, site) as page:
-        generate(page, PROMPT, num_tokens="12")
+        generate(page, PROMPT, num_tokens="12", temperature="0")
         ended_by(page, "budget")
         assert text_of(page) == PROMPT + generated_text(model, tokenizer, PROMPT, 12)
         expect(status(page)).to_have_value(
@@ -228,8 +229,8 @@ def test_bad_input_is_answered_on_the_page_in_words(browser: Browser, site: Serv
     bad: dict[str, tuple[str, dict[str, str]]] = {
         "the prompt is empty: write something for the model to continue": ("", {}),
         r"the prompt has \d\d\d tokens, but the context .* holds 64: shorten .*": ("ЖЖ" * 90, {}),
-        "seed must be a whole number, 0 or more, .* not -1": (PROMPT, {"seed": "-1"}),
-        "seed must be a whole number, .* not '<b>x</b>'": (PROMPT, {"seed": "<b>x</b>"}),
+        "seed must be a whole number from 0 up, .* not -1": (PROMPT, {"seed": "-1"}),
+        "seed must be a whole number .* not '<b>x</b>'": (PROMPT, {"seed": "<b>x</b>"}),
     }
     with tab(browser, site) as page:
         for message, (prompt, fields) in bad.items():
@@ -246,13 +247,14 @@ def test_values_out_of_range_that_a_slider_cannot_have_are_answered_in_words_too
     browser: Browser, site: Served
 ) -> None:
     """A page that was tampered with: the value is changed on its way to the server."""
-    order = ["prompt", "num_tokens", "temperature", "top_k", "top_p", "repetition_penalty"]
+    order = [*settings_of(), "prompt"]
     wrong: list[tuple[str, Any, str]] = [
         ("num_tokens", 65, "num_tokens must be from 1 to 64, not 65"),
         ("temperature", -1, "temperature must be 0 .* not -1"),
         ("top_k", -3, "top_k must be .* not -3"),
-        ("top_p", 1.5, "top_p must be .* at most 1 .* not 1.5"),
+        ("top_p", 1.5, "top_p must be .* to 1 .* not 1.5"),
         ("repetition_penalty", 0, "repetition_penalty must be .* not 0"),
+        ("min_p", 2, "min_p must be .* not 2"),
         ("num_tokens", None, "num_tokens must be a number, not empty"),
     ]
 
@@ -407,9 +409,9 @@ def test_two_tabs_at_once_have_their_own_texts(
         tab(browser, site) as other,
     ):
         passes.hold()
-        generate(one, "A dog", num_tokens="20")
+        generate(one, "A dog", num_tokens="20", temperature="0")
         wait_until(lambda: site.running() == 1)
-        generate(other, "Ein Hund", num_tokens="20")
+        generate(other, "Ein Hund", num_tokens="20", temperature="0")
         both_run(site)
         passes.let_all()
         ended_by(one, "budget")
@@ -491,6 +493,12 @@ def test_the_page_asks_no_other_host_for_anything(browser: Browser, site: Served
 
 
 PHONE = {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+def test_shift_enter_is_told_where_there_is_a_keyboard(browser: Browser, site: Served) -> None:
+    for more, told in ({}, True), (PHONE, False):
+        with tab(browser, site, **more) as page:
+            assert page.get_by_text(words.PROMPT_HINT).is_visible() == told
 
 
 def test_the_page_fits_a_phone(browser: Browser, site: Served) -> None:

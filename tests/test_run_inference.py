@@ -94,6 +94,10 @@ def test_json_has_the_text_its_ids_and_the_settings_that_repeat_it(
             "top_p": 1.0,
             "repetition_penalty": 1.0,
             "seed": seed,
+            "min_p": 0.0,
+            "typical_p": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
             "num_tokens": 12,
             "stop": ["xyz"],
         },
@@ -104,10 +108,14 @@ def test_json_has_the_text_its_ids_and_the_settings_that_repeat_it(
 @pytest.mark.parametrize(
     ("arguments", "stdin", "error"),
     [
-        (["--prompt", "A", "--top_p", "1.5"], b"", "top_p must be .* at most 1 .*, not 1.5"),
-        (["--prompt", "A", "--num_tokens", "0"], b"", "num_tokens must be 1 or more, not 0"),
+        (["--prompt", "A", "--top_p", "1.5"], b"", "top_p must be .* to 1 .*, not 1.5"),
+        (
+            ["--prompt", "A", "--num_tokens", "0"],
+            b"",
+            "num_tokens must be a whole number from 1 up, not 0",
+        ),
         (["--prompt", "A", "--temperature", "hot"], b"", ".*temperature.*hot.*"),
-        (["--prompt", "A", "--stop", ""], b"", "a stop string must .*"),
+        (["--prompt", "A", "--stop", ""], b"", "stop must be texts that are not empty, .*"),
         (["--prompt", "A", "--heads", "3"], b"", "hidden_size must .*"),
         (["--prompt", ""], b"", "the prompt is empty: .*"),
         ([], b"", "the prompt is empty: .*"),

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from utils.generation.sampling import Sampler, SamplingConfig, processed_logits
@@ -29,6 +31,12 @@ SETTINGS = [
     SamplingConfig(temperature=1.7, top_p=0.999),
     SamplingConfig(temperature=1.0, top_p=1e-6),
     SamplingConfig(temperature=0.7, top_k=50, top_p=0.8, repetition_penalty=1.2),
+    SamplingConfig(temperature=1.0, min_p=0.02),
+    SamplingConfig(temperature=1.3, min_p=1.0),
+    SamplingConfig(temperature=1.0, typical_p=0.9),
+    SamplingConfig(temperature=0.6, typical_p=0.2),
+    SamplingConfig(temperature=1.0, typical_p=1e-6),
+    SamplingConfig(temperature=0.9, top_k=60, top_p=0.95, min_p=0.01, typical_p=0.7),
 ]
 
 
@@ -42,7 +50,12 @@ def transformers_logits(config: SamplingConfig, logits: np.ndarray, ids: list[in
         processors.append(TopKLogitsWarper(config.top_k))
     if config.top_p < 1:
         processors.append(TopPLogitsWarper(config.top_p))
-    return processors(torch.tensor([ids]), torch.from_numpy(logits.copy())[None])[0].numpy()
+    if config.min_p:
+        processors.append(MinPLogitsWarper(config.min_p))
+    found = processors(torch.tensor([ids]), torch.from_numpy(logits.copy())[None])
+    if config.typical_p < 1:  # in float64, as ours: on either side of the entropy are near ties
+        found = TypicalLogitsWarper(config.typical_p)(torch.tensor([ids]), found.double())
+    return found[0].numpy()
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -83,10 +96,33 @@ def test_ids_beyond_the_logits_are_not_penalised() -> None:
     np.testing.assert_array_equal(processed_logits(config, logits, [0, 2, 99]), [1, 1])
 
 
+def test_presence_and_frequency_are_subtracted_for_generated_tokens_and_not_the_prompts() -> None:
+    """OpenAI's definition: logit - count * frequency - (count > 0) * presence."""
+    logits = np.arange(6, dtype=np.float32)
+    prompt, generated = [0, 0, 1], [1, 4, 4, 4, 99]
+    config = SamplingConfig(presence_penalty=0.5, frequency_penalty=-0.25)
+    expected = [
+        logit - generated.count(token) * -0.25 - (token in generated) * 0.5
+        for token, logit in enumerate(logits)
+    ]
+    ours = processed_logits(config, logits, [*prompt, *generated], len(prompt))
+    np.testing.assert_allclose(ours, expected)
+
+
+def test_greedy_respects_presence_and_frequency_penalty() -> None:
+    logits = np.array([3.0, 2.0, 0.0], np.float32)
+    assert Sampler(SamplingConfig(presence_penalty=1.5))(logits, [0, 0], 1) == 1
+    assert Sampler(SamplingConfig(presence_penalty=1.5))(logits, [0, 0], 2) == 0
+    assert Sampler(SamplingConfig(frequency_penalty=0.4))(logits, [0, 0], 0) == 0
+    assert Sampler(SamplingConfig(frequency_penalty=0.4))(logits, [0, 0, 0], 0) == 1
+
+
 def test_rules_leave_the_given_logits_as_they_were() -> None:
     logits = np.linspace(-1, 1, 50, dtype=np.float32)
     before = logits.copy()
-    config = SamplingConfig(1.5, top_k=9, top_p=0.5, repetition_penalty=3.0, seed=0)
+    config = SamplingConfig(
+        1.5, 9, 0.5, 3.0, seed=0, min_p=0.1, typical_p=0.9, presence_penalty=1, frequency_penalty=1
+    )
     Sampler(config)(logits, [1, 2, 49])
     np.testing.assert_array_equal(logits, before)
 
@@ -162,14 +198,18 @@ def test_without_a_seed_one_is_drawn_and_repeats_the_draws() -> None:
     [
         ("temperature", -0.1, "0 (greedy)"),
         ("temperature", 1e-9, "1e-06"),
-        ("temperature", math.inf, "finite"),
-        ("temperature", math.nan, "finite"),
-        ("top_k", -1, "0 (off) or more"),
+        ("temperature", math.inf, "to 1e+06"),
+        ("temperature", math.nan, "to 1e+06"),
+        ("top_k", -1, "from 0 up (0 is off)"),
         ("top_k", 2.5, "whole number"),
         ("top_p", 0.0, "over 0"),
-        ("top_p", 1.1, "at most 1"),
+        ("top_p", 1.1, "to 1 (1 is off)"),
+        ("min_p", 1.1, "from 0 to 1 (0 is off)"),
+        ("typical_p", 0.0, "over 0 to 1 (1 is off)"),
+        ("presence_penalty", 2.5, "from -2 to 2"),
+        ("frequency_penalty", math.nan, "from -2 to 2"),
         ("repetition_penalty", 0.0, "from 1e-06"),
-        ("seed", -3, "0 or more"),
+        ("seed", -3, "from 0 up, or left out"),
     ],
 )
 def test_a_setting_out_of_bounds_is_named_with_value_and_bound(

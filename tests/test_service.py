@@ -13,7 +13,7 @@ from serving import HeldPasses, ReferencePasses, generated_text, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from utils.generation.engine import Engine
-from utils.serving.given_settings import GivenSettings
+from utils.serving.given_settings import checked
 from utils.serving.page import words
 from utils.serving.service import Progress, ServerError, Service
 from utils.setup import UserError
@@ -31,7 +31,7 @@ def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
     return random_model(len(tokenizer))
 
 
-async def all_of(service: Service, prompt: Any, settings: GivenSettings, owner: str = "") -> Any:
+async def all_of(service: Service, prompt: Any, settings: dict, owner: str = "") -> Any:
     return [progress async for progress in service.generate(prompt, settings, owner)]
 
 
@@ -40,7 +40,7 @@ def test_progress_ends_with_the_text_of_generate_and_why(
 ) -> None:
     with Engine(ReferencePasses(model)) as engine:
         service = Service(engine, tokenizer)
-        *before, last = asyncio.run(all_of(service, PROMPT, GivenSettings(12)))
+        *before, last = asyncio.run(all_of(service, PROMPT, {"num_tokens": 12}))
     assert last.text == generated_text(model, tokenizer, PROMPT, 12)
     assert (last.generated_tokens, last.end_reason, last.seed) == (12, "budget", None)
     assert last.prompt_done == last.prompt_tokens == len(tokenizer(PROMPT).input_ids)
@@ -56,7 +56,7 @@ def test_stopping_ends_what_the_owner_has_and_nothing_else(
 
     async def stop_one(service: Service) -> list[Any]:
         tasks = [
-            asyncio.create_task(all_of(service, PROMPT, GivenSettings(9), owner))
+            asyncio.create_task(all_of(service, PROMPT, {"num_tokens": 9}, owner))
             for owner in ("mine", "mine", "yours")
         ]
         while engine.statistics().running + engine.statistics().queued < 3:
@@ -83,7 +83,7 @@ def test_a_consumer_that_is_cancelled_frees_its_row(
     passes.hold()
 
     async def cancel(service: Service) -> None:
-        task = asyncio.create_task(all_of(service, PROMPT, GivenSettings(50)))
+        task = asyncio.create_task(all_of(service, PROMPT, {"num_tokens": 50}))
         while engine.statistics().running == 0:
             await asyncio.sleep(0)
         task.cancel()
@@ -101,7 +101,7 @@ def test_a_consumer_that_is_cancelled_frees_its_row(
     ("settings", "message"),
     [
         ({"num_tokens": 65}, "num_tokens must be from 1 to 64, not 65"),
-        ({"num_tokens": 0}, "num_tokens must be from 1 to 64, not 0"),
+        ({"num_tokens": 0}, "num_tokens must be a whole number from 1 up, not 0"),
         ({"num_tokens": 2.5}, "num_tokens must be a whole number, not 2.5"),
         ({"num_tokens": None}, "num_tokens must be a number, not empty"),
         ({"num_tokens": True}, "num_tokens must be a number, not True"),
@@ -114,8 +114,8 @@ def test_a_consumer_that_is_cancelled_frees_its_row(
         ({"repetition_penalty": 0}, "repetition_penalty must be .* not 0"),
         ({"seed": -1}, "seed must be .* not -1"),
         ({"seed": "-1"}, "seed must be .* not -1"),
-        ({"seed": "many"}, "seed must be a whole number, 0 or more, not 'many'"),
-        ({"stop": [""]}, "stop must be a list of texts that are not empty"),
+        ({"seed": "many"}, "seed must be a whole number from 0 up, or left out, not 'many'"),
+        ({"stop": [""]}, "stop must be texts that are not empty"),
         ({"stop": "text"}, "stop must be a list of texts, not 'text'"),
         ({"stop": [["x" * 99]]}, r"stop must be a list of texts, not \[\['x{50,60}…"),
     ],
@@ -124,12 +124,12 @@ def test_settings_out_of_bounds_are_named_with_value_and_bound(
     settings: dict, message: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
-        GivenSettings(**settings).checked(max_tokens=64)
+        checked(settings, max_tokens=64)
 
 
 def test_a_seed_may_be_digits_and_an_empty_one_is_drawn() -> None:
     def seed(given: Any) -> int | None:
-        return GivenSettings(seed=given).checked(64).sampling.seed
+        return checked({"seed": given}, 64).seed
 
     assert (seed("17"), seed(17.0), seed(" 3 ")) == (17, 17, 3)
     assert seed("") != seed(None)
@@ -151,7 +151,7 @@ def test_an_impossible_prompt_is_refused_in_words(
     with Engine(ReferencePasses(model)) as engine:
         service = Service(engine, tokenizer)
         with pytest.raises(UserError, match=message):
-            asyncio.run(all_of(service, prompt, GivenSettings(3)))
+            asyncio.run(all_of(service, prompt, {"num_tokens": 3}))
         with pytest.raises(UserError, match=message):
             asyncio.run(service.next_tokens(prompt))
         assert engine.statistics().submitted == 0
@@ -169,7 +169,7 @@ def test_a_fault_of_the_server_is_told_without_its_insides(
     passes = ReferencePasses(model)
     monkeypatch.setattr(passes, "decode", fail)
     with Engine(passes) as engine, pytest.raises(ServerError) as told:
-        asyncio.run(all_of(Service(engine, tokenizer), PROMPT, GivenSettings(3)))
+        asyncio.run(all_of(Service(engine, tokenizer), PROMPT, {"num_tokens": 3}))
     assert "insides" not in str(told.value)
     assert "the insides" in caplog.text
 
@@ -185,7 +185,7 @@ def test_requests_are_logged_and_their_prompts_only_if_asked_for(
     secret = "Où est\nle chat"
     with Engine(ReferencePasses(model)) as engine:
         service = Service(engine, tokenizer, log_prompts=log_prompts)
-        (*_, last) = asyncio.run(all_of(service, secret, GivenSettings(4, stop=["zzz"])))
+        (*_, last) = asyncio.run(all_of(service, secret, {"num_tokens": 4, "stop": ["zzz"]}))
         asyncio.run(service.next_tokens(secret))
     lines = [
         record.getMessage() for record in caplog.records if record.name == "utils.serving.service"

@@ -22,15 +22,58 @@ def test_a_prompt_is_continued_and_how_it_went_is_told(tmp_path: Path) -> None:
         leave(child)
 
 
-def test_enter_keeps_the_default_and_then_the_last_values(tmp_path: Path) -> None:
+def test_after_the_first_text_the_prompt_is_asked_for_alone(tmp_path: Path) -> None:
+    with terminal(tmp_path) as child:
+        answer(child, "A cat", "", "", "2")
+        child.expect("2 tokens, .* ended by: budget")
+        child.expect_exact("From now on only the prompt is asked for")
+        answer(child, "", defaults=("A cat",))
+        child.expect("A cat.*2 tokens, .* ended by: budget")
+        answer(child, "A dog", defaults=("A cat",))
+        child.expect("A dog.*2 tokens, .* ended by: budget")
+        leave(child)
+
+
+def test_set_changes_what_settings_shows_and_the_next_text(tmp_path: Path) -> None:
     with terminal(tmp_path) as child:
         answer(child, "A cat", "", "", "")
-        child.expect_exact("A cat\x1b[0msome words\r\n")
-        answer(child, "", "0.5", "7", "2", defaults=("A cat", *DEFAULTS[1:]))
-        child.expect("2 tokens, .* ended by: budget")
-        answer(child, "", "", "", "", defaults=("A cat", "0.5", "7", "2"))
-        child.expect("A cat.*2 tokens, .* ended by: budget")
+        child.expect_exact("ended by: end_of_text")
+        for command in ("/set num_tokens 2", "/set min-p 0.25", "/set seed 5", "/settings"):
+            answer(child, command, defaults=("A cat",))
+        child.expect(r"num_tokens +2 ")
+        answer(child, "/set stop so", defaults=("A cat",))
+        answer(child, "", defaults=("A cat",))
+        child.expect("2 tokens, .* ended by: stop_string")
         leave(child)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("/set heat 1", r"there is no setting 'heat'; there are temperature, [^\r\n]*"),
+        ("/set temperature hot", r"temperature must be 0 \(greedy\) or [^\r\n]*, not 'hot'"),
+        ("/set temperature", r"temperature must be [^\r\n]*, not ''"),
+        ("/set top_p 0", r"top_p must be [^\r\n]*, not 0.0"),
+    ],
+)
+def test_a_set_that_is_not_possible_is_one_line(tmp_path: Path, command: str, error: str) -> None:
+    with terminal(tmp_path) as child:
+        answer(child, command)
+        child.expect(rf"error: {error}\r\n")
+        leave(child)
+
+
+@pytest.mark.parametrize("after_a_text", [False, True])
+def test_quit_leaves_as_ctrl_d_does(tmp_path: Path, after_a_text: bool) -> None:
+    with terminal(tmp_path) as child:
+        if after_a_text:
+            answer(child, "A cat", "", "", "")
+            child.expect_exact("ended by")
+        child.expect("Prompt.*:")
+        child.send("quit\r")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
 
 
 def test_settings_of_the_command_line_are_the_first_defaults(tmp_path: Path) -> None:
@@ -45,11 +88,11 @@ def test_settings_of_the_command_line_are_the_first_defaults(tmp_path: Path) -> 
 def test_an_invalid_value_is_one_line_and_asked_for_again(tmp_path: Path) -> None:
     rounds = [
         (0, "", "the prompt must have some text"),
-        (1, "warm", "temperature must be a number, not 'warm'"),
+        (1, "warm", r"temperature must be 0 \(greedy\) or [^\r\n]*, not 'warm'"),
         (1, "-1", r"temperature must be 0 \(greedy\) or [^\r\n]*, not -1.0"),
-        (2, "2.5", "top-k must be a whole number, not '2.5'"),
+        (2, "2.5", r"top_k must be a whole number [^\r\n]*, not '2.5'"),
         (2, "-2", r"top_k must be [^\r\n]*, not -2"),
-        (3, "0", "num_tokens must be 1 or more, not 0"),
+        (3, "0", "num_tokens must be a whole number from 1 up, not 0"),
     ]
     good = ("A cat", "0", "0", "64")
     with terminal(tmp_path) as child:
@@ -60,15 +103,15 @@ def test_an_invalid_value_is_one_line_and_asked_for_again(tmp_path: Path) -> Non
             question = bad_question
         answer(child, *good[question:], first=question)
         child.expect_exact("A cat\x1b[0msome words\r\n")
-        answer(child, "ЖЖ" * 300, "", "", "", defaults=("A cat", *DEFAULTS[1:]))
+        answer(child, "ЖЖ" * 300, defaults=("A cat",))
         child.expect(r"error: the prompt has \d+ tokens, .* holds 512: shorten the prompt\r\n")
         leave(child)
 
 
 def test_ctrl_c_stops_a_generation_and_not_the_program(tmp_path: Path) -> None:
     with terminal(tmp_path, text=f"begun{PAUSE} and not ended") as child:
-        for prompt, last in (("A cat", ""), ("A dog", "A cat")):
-            answer(child, prompt, "", "", "", defaults=(last, *DEFAULTS[1:]))
+        for answers, last in (("A cat", "", "", ""), ""), (("A dog",), "A cat"):
+            answer(child, *answers, defaults=(last, *DEFAULTS[1:]))
             child.expect_exact("\x1b[0mbegun")
             child.sendintr()
             child.expect(r"6 tokens, .*ended by: interrupted")
@@ -131,7 +174,7 @@ def test_history_is_kept_between_runs_for_the_owner_alone(tmp_path: Path) -> Non
     up = "\x1b[A"
     with terminal(tmp_path) as child:
         answer(child, "The first prompt", "", "", "")
-        answer(child, "The second", "", "", "", defaults=("The first prompt", *DEFAULTS[1:]))
+        answer(child, "The second", defaults=("The first prompt",))
         child.expect("The second.*ended by")
         leave(child)
     history = tmp_path / "bloom" / "prompt_history"

@@ -42,8 +42,9 @@ from run_inference_gradio import ServerArguments, for_many, main
 from utils.generation import LanguageModel
 from utils.generation.engine import Engine
 from utils.generation.loading import load
+from utils.generation.settings import settings_of
 from utils.generation.ticket import Ticket
-from utils.serving.listening import bind, is_public, listen, url
+from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.setup import UserError
 
 TESTS = Path(__file__).resolve().parent
@@ -172,7 +173,7 @@ class Connection:
     def __init__(self, site: Served, function: int, number: int):
         self._address = httpx.URL(site.url)
         self.session = f"session{number}"
-        data = [PROMPT, 400, 0, 0, 1, 1, None, []]
+        data = [PROMPT, 400, *(s.default for s in list(settings_of().values())[1:])]
         joined = httpx.post(
             f"{site.url}/gradio_api/queue/join",
             json={"data": data, "fn_index": function, "session_hash": self.session},
@@ -321,8 +322,8 @@ def test_a_file_named_in_a_prompt_is_not_opened(site: Served) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (["my secret", 5], "generate takes 8 values, not 2"),
-        (["my secret"] * 9, "generate takes 8 values, not 9"),
+        (["my secret", 5], "generate takes 12 values, not 2"),
+        (["my secret"] * 9, "generate takes 12 values, not 9"),
     ],
 )
 def test_a_call_that_fails_leaves_nothing_of_the_prompt_in_the_log(
@@ -411,6 +412,25 @@ def test_with_an_account_nothing_but_health_is_open(
         assert found["text"] == generated_text(model, tokenizer, PROMPT, 5)
 
 
+def test_with_an_account_the_code_that_the_api_panel_shows_logs_in(
+    model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    login = {"username": "o'user", "password": "pass"}
+    with served(ReferencePasses(model), tokenizer, auth=tuple(login.values())) as site:
+        with httpx.Client() as browser:
+            browser.post(f"{site.url}/login", data=login)
+            info = browser.get(f"{site.url}/gradio_api/info").json()
+        snippets = info["named_endpoints"]["/generate"]["code_snippets"]
+        for code in (snippets["python"], snippets["javascript"], snippets["bash"]):
+            assert "PASSWORD" in code
+        known: dict = {}
+        python = (
+            snippets["python"].replace("PASSWORD", "pass").replace('prompt="..."', 'prompt="A"')
+        )
+        exec(python, known)
+    assert known["result"]["end_reason"] == "budget"
+
+
 def words_of_the_page_are_absent(page: str) -> bool:
     return "Temperature" not in page and "few-shot" not in page
 
@@ -429,6 +449,18 @@ def words_of_the_page_are_absent(page: str) -> bool:
 )
 def test_a_public_host_is_known(host: str, public: bool) -> None:
     assert is_public(host) == public
+
+
+def test_a_server_on_all_addresses_tells_one_that_others_reach() -> None:
+    with bind("0.0.0.0", 0) as everywhere, bind("127.0.0.1", 0) as here:
+        assert url_for_others(here) is None
+        address = url_for_others(everywhere)
+        if address is None:  # a machine without a network
+            pytest.skip("there is no network")
+        found = httpx.URL(address)
+        assert found.port == everywhere.getsockname()[1]
+        with bind(found.host, 0):  # it is an address of this computer
+            pass
 
 
 def test_of_two_servers_that_start_at_once_the_second_is_refused() -> None:

@@ -7,40 +7,35 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output import create_output
 
 from utils import distributed
-from utils.generation.request import GenerationStep, check_num_tokens
-from utils.generation.sampling import SamplingConfig
+from utils.generation.request import GenerationStep
+from utils.generation.settings import GenerationSettings, settings_of
 from utils.setup import UserError
 from utils.writing import for_terminal, say, summary, write
 
-WELCOME = "Enter keeps the value in brackets. Ctrl-C stops a text, Ctrl-D leaves."
+WELCOME = "Enter keeps the value in brackets. Ctrl-C stops a text, quit or Ctrl-D leaves."
+AFTER_FIRST = "From now on only the prompt is asked for: /settings and /set change the rest."
+COMMANDS = """\
+/settings         show all settings
+/set NAME VALUE   change one, such as: /set temperature 0.8
+/help             show these lines
+quit              leave, as Ctrl-D does"""
 INTERRUPTED = 128 + signal.SIGINT
 SHOWN_PROMPT = 40  # characters of the last prompt shown in brackets
+ASKED = ("temperature", "top_k", "num_tokens")
+"""Settings that are asked for once, before the first text."""
 
-Number = TypeVar("Number", int, float)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the interactive prompt asks for; each is the default of the next round."""
-
-    prompt: str = ""
-    temperature: float = 0.0
-    top_k: int = 0
-    num_tokens: int = 64
-
-
-# Continues what the answers ask for, and calls its second argument between the prompt's chunks.
-Generate = Callable[[Answers, Callable[[], None]], Iterator[GenerationStep]]
+# Continues a prompt as the settings say; calls its last argument between the prompt's chunks.
+Generate = Callable[[str, GenerationSettings, Callable[[], None]], Iterator[GenerationStep]]
 
 
 class Terminal:
@@ -50,14 +45,13 @@ class Terminal:
     prompt if that is a terminal.
     """
 
-    def __init__(self, generate: Generate, defaults: Answers):
+    def __init__(self, generate: Generate, settings: GenerationSettings):
         self._generate = generate
-        self._last = defaults
+        self._settings = settings
+        self._prompt = ""
+        self._asked = False
         kind: type[Lines] = PlainLines if is_dumb() else EditedLines
-        self._prompts = kind(prompt_history)
-        self._values = {
-            name: kind(InMemoryHistory) for name in ("Temperature", "Top-k", "Number of tokens")
-        }
+        self._prompts, self._values = kind(prompt_history), kind(InMemoryHistory)
 
     def run(self) -> int:
         """Rounds of question and text; the exit status, which is 0."""
@@ -65,54 +59,68 @@ class Terminal:
         with Noted():
             while True:
                 try:
-                    self._last = self._ask()
-                    self._show(self._last)
+                    self._round()
                 except KeyboardInterrupt:  # Ctrl-C drops the answers of this round
                     continue
                 except EOFError:
                     return 0
 
-    def _ask(self) -> Answers:
-        last = self._last
-        return Answers(
-            self._ask_prompt(),
-            self._ask_number("Temperature", float, last.temperature, check_temperature),
-            self._ask_number("Top-k", int, last.top_k, check_top_k),
-            self._ask_number("Number of tokens", int, last.num_tokens, check_num_tokens),
-        )
+    def _round(self) -> None:
+        """Ask, and show a text. Raises EOFError where the person leaves."""
+        prompt, settings, first = self._ask_prompt(), self._settings, not self._asked
+        for name in ASKED if first else ():
+            settings = self._ask_setting(name, settings)
+        self._prompt, self._settings, self._asked = prompt, settings, True
+        self._show(prompt, settings)
+        if first:
+            say(AFTER_FIRST)
 
     def _ask_prompt(self) -> str:
-        last = self._last.prompt
-        hint = f" [{_shortened(last)}]" if last else ""
+        """A text to continue; commands before it are obeyed."""
+        hint = f" [{_shortened(self._prompt)}]" if self._prompt else ""
         while True:
-            prompt = self._prompts.ask(f"Prompt{hint}: ") or last
-            if prompt:
-                return prompt
-            say("error: the prompt must have some text")
+            line = self._prompts.ask(f"Prompt{hint}: ") or self._prompt
+            command, _, rest = line.strip().partition(" ")
+            if line.strip() in ("quit", "/quit"):
+                raise EOFError
+            if command == "/help":
+                say(COMMANDS)
+            elif command == "/settings":
+                say(_listed(self._settings))
+            elif command == "/set":
+                self._set(rest)
+            elif line:
+                return line
+            else:
+                say("error: the prompt must have some text")
 
-    def _ask_number(
-        self, name: str, kind: type[Number], last: Number, check: Callable[[Number], object]
-    ) -> Number:
+    def _set(self, words: str) -> None:
+        """Obey `/set NAME VALUE`."""
+        name, _, text = words.strip().partition(" ")
+        try:
+            self._settings = _changed(self._settings, name.replace("-", "_"), text.strip())
+        except UserError as error:
+            say(f"error: {error}")
+
+    def _ask_setting(self, name: str, settings: GenerationSettings) -> GenerationSettings:
+        question = f"{settings_of()[name].control.label} [{getattr(settings, name)}]: "
         while True:
-            text = self._values[name].ask(f"{name} [{last}]: ").strip()
+            text = self._values.ask(question).strip()
             if not text:
-                return last
+                return settings
             try:
-                value = _parse(name, kind, text)
-                check(value)
+                return _changed(settings, name, text)
             except UserError as error:
                 say(f"error: {error}")
-            else:
-                return value
 
-    def _show(self, answers: Answers) -> None:
+    def _show(self, prompt: str, settings: GenerationSettings) -> None:
         """Write the continuation as it comes, then how it went."""
         step, ended_by = None, "interrupted"
         with Interrupt() as interrupt:
             try:
-                for step in self._generate(answers, interrupt.check):
+                for step in self._generate(prompt, settings, interrupt.check):
                     if step.generated_tokens == 1 and sys.stdout.isatty():
-                        sys.stdout.write(marked(answers.prompt))
+                        sys.stdout.write(marked(prompt))
                     write(step.text)
                     ended_by = step.finish_reason or ended_by
                     interrupt.check()
@@ -255,20 +263,22 @@ def prompt_history() -> History:
         return InMemoryHistory()
 
 
-def check_temperature(value: float) -> None:
-    SamplingConfig(temperature=value)
+def _changed(settings: GenerationSettings, name: str, text: str) -> GenerationSettings:
+    """With another value of a setting, as it was typed. Raises a `UserError`."""
+    known = settings_of()
+    if name not in known:
+        raise UserError(f"there is no setting {name[:40]!r}; there are {', '.join(known)}")
+    return replace(settings, **{name: known[name].parsed(name, text)})
 
 
-def check_top_k(value: int) -> None:
-    SamplingConfig(top_k=value)
-
-
-def _parse(name: str, kind: type[Number], text: str) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        wanted = "whole number" if kind is int else "number"
-        raise UserError(f"{name.lower()} must be a {wanted}, not {text!r}") from None
+def _listed(settings: GenerationSettings) -> str:
+    """A line for each setting: name, value, and what it does."""
+    lines = []
+    for name, found in settings_of().items():
+        value = getattr(settings, name)
+        shown = "none" if value in (None, ()) else str(value)
+        lines.append(f"{name:20}{shown:10}{found.help}")
+    return "\n".join(lines)
 
 
 def _shortened(prompt: str) -> str:

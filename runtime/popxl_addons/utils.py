@@ -95,7 +95,7 @@ def duplicate_items(iterable: Iterable[T]) -> list[T]:
 
 @contextmanager
 def timer(title: str | None = None, log_to_wandb: bool = True) -> Iterator[None]:
-    """Log how long the block took, in minutes.
+    """Log how long the block took: in seconds up to two minutes, then in minutes.
 
     Args:
         title: names the block in the log.
@@ -105,8 +105,10 @@ def timer(title: str | None = None, log_to_wandb: bool = True) -> Iterator[None]
     logger.info("Starting %s", title or "")
     start = time.perf_counter()
     yield
-    minutes = (time.perf_counter() - start) / 60
-    logger.info("%s: %.2f mins", f"{title} duration" if title else "Duration", minutes)
+    seconds = time.perf_counter() - start
+    minutes = seconds / 60
+    taken = f"{seconds:.1f} s" if seconds < 120 else f"{minutes:.1f} min"
+    logger.info("%s: %s", f"{title} duration" if title else "Duration", taken)
     run = getattr(sys.modules.get("wandb"), "run", None)  # a run exists only if it was imported
     if log_to_wandb and title and run is not None:
         run.summary[f"{title.lower().replace(' ', '_')}_mins"] = minutes

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from simple_parsing import field
-
 from config import BloomConfig, ConfigError, parse_arguments
+from config.options import field
 from utils.our_runtime import machine
 from utils.setup import UserError
 
 DESCRIPTION = (
-    "Measure throughput with random inputs, and random weights or --memmap_dir's, beside the "
-    "machine's limits, or plan a run (--dry_run). Several values may be given for --batch_size "
-    "too; every combination is measured."
+    "Measure throughput beside the machine's limits, or plan a run (--dry_run). Inputs are random, "
+    "and so are weights unless there is a --memmap_dir. Several values may be given for "
+    "--prompt_tokens, --new_tokens and --batch_size: every combination is measured."
 )
 PEERS = ("hf",)
 
+PLAN = "with --dry_run"
 OF_A_PLAN = ("devices", "context", "memory_gb", "disk_gb_per_s")
 """Numbers that a dry run takes; 0 where they are not given."""
 
@@ -34,55 +34,56 @@ class BenchmarkArguments:
 
     dry_run: bool = field(
         default=False,
-        action="store_true",
-        help="build the program without weights and print what it needs",
+        help="build the program without weights and print the memory and traffic it needs",
     )
     machine: str | None = field(
         default=None,
-        nargs=None,
         metavar="NAME",
-        help="with --dry_run: forecast seconds a token on it and find the best sharding; one of "
-        "config/machines.yml, or 'this', which is measured",
+        help="forecast the seconds a token takes on a machine of config/machines.yml, and its best "
+        "sharding; 'this' measures the machine at hand",
+        group=PLAN,
     )
     machines: str | None = field(
         default=None,
-        nargs=None,
         metavar="FILE",
-        help="with --machine: a YAML file of machines of your own",
+        help="read --machine from a YAML file of your own",
+        group=PLAN,
     )
-    devices: int = field(default=0, help="with --machine: how many devices; 0: as it has")
+    devices: int = field(default=0, help="devices of --machine to use; all if left out", group=PLAN)
     context: int = field(
-        default=0, help="with --machine: tokens in the cache of every row; 0: sequence_length"
+        default=0,
+        help="tokens in the KV cache of every request; sequence_length if left out",
+        group=PLAN,
     )
     memory_gb: float = field(
         default=0,
-        help="with --dry_run: memory of the machine, of a device with --machine; 0: what it has, "
-        "or what is available now",
+        help="plan for so much memory, of a device with --machine; what there is if left out",
+        group=PLAN,
     )
     disk_gb_per_s: float = field(
         default=0,
-        help="with --dry_run: rate that weights can be read at from disk; 0: the machine's, or "
-        "measured",
+        help="plan for weights read from disk at this rate; measured if left out",
+        group=PLAN,
     )
     prompt_tokens: list[int] = field(
         default_factory=list,
-        help="lengths of the prompt of every row, 1 or more; 128, or half the context",
+        help="prompt lengths to measure, each 1 or more; 128 or half the context if left out",
     )
     new_tokens: list[int] = field(
         default_factory=list,
-        help="numbers of tokens to generate in every row, 2 or more; 64, or what the context holds",
+        help="numbers of tokens to generate, each 2 or more; 64 or what the context holds if left "
+        "out",
     )
-    repeats: int = field(default=5, help="measured rounds after one to warm up, 1 or more")
-    seed: int = field(default=0, help="of weights and inputs")
-    json: bool = field(default=False, action="store_true", help="print one JSON object")
+    repeats: int = field(default=5, help="measure so many rounds, after one to warm up")
+    seed: int = field(default=0, help="seed of the random weights and inputs")
+    json: bool = field(default=False, help="print one JSON object in place of the table")
     plot: str | None = field(
-        default=None, nargs=None, metavar="FILE.png", help="draw throughput against the limits"
+        default=None, metavar="FILE.png", help="draw throughput beside the machine's limits"
     )
     compare: str | None = field(
         default=None,
-        nargs=None,
-        metavar="PEER",
-        help=f"run another implementation on the same weights, pass by pass: {', '.join(PEERS)}",
+        metavar="|".join(PEERS),
+        help="measure Hugging Face transformers on the same weights too",
     )
 
 
@@ -103,7 +104,11 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[BloomConfig], Benchma
     batch_sizes, rest = _batch_sizes(list(sys.argv[1:] if argv is None else argv))
     first = [f"--batch_size={batch_sizes[0]}"] if batch_sizes else []
     config, arguments = parse_arguments(
-        [*rest, *first], extra=BenchmarkArguments, prog="inference.py", description=DESCRIPTION
+        [*rest, *first],
+        extra=BenchmarkArguments,
+        title="what to measure",
+        prog="inference.py",
+        description=DESCRIPTION,
     )
     _fill_in(config, arguments)
     _check(config, arguments, batch_sizes)

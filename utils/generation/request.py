@@ -147,7 +147,7 @@ class Request:
         """
         if self.finished:
             raise RuntimeError(f"the request is finished ({self.finish_reason}): start another")
-        token = self.sampler(logits, self.ids)
+        token = self.sampler(logits, self.ids, self.prompt_tokens)
         self.ids.append(token)
         self._lookup.confirm(token)
         text = self._stops.push(self._text.push(token))

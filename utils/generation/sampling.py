@@ -2,73 +2,18 @@
 
 Each rule takes and returns float32 logits `[vocab_size]`; a token that a rule removes has -inf.
 The rules and their order are those of transformers' `generate`: repetition penalty, temperature,
-top-k, top-p. The rules do not change their arguments.
+top-k, top-p, min-p, typical sampling; presence and frequency penalty, which it lacks, come after
+the repetition penalty. The rules do not change their arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
+from utils.generation.settings import SamplingConfig
 from utils.setup import UserError
-
-SMALLEST = 1e-6  # divisor of logits: a smaller one could make float32 overflow
-LARGEST = 1e6  # factor and divisor of logits, for the same reason
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen.
-
-    Raises:
-        UserError: naming the first setting that is out of bounds, its value and the bound.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        temperature = self.temperature
-        _check(
-            temperature == 0 or SMALLEST <= temperature <= LARGEST,
-            "temperature",
-            temperature,
-            f"0 (greedy) or a finite number from {SMALLEST:g} to {LARGEST:g}",
-        )
-        _check(
-            _is_whole(self.top_k) and self.top_k >= 0,
-            "top_k",
-            self.top_k,
-            "a whole number, 0 (off) or more",
-        )
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "over 0 and at most 1 (off)")
-        _check(
-            SMALLEST <= self.repetition_penalty <= LARGEST,
-            "repetition_penalty",
-            self.repetition_penalty,
-            f"a finite number from {SMALLEST:g} to {LARGEST:g} (1 is off)",
-        )
-        _check(
-            self.seed is None or (_is_whole(self.seed) and self.seed >= 0),
-            "seed",
-            self.seed,
-            "a whole number, 0 or more, or left out",
-        )
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-    def seeded(self) -> SamplingConfig:
-        """This with a seed: its own, or one drawn from the system, which repeats what follows."""
-        if self.seed is not None:
-            return self
-        return replace(self, seed=int(np.random.SeedSequence().generate_state(1)[0]))
 
 
 class Sampler:
@@ -81,18 +26,20 @@ class Sampler:
         self.config = config.seeded()
         self._random = np.random.default_rng(self.config.seed)
 
-    def __call__(self, logits: np.ndarray, ids: Sequence[int] = ()) -> int:
+    def __call__(self, logits: np.ndarray, ids: Sequence[int] = (), prompt_tokens: int = 0) -> int:
         """The next token's id.
 
         Args:
             logits: of the next token, `[vocab_size]`.
             ids: the tokens so far, of prompt and continuation, which the repetition penalty is for.
+            prompt_tokens: how many of these are the prompt's, which presence and frequency penalty
+                leave out.
 
         Raises:
             UserError: there is a logit that is not a number, or the largest is infinite.
         """
         check_finite(logits)
-        logits = processed_logits(self.config, logits, ids)
+        logits = processed_logits(self.config, logits, ids, prompt_tokens)
         best = int(np.argmax(logits))  # the first of equals
         if self.config.greedy:
             return best
@@ -113,12 +60,20 @@ def check_finite(logits: np.ndarray) -> None:
 
 
 def processed_logits(
-    config: SamplingConfig, logits: np.ndarray, ids: Sequence[int] = ()
+    config: SamplingConfig,
+    logits: np.ndarray,
+    ids: Sequence[int] = (),
+    prompt_tokens: int = 0,
 ) -> np.ndarray:
     """Float32 logits `[vocab_size]` after the rules that `config` turns on."""
     logits = np.asarray(logits, np.float32)
     if config.repetition_penalty != 1:
         logits = penalise_repetition(logits, ids, config.repetition_penalty)
+    if config.presence_penalty or config.frequency_penalty:
+        generated = ids[prompt_tokens:]
+        logits = penalise_generated(
+            logits, generated, config.presence_penalty, config.frequency_penalty
+        )
     if config.greedy:
         return logits  # the rules below never change which token is best
     if config.temperature != 1:
@@ -127,6 +82,10 @@ def processed_logits(
         logits = keep_top_k(logits, config.top_k)
     if config.top_p < 1:
         logits = keep_top_p(logits, config.top_p)
+    if config.min_p > 0:
+        logits = keep_min_p(logits, config.min_p)
+    if config.typical_p < 1:
+        logits = keep_typical(logits, config.typical_p)
     return logits
 
 
@@ -141,6 +100,20 @@ def penalise_repetition(logits: np.ndarray, ids: Sequence[int], penalty: float) 
     penalised = logits.copy()
     values = logits[seen]
     penalised[seen] = np.where(values < 0, values * penalty, values / penalty)
+    return penalised
+
+
+def penalise_generated(
+    logits: np.ndarray, generated: Sequence[int], presence: float, frequency: float
+) -> np.ndarray:
+    """Logits less `presence` for tokens in `generated`, and less `frequency` for each time there.
+
+    Both may be negative. OpenAI's API defines them so.
+    """
+    seen, counts = np.unique(np.asarray(generated, np.int64), return_counts=True)
+    known = seen < logits.size
+    penalised = logits.copy()
+    penalised[seen[known]] -= (presence + frequency * counts[known]).astype(np.float32)
     return penalised
 
 
@@ -168,6 +141,33 @@ def keep_top_p(logits: np.ndarray, top_p: float) -> np.ndarray:
     return filtered
 
 
+def keep_min_p(logits: np.ndarray, min_p: float) -> np.ndarray:
+    """Only tokens at least `min_p` times as likely as the likeliest (arXiv 2407.01082)."""
+    return np.where(np.exp(logits - logits.max()) < min_p, np.float32(-np.inf), logits)
+
+
+def keep_typical(logits: np.ndarray, typical_p: float) -> np.ndarray:
+    """Only tokens whose surprise is near the entropy (typical sampling, arXiv 2202.00666).
+
+    These are the nearest whose probabilities add up to `typical_p` or more, and all as near as the
+    last of them.
+    """
+    possible = np.flatnonzero(logits > -np.inf)
+    weights = np.exp(logits[possible] - logits.max(), dtype=np.float64)
+    chances = weights / weights.sum()
+    with np.errstate(divide="ignore"):  # a chance too small for a float is infinitely surprising
+        surprise = -np.log(chances)
+    entropy = np.sum(chances * surprise, where=chances > 0)
+    distance = np.abs(surprise - entropy)
+    order = np.argsort(distance)
+    last = min(int(np.searchsorted(np.cumsum(chances[order]), typical_p)), order.size - 1)
+    limit = distance[order[last]]
+    kept = possible[distance <= limit]
+    filtered = np.full_like(logits, -np.inf)
+    filtered[kept] = logits[kept]
+    return filtered
+
+
 def _most_likely(weights: np.ndarray, needed: float) -> np.ndarray:
     """Indices of the largest weights, descending, enough of them to add up to `needed`.
 
@@ -181,12 +181,3 @@ def _most_likely(weights: np.ndarray, needed: float) -> np.ndarray:
             return largest[np.argsort(-weights[largest])]
         count *= 8
     return np.argsort(-weights)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _check(possible: bool, name: str, value: object, allowed: str) -> None:
-    if not possible:
-        raise UserError(f"{name} must be {allowed}, not {value!r}")

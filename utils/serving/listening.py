@@ -57,6 +57,30 @@ def is_public(host: str) -> bool:
 def url(listener: socket.socket) -> str:
     """Where a browser on this computer finds it."""
     host, port = listener.getsockname()[:2]
-    if ipaddress.ip_address(host).is_unspecified:
-        host = "localhost"
+    return _url("localhost" if _is_any(host) else host, port)
+
+
+def url_for_others(listener: socket.socket) -> str | None:
+    """Where other computers find it that listens on all addresses; None for one that does not."""
+    host, port = listener.getsockname()[:2]
+    address = own_address(listener.family) if _is_any(host) else None
+    return _url(address, port) if address else None
+
+
+def own_address(family: int) -> str | None:
+    """This computer's address on the network that it reaches others by, if any."""
+    test_network = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((test_network, 9))  # chooses a route, and sends nothing
+            return probe.getsockname()[0]
+    except OSError:
+        return None
+
+
+def _is_any(host: str) -> bool:
+    return ipaddress.ip_address(host).is_unspecified
+
+
+def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from utils.generation.engine import Engine
 from utils.generation.next_tokens import LikelyToken, NextTokens
 from utils.generation.request import Request, encode_prompt
 from utils.generation.ticket import EndReason, Ticket, Work
-from utils.serving.given_settings import GivenSettings
+from utils.serving.about import About
+from utils.serving.given_settings import checked
 from utils.serving.limits import Limits
 from utils.serving.prompt_bound import PromptBound
 from utils.setup import UserError
@@ -63,6 +64,7 @@ class Service:
         max_tokens: that a request may ask for; None is the context.
         log_prompts: write prompts to the log, which otherwise has only their lengths.
         limits: of what a request may cost.
+        about: the model, for the page to say what it serves.
     """
 
     def __init__(
@@ -73,42 +75,44 @@ class Service:
         max_tokens: int | None = None,
         log_prompts: bool = False,
         limits: Limits | None = None,
+        about: About | None = None,
     ):
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"max_tokens must be 1 or more, not {max_tokens}")
         context = engine.passes.sequence_length
         self.engine, self.tokenizer = engine, tokenizer
         self.max_tokens = min(max_tokens or context, context)
-        self.limits = limits or Limits()
+        self.limits, self.about = limits or Limits(), about or About()
         self._log_prompts = log_prompts
         self._bound = PromptBound(tokenizer)
         self._long = ThreadPoolExecutor(1, "long prompt")  # one at a time: others need cores too
         self._owned: defaultdict[str, set[Ticket]] = defaultdict(set)
 
     async def generate(
-        self, prompt: Any, settings: GivenSettings, owner: str = ""
+        self, prompt: Any, settings: Mapping[str, Any], owner: str = ""
     ) -> AsyncGenerator[Progress]:
         """Continue a prompt; the last `Progress` has the `end_reason`.
 
         Args:
+            settings: those of `GenerationSettings` by name, with values of any type.
             owner: whose it is, for `stop`; '' is nobody's, and cannot be stopped by one.
 
         Raises:
             UserError: prompt or settings are not possible, or the queue is full.
             ServerError: an error ended it.
         """
-        checked = settings.checked(self.max_tokens, self.limits)
+        wanted = checked(settings, self.max_tokens, self.limits)
         ids = await self._ids(prompt)
         request = await asyncio.to_thread(
             Request,
             ids,
             self.tokenizer,
-            checked.sampling,
-            checked.num_tokens,
-            checked.stop,
+            wanted,
+            wanted.num_tokens,
+            wanted.stop,
             sequence_length=self.engine.passes.sequence_length,
         )
-        seed = None if checked.sampling.greedy else checked.sampling.seed
+        seed = None if wanted.greedy else wanted.seed
         text, rate = "", None
         async with aclosing(self._events(request, prompt, owner)) as events:
             async for ticket, steps in events:

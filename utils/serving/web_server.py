@@ -34,6 +34,7 @@ from utils.serving.hosts import Hosts
 from utils.serving.listening import bind, url
 from utils.serving.logins import checker
 from utils.serving.page.layout import build_page
+from utils.serving.page.snippets import LoginInSnippets
 from utils.serving.page.style import CSS, theme
 from utils.serving.service import Service
 
@@ -91,7 +92,8 @@ def build_app(
     hosts = hosts or Hosts()
     mounted = next(route.app for route in inner.routes if isinstance(route, Mount))
     assert isinstance(mounted, GradioApp)
-    gate = Gate(inner, Calls(page.fns, service.limits), hosts, service.limits)
+    shown = LoginInSnippets(inner, auth[0]) if auth else inner
+    gate = Gate(shown, Calls(page.fns, service.limits), hosts, service.limits)
     return Application(gate, mounted, hosts)
 
 

@@ -62,7 +62,7 @@ def test_timer_logs_its_title(caplog):
         pass
 
     assert caplog.messages[0] == "Starting Loading weights"
-    assert caplog.messages[1].startswith("Loading weights duration: 0.00 min")
+    assert caplog.messages[1].startswith("Loading weights duration: 0.0 s")
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
-from utils.serving.given_settings import GivenSettings
+from utils.generation.settings import settings_of
 from utils.serving.service import ServerError, Service
 from utils.setup import UserError
 
@@ -19,23 +20,10 @@ from utils.setup import UserError
 def add_endpoints(service: Service) -> None:
     """Add the endpoints to the page that is being built."""
 
-    default = GivenSettings()
-
-    async def generate(
-        prompt: str,
-        num_tokens: int = min(default.num_tokens, service.max_tokens),
-        temperature: float = default.temperature,
-        top_k: int = default.top_k,
-        top_p: float = default.top_p,
-        repetition_penalty: float = default.repetition_penalty,
-        seed: int | None = None,
-        stop: list[str] = [],  # noqa: B006 - what clients are told is the default; never changed
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def generate(prompt: str, *values: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Continue a prompt. Streams objects with `text`, the continuation so far, and the counts
         and times of it; the last one has an `end_reason`."""
-        settings = GivenSettings(
-            num_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
-        )
+        settings = dict(zip(settings_of(), values, strict=True))
         try:
             async with aclosing(service.generate(prompt, settings)) as progresses:
                 async for progress in progresses:
@@ -50,8 +38,24 @@ def add_endpoints(service: Service) -> None:
         except (UserError, ServerError) as error:
             raise _told(error) from None
 
+    _give_parameters(generate, service)
     for endpoint in (generate, next_tokens):
         gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+
+
+def _give_parameters(generate: Any, service: Service) -> None:
+    """Have the function take each setting by name: Gradio makes the endpoint of its signature."""
+    returned = generate.__annotations__["return"]
+    parameters = [inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    generate.__annotations__ = {"prompt": str, "return": returned}
+    for name, found in settings_of().items():
+        default = list(found.default) if found.kind is tuple else found.default
+        if name == "num_tokens":
+            default = min(default, service.max_tokens)
+        parameters.append(parameters[0].replace(name=name, default=default))
+        kind: Any = list[str] if found.kind is tuple else found.kind
+        generate.__annotations__[name] = kind | None if found.optional else kind
+    generate.__signature__ = inspect.Signature(parameters, return_annotation=returned)
 
 
 def _told(error: Exception) -> gr.Error:

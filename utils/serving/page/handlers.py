@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from utils.generation.next_tokens import LikelyToken
-from utils.serving.given_settings import GivenSettings
 from utils.serving.page.words import NO_TEXT, status
 from utils.serving.service import ServerError, Service
 from utils.setup import UserError
@@ -26,21 +25,12 @@ class Handlers:
         self.service = service
 
     async def generate(
-        self,
-        prompt: Any,
-        num_tokens: Any,
-        temperature: Any,
-        top_k: Any,
-        top_p: Any,
-        repetition_penalty: Any,
-        seed: Any,
-        stop: Any,
-        request: gr.Request,
+        self, values: dict[gr.Component, Any], request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any], None]:
-        """Text and status again and again."""
-        settings = GivenSettings(
-            num_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop_strings(stop)
-        )
+        """Text and status again and again; `values` are the page's fields'."""
+        settings = {str(field.elem_id): value for field, value in values.items()}
+        prompt = settings.pop("prompt")
+        settings["stop"] = stop_strings(settings.pop("stop_strings"))
         try:
             async with aclosing(
                 self.service.generate(prompt, settings, _owner(request))

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from utils.serving.given_settings import GivenSettings
+from utils.generation.settings import Setting, settings_of
 from utils.serving.page import words
 from utils.serving.page.api import add_endpoints
 from utils.serving.page.handlers import Handlers, told_apart
@@ -30,15 +30,13 @@ def build_page(service: Service) -> gr.Blocks:
     """The page, and its named endpoints for clients."""
     handlers = Handlers(service)
     with _Page(title=words.TITLE, analytics_enabled=False) as page:
-        gr.Markdown(words.INTRODUCTION)
+        gr.Markdown(words.introduction(service.about))
         with gr.Row():
             settings = _settings(service)
             with gr.Column(scale=3, min_width=320):
                 writing = _Writing.make(service, settings)
             with gr.Column(scale=2, min_width=280):
-                for setting in settings:
-                    setting.render()
-                gr.Markdown(words.EXPLANATION, elem_id="explanation")
+                _render(service, settings)
         add_endpoints(service)  # first: the names are theirs
         _bind(handlers, writing, settings)
     for function in page.fns.values():  # what is not queued could be run without a tab
@@ -112,9 +110,10 @@ class _Writing:
     shown: gr.JSON
 
     @classmethod
-    def make(cls, service: Service, settings: list[Any]) -> _Writing:
+    def make(cls, service: Service, settings: dict[str, Any]) -> _Writing:
         prompt = gr.Textbox(
             label="Prompt",
+            info=words.PROMPT_HINT,
             lines=6,
             max_lines=20,
             placeholder=words.PROMPT_PLACEHOLDER,
@@ -148,55 +147,52 @@ class _Writing:
         )
 
 
-def _settings(service: Service) -> list[Any]:
-    """The fields of `GivenSettings`, in order, not yet on the page.
-
-    What the sliders end at follows the model.
-    """
-    default, passes = GivenSettings(), service.engine.passes
-    most = service.max_tokens
-    return [
-        gr.Slider(
-            1, most, min(default.num_tokens, most), step=1, label="Number of tokens",
-            info=words.NUM_TOKENS_HINT.format(context=passes.sequence_length),
-            elem_id="num_tokens", render=False,
-        ),
-        gr.Slider(
-            0, 2, default.temperature, step=0.05, label="Temperature",
-            info="0: always the likeliest token.", elem_id="temperature", render=False,
-        ),
-        gr.Slider(
-            0, min(200, passes.vocab_size), default.top_k, step=1, label="Top-k",
-            info="Choose among so many; 0 is off.", elem_id="top_k", render=False,
-        ),
-        gr.Slider(
-            0.05, 1, default.top_p, step=0.05, label="Top-p",
-            info="Choose among those of this probability; 1 is off.", elem_id="top_p", render=False,
-        ),
-        gr.Slider(
-            1, 2, default.repetition_penalty, step=0.05, label="Repetition penalty",
-            info="1 is off.", elem_id="repetition_penalty", render=False,
-        ),
-        gr.Textbox(
-            label="Seed", info="Repeats what chance drew; empty: a new one.", max_lines=1,
-            elem_id="seed", render=False,
-        ),
-        gr.Textbox(
-            label="Stop strings", info=words.STOP_HINT, max_lines=4, elem_id="stop_strings",
-            render=False,
-        ),
-    ]  # fmt: skip
+def _settings(service: Service) -> dict[str, Any]:
+    """A field for each setting, by its name, not yet on the page."""
+    return {name: _field(name, found, service) for name, found in settings_of().items()}
 
 
-def _examples(service: Service, prompt: gr.Textbox, settings: list[Any]) -> gr.Dataset:
-    num_tokens, temperature, *_, stop = settings
+def _field(name: str, found: Setting, service: Service) -> Any:
+    """A slider, or a field for text. What a slider ends at may follow the model."""
+    control = found.control
+    common: dict[str, Any] = {"label": control.label, "info": _sentence(control.info or found.help)}
+    common |= {"elem_id": "stop_strings" if name == "stop" else name, "render": False}
+    if control.low is None:
+        return gr.Textbox(max_lines=control.lines, **common)
+    passes = service.engine.passes
+    ends = {"context": service.max_tokens, "vocabulary": min(200, passes.vocab_size)}
+    high: Any = ends[control.high] if isinstance(control.high, str) else control.high
+    start = found.default if control.start is None else control.start
+    return gr.Slider(control.low, high, min(start, high), step=control.step, **common)
+
+
+def _sentence(help: str) -> str:
+    return help[0].upper() + help[1:] + "."
+
+
+def _render(service: Service, settings: dict[str, Any]) -> None:
+    """The column of the settings; those that few change are folded away."""
+    controls = {name: found.control for name, found in settings_of().items()}
+    for name, field in settings.items():
+        if not controls[name].more:
+            field.render()
+    with gr.Accordion(words.MORE, open=False, elem_id="more"):
+        for name, field in settings.items():
+            if controls[name].more:
+                field.render()
+    context = service.engine.passes.sequence_length
+    gr.Markdown(words.CONTEXT_HINT.format(context=context), elem_id="explanation")
+
+
+def _examples(service: Service, prompt: gr.Textbox, settings: dict[str, Any]) -> gr.Dataset:
+    examples = words.examples_for(service.about)
     return gr.Examples(
         [
             [e.prompt, min(e.num_tokens, service.max_tokens), e.temperature, e.stop]
-            for e in words.EXAMPLES
+            for e in examples
         ],
-        inputs=[prompt, num_tokens, temperature, stop],
-        example_labels=[example.name for example in words.EXAMPLES],
+        inputs=[prompt, *(settings[name] for name in ("num_tokens", "temperature", "stop"))],
+        example_labels=[example.name for example in examples],
         cache_examples=False,
         preload=False,
         api_visibility="private",
@@ -204,14 +200,14 @@ def _examples(service: Service, prompt: gr.Textbox, settings: list[Any]) -> gr.D
     ).dataset
 
 
-def _bind(handlers: Handlers, writing: _Writing, settings: list[Any]) -> None:
+def _bind(handlers: Handlers, writing: _Writing, settings: dict[str, Any]) -> None:
     """Values are not preprocessed where they are checked in words."""
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     written = [writing.output, writing.status]
     generating = gr.on(
         [writing.generate.click, writing.prompt.submit],
         handlers.generate,
-        [writing.prompt, *settings],
+        {writing.prompt, *settings.values()},
         written,
         preprocess=False,
         **hidden,

@@ -78,5 +78,6 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--primary-600) !
 @media (max-width: 640px) {  /* phones zoom in on a field with smaller print */
     :is(#prompt, #seed, #stop_strings) :is(textarea, input) { font-size: 16px; }
 }
+@media (pointer: coarse) { #prompt .info-text { display: none; } }  /* of a key it has not */
 footer > div { display: none; }  /* what would divide its one link from others */
 """

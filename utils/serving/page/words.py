@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from utils.serving.about import About
 from utils.serving.service import Progress
 
 TITLE = "BLOOM"
 
-INTRODUCTION = """\
-# BLOOM
+COMPLETES = """\
+It **continues text**: it is no chat partner and follows no orders. Write the beginning of what \
+you would like to read, and it goes on. To have a task done, show it a few times first \
+(*few-shot*)."""
+FOLLOWS = """\
+It **does what a text asks for**: a question, a translation, a summary. Say clearly where the task \
+ends."""
+WARNING = """\
+What it writes can be **wrong or offensive**: it repeats what texts say, and knows nothing of what \
+is true."""
 
-BLOOM **continues text**, in 46 languages and 13 programming languages. It is no chat partner and \
-follows no orders: write the beginning of what you would like to read, and it goes on. To have a \
-task done, show it a few times first (*few-shot*), as some of the examples do. What it writes can \
-be **wrong or offensive**: it repeats what texts say, and knows nothing of what is true.
-"""
-
-EXPLANATION = """\
-**Temperature** 0 takes the likeliest token each time, so that the same prompt gives the same \
-text. Higher values give unlikely tokens a better chance: more variety, and more nonsense.
-
-**Top-k** and **top-p** leave only the likeliest tokens to choose from: the first *k*, or as many \
-as it takes to reach the probability *p*. They do nothing at temperature 0.
-
-**Repetition penalty** over 1 makes tokens less likely that were there before.
-"""
-
-PROMPT_PLACEHOLDER = "The beginning of a text. Shift+Enter generates."
-NUM_TOKENS_HINT = "The most to generate; {context} with the prompt."
+PROMPT_PLACEHOLDER = "The beginning of a text."
+PROMPT_HINT = "Shift+Enter generates."
+MORE = "More settings"
+CONTEXT_HINT = "Prompt and text together have at most {context} tokens."
 NEXT_TOKEN_HINT = (
     "The ten likeliest next tokens for the prompt as it stands. Click one to append it."
 )
@@ -60,9 +55,11 @@ class Example:
     num_tokens: int
     temperature: float = 0.0
     stop: str = ""
+    large: bool = False  # too much for a model of a few million parameters, in English alone
 
 
 EXAMPLES = (
+    Example("A tale", "Once upon a time there was a king who", 64, 0.7),
     Example("A story", "The old man climbed the stairs of the lighthouse, and", 64, 0.7),
     Example("What is a dog?", "A dog is", 32),
     Example(
@@ -72,13 +69,15 @@ EXAMPLES = (
         "Portuguese: Muito obrigado.\n\nEnglish: Where is the station?\nFrench:",
         48,
         stop="\\n\\n",
+        large=True,
     ),
-    Example("Arithmetic", "3 + 4 = 7\n8 + 1 = 9\n2 + 2 = 4\n5 + 3 =", 8, stop="\\n"),
+    Example("Arithmetic", "3 + 4 = 7\n8 + 1 = 9\n2 + 2 = 4\n5 + 3 =", 8, stop="\\n", large=True),
     Example(
         "Code",
         'def mean(numbers):\n    """Return the mean of a list of numbers."""\n',
         64,
         stop="\\ndef",
+        large=True,
     ),
     Example(
         "Questions and answers",
@@ -86,8 +85,23 @@ EXAMPLES = (
         "Question: What is the capital of Italy?\nAnswer:",
         8,
         stop="\\n",
+        large=True,
     ),
 )
+
+
+def introduction(about: About) -> str:
+    """What is served, as Markdown: the model that it is, and no other."""
+    trained = f"trained on {about.languages}" if about.languages else ""
+    facts = ", ".join(filter(None, [about.size, trained]))
+    served = f"**{about.name}**{f' ({facts})' if facts else ''} is served here."
+    what = FOLLOWS if about.follows_instructions else COMPLETES
+    return f"# {TITLE}\n\n{served} {what} {WARNING}\n"
+
+
+def examples_for(about: About) -> list[Example]:
+    """Those that the model can continue."""
+    return [example for example in EXAMPLES if about.languages != "English" or not example.large]
 
 
 def status(progress: Progress) -> str:

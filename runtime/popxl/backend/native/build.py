@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 from popxl.backend import cache
@@ -32,6 +33,9 @@ MAKERS = {"GenuineIntel": "-DPOPXL_INTEL", "AuthenticAMD": "-DPOPXL_AMD"}
 """What the sources are told of who made the processor, by its name in /proc/cpuinfo."""
 LIMIT = 300
 """Seconds that the compiler may take."""
+TOLD_AFTER = 2.0
+"""Seconds after which a person at a terminal wonders what takes so long."""
+COMPILING = "compiling kernels for this processor, once (about 15 s, more on a busy machine)"
 NAME, HANDLER = "kernels.so", "bus_error.cpp"
 
 _log = logging.getLogger(__name__)
@@ -136,8 +140,13 @@ def _version(compiler: str) -> str:
 
 
 def _compile(compiler: str, flags: list[str], target: Path) -> None:
-    _log.info("compiling the native kernels")
-    _run([compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(target)])
+    command = [compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(target)]
+    told = threading.Timer(TOLD_AFTER, _log.warning, [COMPILING])
+    told.start()
+    try:
+        _run(command)
+    finally:
+        told.cancel()
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
