@@ -50,7 +50,7 @@ def test_set_changes_what_settings_shows_and_the_next_text(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("/set heat 1", r"there is no setting 'heat'; there are temperature, [^\r\n]*"),
+        ("/set heat 1", r"there is no setting 'heat'; there are num_tokens, temperature, [^\r\n]*"),
         ("/set temperature hot", r"temperature must be 0 \(greedy\) or [^\r\n]*, not 'hot'"),
         ("/set temperature", r"temperature must be [^\r\n]*, not ''"),
         ("/set top_p 0", r"top_p must be [^\r\n]*, not 0.0"),
