@@ -58,7 +58,11 @@ def config_of(
             tie_word_embeddings=of.tie_word_embeddings,
         ),
         ExecutionConfig(
-            tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks, device=device
+            tensor_parallel_1=tp1,
+            tensor_parallel_2=tp2,
+            batch_size=batch_size,
+            prompt_chunks=prompt_chunks,
+            device=device,
         ),
     ).validate()
 
