@@ -146,8 +146,7 @@ def measure(
     name: str, config: BloomConfig, checkpoint: Checkpoint, pieces: list[list[int]]
 ) -> Result:
     """The perplexity at one precision."""
-    model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
-    config = dataclasses.replace(config, model=model)
+    config = checkpoint.decided(config)
     program = Program(config, max(map(len, pieces)) - 1)
     program.write(checkpoint)
     tokens = sum(len(piece) - 1 for piece in pieces)

@@ -63,6 +63,9 @@ class ModelConfig:
     tie_word_embeddings: bool = field(
         default=True, help="the head uses the embedding's weights; a checkpoint decides"
     )
+    residual_after_norm: bool = field(
+        default=False, help="shortcuts begin behind a block's norms; a checkpoint decides"
+    )
     precision: str = field(
         default="float32", help=f"type of weights and activations: {', '.join(PRECISIONS)}"
     )

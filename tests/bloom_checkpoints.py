@@ -56,6 +56,7 @@ def config_of(
             weight_precision=weight_precision,
             group_size=group_size,
             tie_word_embeddings=of.tie_word_embeddings,
+            residual_after_norm=of.apply_residual_connection_post_layernorm,
         ),
         ExecutionConfig(
             tp1, tp2, batch_size=batch_size, prompt_chunks=prompt_chunks, device=device

@@ -6,7 +6,8 @@ sharded copy that is made from it is the only one.
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 
 from config import BloomConfig
+from utils.checkpoints.check import check_tensors
 from utils.checkpoints.hub import checkpoint_folder
-from utils.checkpoints.tensor_shapes import tensor_shapes
+from utils.checkpoints.model_settings import differences, model_settings, table
+from utils.checkpoints.names import plain_names
+from utils.checkpoints.quantised_forms import dequantised
 from utils.checkpoints.weight_files import CheckpointError, WeightFiles
-from utils.escaping import cell, shown
 from utils.outside import read_mapping
 
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
@@ -27,19 +30,8 @@ EMBEDDING = "word_embeddings.weight"
 HEAD = "lm_head.weight"
 ROWS_COMPARED = 4096
 
-# Our name for a setting -> its names in config.json, newest first.
-SHAPE_SETTINGS = {
-    "layers": ("n_layer", "num_hidden_layers"),
-    "hidden_size": ("hidden_size", "n_embed"),
-    "heads": ("n_head", "num_attention_heads"),
-    "vocab_size": ("vocab_size",),
-}
-# What the program implements, and what transformers takes when config.json does not say.
-FIXED_SETTINGS = {
-    "model_type": "bloom",
-    "apply_residual_connection_post_layernorm": False,
-    "slow_but_exact": False,
-}
+SEPARATE_SETTINGS = "quantize_config.json"
+"""Where GPTQ's settings are, if config.json does not have them."""
 
 
 class MissingTensorError(CheckpointError, AttributeError):
@@ -67,9 +59,9 @@ class Checkpoint:
     def __init__(self, path: Path):
         self.path = path
         self.config = read_mapping(path / "config.json", CheckpointError)
-        self._files = WeightFiles(path)
-        self._shapes: dict[str, tuple[int, ...]] = {}  # those wanted, once that is known
-        self._stored = {name.removeprefix(PREFIX): name for name in self._files.names()}
+        self.files = WeightFiles(path)
+        self._tensors = dequantised(self.files, *_quantization(path, self.config))
+        self._stored = plain_names(self._tensors.names())
 
     def keys(self) -> list[str]:
         """Names of the stored tensors, without ``transformer.``."""
@@ -85,12 +77,7 @@ class Checkpoint:
         stored = self._stored.get(name.removeprefix(PREFIX))
         if stored is None:
             raise MissingTensorError(f"no tensor {name} in checkpoint {self.path}")
-        tensor = self._files.tensor(stored)
-        wanted = self._shapes.get(name.removeprefix(PREFIX), tensor.shape)
-        if tensor.shape != wanted:
-            found = f"{name} in checkpoint {self.path} has shape {shown(tuple(tensor.shape))}"
-            raise CheckpointError(f"{found}, its config.json says {wanted}")
-        return tensor
+        return self._tensors.tensor(stored)
 
     @cached_property
     def tied(self) -> bool:
@@ -120,21 +107,33 @@ class Checkpoint:
         Raises:
             CheckpointError: with a table of all differences.
         """
-        differences = _differences(config, self.config)
-        if differences:
+        found = differences(config.model, self.settings)
+        if found:
             raise CheckpointError(
-                f"checkpoint {self.path} is not the model that is configured:\n"
-                f"{_table(differences)}\n"
-                "Set what differs to the checkpoint's values, or give another --hf_model."
+                f"checkpoint {self.path} is not the model that is configured:\n{table(found)}\n"
+                "Set what differs to the checkpoint's values, leave --config out, which takes them "
+                "from the checkpoint, or give another --hf_model."
             )
-        self._shapes = tensor_shapes(config.model)
-        modules = {
-            name[:at] for name in self._shapes for at, sign in enumerate(name) if sign == "."
-        }
-        if both := modules & self._stored.keys():
-            raise CheckpointError(
-                f"checkpoint {self.path} has a tensor {min(both)}, where the model has a module"
-            )
+        stored = {name: self._tensors.stored(where) for name, where in self._by_file()}
+        check_tensors(stored, config.model, self.path)
+
+    def decided(self, config: BloomConfig) -> BloomConfig:
+        """The configuration with what the checkpoint alone knows: its head and its shortcuts."""
+        model = dataclasses.replace(
+            config.model,
+            tie_word_embeddings=self.tied,
+            residual_after_norm=self.settings["residual_after_norm"],
+        )
+        return dataclasses.replace(config, model=model)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of `ModelConfig` that config.json has. Raises a `CheckpointError` as that does."""
+        return model_settings(self.config, self.path / "config.json")
+
+    def _by_file(self) -> list[tuple[str, str]]:
+        """Names, plain and stored, so that each file is opened once."""
+        return sorted(self._stored.items(), key=lambda item: str(self.files.place(item[1])))
 
 
 class CheckpointModule:
@@ -181,26 +180,10 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(torch.equal(left, right) for left, right in pairs)
 
 
-def _differences(config: BloomConfig, checkpoint: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(setting, its value in the configuration, in the checkpoint), for those that differ."""
-    rows = [(name, want, checkpoint.get(name, want)) for name, want in FIXED_SETTINGS.items()]
-    for name, aliases in SHAPE_SETTINGS.items():
-        found = [checkpoint[alias] for alias in aliases if alias in checkpoint]
-        rows.append((name, getattr(config.model, name), found[0] if found else "not given"))
-    different = [row for row in rows if row[1] != row[2]]
-    ours, theirs = config.model.layer_norm_epsilon, checkpoint.get("layer_norm_epsilon", 1e-5)
-    if not (isinstance(theirs, int | float) and math.isclose(ours, theirs, rel_tol=1e-6)):
-        different.append(("layer_norm_epsilon", ours, theirs))
-    return different
-
-
-def _table(rows: list[tuple[str, Any, Any]]) -> str:
-    header = ("setting", "configuration", "checkpoint")
-    cells = [header, *(tuple(cell(value) for value in row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(3)]
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "-+-".join("-" * width for width in widths))
-    return "\n".join(lines)
+def _quantization(path: Path, config: dict[str, Any]) -> tuple[Any, str]:
+    """How the weights are quantised, as a file of the folder says, and which file."""
+    settings = config.get("quantization_config")
+    if settings is None and os.path.lexists(path / SEPARATE_SETTINGS):
+        separate = path / SEPARATE_SETTINGS
+        return read_mapping(separate, CheckpointError), str(separate)
+    return settings, str(path / "config.json")

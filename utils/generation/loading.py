@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,8 +53,7 @@ def load(config: BloomConfig) -> Loaded:
 
     checkpoint = open_checkpoint(config.model.hf_model)
     checkpoint.check_against(config)
-    model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
-    config = dataclasses.replace(config, model=model)
+    config = checkpoint.decided(config)
     return _loaded(config, checkpoint.path, weights_of(config, checkpoint))
 
 

@@ -8,6 +8,7 @@ import json
 import torch
 
 from utils.checkpoints.checkpoint import Checkpoint
+from utils.checkpoints.names import plain_name
 
 WHOLE = 1 << 16
 """Tensors of up to so many bytes are compared whole, larger ones by samples."""
@@ -25,7 +26,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         CheckpointError: where a tensor cannot be read.
     """
-    digests = {name: _digest(checkpoint.tensor(name)) for name in checkpoint.keys()}  # noqa: SIM118
+    files = checkpoint.files
+    digests = {plain_name(name): _digest(files.tensor(name)) for name in files.names()}
     settings = json.dumps(checkpoint.config, sort_keys=True)
     lines = [settings, *(f"{name} {digests[name]}" for name in sorted(digests))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

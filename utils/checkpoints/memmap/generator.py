@@ -86,7 +86,7 @@ class Generator:
     def __init__(self, config: BloomConfig, shard_root: str | None = None):
         self.checkpoint = open_checkpoint(shard_root or config.model.hf_model)
         self.checkpoint.check_against(config)
-        self.config = _for_generation(config, self.checkpoint.tied)
+        self.config = _for_generation(self.checkpoint.decided(config))
         self._session = inference(self.config, spread=False, device_desc="cpu")
         self._parts = part_files(self._session)
         self._copied = copied_files(self.checkpoint.path)
@@ -204,11 +204,10 @@ def copied_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _for_generation(config: BloomConfig, tied: bool) -> BloomConfig:
+def _for_generation(config: BloomConfig) -> BloomConfig:
     """The program's variables are what counts: one short pass, on this machine."""
-    model = dataclasses.replace(config.model, tie_word_embeddings=tied)
     execution = dataclasses.replace(config.execution, device="cpu", prompt_chunks=(1,))
-    return BloomConfig(model, execution)
+    return dataclasses.replace(config, execution=execution)
 
 
 def _name(hf_model: str) -> str:
