@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     setup_logging(config.execution.log_level)
     configs = {name: with_precision(config, name) for name in arguments.precisions}
-    checkpoint = open_checkpoint(config.model.hf_model)
+    checkpoint = open_checkpoint(config.model.hf_model, lora=config.model.lora)
     checkpoint.check_against(config)
     pieces = pieces_of(arguments.text, checkpoint, config.model.sequence_length)
     results = compared(configs, checkpoint, pieces)

@@ -63,6 +63,9 @@ class ModelConfig:
     tie_word_embeddings: bool = field(
         default=True, help="the head uses the embedding's weights; a checkpoint decides"
     )
+    lora: tuple[str, ...] = field(
+        default=(), help="LoRA adapters to merge in: folders, each FOLDER or FOLDER=WEIGHT"
+    )
     residual_after_norm: bool = field(
         default=False, help="shortcuts begin behind a block's norms; a checkpoint decides"
     )
@@ -187,6 +190,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         float: ("a finite number", _is_finite),
         str: ("a text that is not empty", lambda v: isinstance(v, str) and v),
         str | None: ("a text or left out", lambda v: v is None or (isinstance(v, str) and v)),
+        tuple[str, ...]: (
+            "a list of texts that are not empty",
+            lambda v: isinstance(v, tuple) and all(isinstance(s, str) and s for s in v),
+        ),
         tuple[int, ...]: (
             "one or more whole numbers",
             lambda v: isinstance(v, tuple) and v and all(type(n) is int for n in v),

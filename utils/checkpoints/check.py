@@ -68,7 +68,7 @@ def _check(found: Stored, shape: tuple[int, ...]) -> None:
 
 def _refuse_unmerged(stored: Mapping[str, Stored]) -> None:
     for found in stored.values():
-        if ".base_layer." in found.name:
+        if ".base_layer." in found.name and "adapter" not in found.file.name:
             raise CheckpointError(
                 f"{found} belongs to a LoRA adapter that is not merged: save the model after "
                 "merge_and_unload(), or give the base model with --lora ADAPTER"

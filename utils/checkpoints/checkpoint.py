@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from config import BloomConfig
 from utils.checkpoints.check import check_tensors
 from utils.checkpoints.hub import checkpoint_folder
+from utils.checkpoints.lora import LoraTensors, parsed
 from utils.checkpoints.model_settings import differences, model_settings, table
 from utils.checkpoints.names import plain_names
 from utils.checkpoints.quantised_forms import dequantised
-from utils.checkpoints.weight_files import CheckpointError, WeightFiles
+from utils.checkpoints.weight_files import CheckpointError, Tensors, WeightFiles
 from utils.outside import read_mapping
 
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
@@ -38,15 +40,19 @@ class MissingTensorError(CheckpointError, AttributeError):
     """A tensor that the checkpoint does not have. An AttributeError too, for `hasattr`."""
 
 
-def open_checkpoint(hf_model: str | Path, *, progress: bool = True) -> Checkpoint:
+def open_checkpoint(
+    hf_model: str | Path, *, lora: Sequence[str] = (), progress: bool = True
+) -> Checkpoint:
     """The checkpoint in the folder `hf_model`, or of that model id on the Hugging Face hub.
 
-    `progress` shows a bar on stderr while it is fetched.
+    Args:
+        lora: folders of adapters that are merged into it, each `FOLDER` or `FOLDER=WEIGHT`.
+        progress: show a bar on stderr while it is fetched.
 
     Raises:
         CheckpointError: when it cannot be found, fetched or read.
     """
-    return Checkpoint(checkpoint_folder(hf_model, progress=progress))
+    return Checkpoint(checkpoint_folder(hf_model, progress=progress), lora)
 
 
 class Checkpoint:
@@ -56,11 +62,15 @@ class Checkpoint:
     ``h.0.mlp.dense_h_to_4h.weight``. It does not matter which of the two the files have.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, lora: Sequence[str] = ()):
         self.path = path
         self.config = read_mapping(path / "config.json", CheckpointError)
         self.files = WeightFiles(path)
-        self._tensors = dequantised(self.files, *_quantization(path, self.config))
+        self._tensors: Tensors = dequantised(self.files, *_quantization(path, self.config))
+        self.adapters: list[LoraTensors] = []
+        for adapter in lora:
+            self._tensors = LoraTensors(self._tensors, *parsed(adapter))
+            self.adapters.append(self._tensors)
         self._stored = plain_names(self._tensors.names())
 
     def keys(self) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -95,12 +95,10 @@ class WeightFiles:
         CheckpointError: for a folder without weights, an index that does not fit, a missing shard.
     """
 
-    def __init__(self, folder: Path):
-        present = [folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)]
+    def __init__(self, folder: Path, files: Sequence[str] = WEIGHT_FILES):
+        present = [folder / name for name in files if os.path.lexists(folder / name)]
         if not present:
-            raise CheckpointError(
-                f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}"
-            )
+            raise CheckpointError(f"no weights in {folder}: expected one of {', '.join(files)}")
         self._opened: tuple[Path, _Shard] | None = None
         tell_bus_errors()
         if present[0].suffix == ".json":

@@ -51,7 +51,7 @@ def load(config: BloomConfig) -> Loaded:
         open_checkpoint,  # late: maps need no torch before the session
     )
 
-    checkpoint = open_checkpoint(config.model.hf_model)
+    checkpoint = open_checkpoint(config.model.hf_model, lora=config.model.lora)
     checkpoint.check_against(config)
     config = checkpoint.decided(config)
     return _loaded(config, checkpoint.path, weights_of(config, checkpoint))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
 from utils.checkpoints.checkpoint import Checkpoint
 from utils.checkpoints.names import plain_name
+from utils.checkpoints.weight_files import WeightFiles
 
 WHOLE = 1 << 16
 """Tensors of up to so many bytes are compared whole, larger ones by samples."""
@@ -26,11 +28,16 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         CheckpointError: where a tensor cannot be read.
     """
-    files = checkpoint.files
-    digests = {plain_name(name): _digest(files.tensor(name)) for name in files.names()}
-    settings = json.dumps(checkpoint.config, sort_keys=True)
-    lines = [settings, *(f"{name} {digests[name]}" for name in sorted(digests))]
+    lines = _lines(checkpoint.config, checkpoint.files)
+    for adapter in checkpoint.adapters:
+        lines += [f"adapter {adapter.weight}", *_lines(adapter.settings, adapter.files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _lines(settings: dict[str, Any], files: WeightFiles) -> list[str]:
+    digests = {plain_name(name): _digest(files.tensor(name)) for name in files.names()}
+    named = (f"{name} {digests[name]}" for name in sorted(digests))
+    return [json.dumps(settings, sort_keys=True), *named]
 
 
 def _digest(tensor: torch.Tensor) -> str:

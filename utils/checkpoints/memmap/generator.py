@@ -84,7 +84,9 @@ class Generator:
     """
 
     def __init__(self, config: BloomConfig, shard_root: str | None = None):
-        self.checkpoint = open_checkpoint(shard_root or config.model.hf_model)
+        self.checkpoint = open_checkpoint(
+            shard_root or config.model.hf_model, lora=config.model.lora
+        )
         self.checkpoint.check_against(config)
         self.config = _for_generation(self.checkpoint.decided(config))
         self._session = inference(self.config, spread=False, device_desc="cpu")
