@@ -17,6 +17,7 @@ import torch
 
 from config import BloomConfig
 from utils.checkpoints.check import check_tensors
+from utils.checkpoints.gguf_file import SUFFIX, GgufFile
 from utils.checkpoints.hub import checkpoint_folder
 from utils.checkpoints.lora import LoraTensors, parsed
 from utils.checkpoints.model_settings import differences, model_settings, table
@@ -64,9 +65,15 @@ class Checkpoint:
 
     def __init__(self, path: Path, lora: Sequence[str] = ()):
         self.path = path
-        self.config = read_mapping(path / "config.json", CheckpointError)
-        self.files = WeightFiles(path)
-        self._tensors: Tensors = dequantised(self.files, *_quantization(path, self.config))
+        self.files: WeightFiles | GgufFile
+        if path.suffix == SUFFIX:
+            self.files = GgufFile(path)
+            self.config = self.files.config
+            self._tensors: Tensors = self.files
+        else:
+            self.config = read_mapping(path / "config.json", CheckpointError)
+            self.files = WeightFiles(path)
+            self._tensors = dequantised(self.files, *_quantization(path, self.config))
         self.adapters: list[LoraTensors] = []
         for adapter in lora:
             self._tensors = LoraTensors(self._tensors, *parsed(adapter))

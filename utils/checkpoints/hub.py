@@ -16,7 +16,7 @@ PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
-    """The folder of a checkpoint: `hf_model` itself if it is one, else a download of that model id.
+    """The folder of a checkpoint or its `.gguf` file, or a download where `hf_model` is neither.
 
     The network is used only when there is no such folder, and not when HF_HUB_OFFLINE is set.
     `.bin` files are fetched only from models without safetensors. `progress` shows a bar on stderr.
@@ -29,7 +29,7 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
         exists, is_folder = folder.exists(), folder.is_dir()
     except OSError as error:  # a name that no file can have
         raise CheckpointError(f"no folder {shown(str(hf_model))}: {error.strerror}") from None
-    if is_folder:
+    if is_folder or (exists and folder.suffix == ".gguf"):
         return folder
     if exists or not _is_model_id(str(hf_model)):
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """LoRA adapters (arXiv 2106.09685) as PEFT stores them, merged into a checkpoint as it is read.
 
 A matrix becomes `W + scale * B A` with `scale = lora_alpha / r`, or `/ sqrt(r)` where `use_rslora`
-is set. Tensors that an adapter stores whole (`modules_to_save`, biases) take the checkpoint's place.
+is set. Tensors that an adapter stores whole (`modules_to_save`, biases) replace the checkpoint's.
 """
 
 from __future__ import annotations
@@ -120,9 +120,7 @@ class LoraTensors:
         if plain in self._whole and plain not in self._names:
             return
         if plain not in self._names:
-            raise CheckpointError(
-                f"LoRA adapter {self._folder} changes {plain}, which is missing"
-            )
+            raise CheckpointError(f"LoRA adapter {self._folder} changes {plain}, which is missing")
         wanted = self._tensors.stored(self._names[plain]).shape
         if plain in self._whole:
             found = self.files.stored(self._whole[plain]).shape

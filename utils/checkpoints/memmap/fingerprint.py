@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from utils.checkpoints.checkpoint import Checkpoint
+from utils.checkpoints.gguf_file import GgufFile
 from utils.checkpoints.names import plain_name
 from utils.checkpoints.weight_files import WeightFiles
 
@@ -34,7 +35,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _lines(settings: dict[str, Any], files: WeightFiles) -> list[str]:
+def _lines(settings: dict[str, Any], files: WeightFiles | GgufFile) -> list[str]:
     digests = {plain_name(name): _digest(files.tensor(name)) for name in files.names()}
     named = (f"{name} {digests[name]}" for name in sorted(digests))
     return [json.dumps(settings, sort_keys=True), *named]
