@@ -15,8 +15,10 @@ from tokenizers import Tokenizer
 from transformers import BloomConfig as TransformersConfig
 from transformers import BloomForCausalLM
 
+from config import BloomConfig, ModelConfig
 from utils.checkpoints.checkpoint import CheckpointError, open_checkpoint
 from utils.checkpoints.gguf_file import GgufFile, tokenizer_of
+from utils.generation.loading import load
 
 HEADS, HIDDEN, LAYERS, VOCAB = 4, 64, 2, 96
 TINY = Path(__file__).parents[1] / "models" / "bloom_tiny"
@@ -36,20 +38,21 @@ def model() -> BloomForCausalLM:
 
 def write(path: Path, made: BloomForCausalLM, kind: Kind, tokenizer: Path | None = None) -> Path:
     """As llama.cpp's converter: its names, with query, key and value apart."""
+    layers, hidden, heads = (getattr(made.config, n) for n in ("n_layer", "hidden_size", "n_head"))
     writer = gguf.GGUFWriter(path, "bloom")
-    writer.add_block_count(LAYERS)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_head_count(HEADS)
+    writer.add_block_count(layers)
+    writer.add_embedding_length(hidden)
+    writer.add_head_count(heads)
     writer.add_context_length(128)
     writer.add_layer_norm_eps(1e-5)
     writer.add_eos_token_id(2)
     if tokenizer:
         add_tokenizer(writer, tokenizer)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BLOOM, LAYERS)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BLOOM, layers)
     for name, tensor in made.transformer.state_dict().items():
         array = tensor.float().numpy()
         if "query_key_value" in name:
-            apart = array.reshape(HEADS, 3, HIDDEN // HEADS, *array.shape[1:]).swapaxes(0, 1)
+            apart = array.reshape(heads, 3, hidden // heads, *array.shape[1:]).swapaxes(0, 1)
             array = np.ascontiguousarray(apart).reshape(array.shape)
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if array.ndim == 2 and kind != Kind.F32:
@@ -153,3 +156,26 @@ def test_another_family_is_named(tmp_path):
     writer.close()
     with pytest.raises(CheckpointError, match="family llama"):
         open_checkpoint(tmp_path / "other.gguf")
+
+
+def test_a_file_runs_alone_and_gives_the_greedy_tokens_of_its_checkpoint(tmp_path):
+    theirs = BloomForCausalLM.from_pretrained(TINY).float()
+    shape = theirs.config
+    path = write(tmp_path / "tiny.gguf", theirs, Kind.F32, tokenizer=TINY)
+    config = BloomConfig(
+        ModelConfig(
+            hf_model=str(path),
+            layers=shape.n_layer,
+            hidden_size=shape.hidden_size,
+            heads=shape.n_head,
+            vocab_size=shape.vocab_size,
+            sequence_length=64,
+        )
+    )
+    loaded = load(config)
+    ids = loaded.tokenizer("The sea is").input_ids
+    wanted = theirs.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
+    found = list(ids)
+    while len(found) < len(wanted):
+        found.append(int(loaded.passes.prompt(0, found).argmax()))
+    assert found == wanted
