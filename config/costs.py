@@ -1,7 +1,7 @@
-"""What settings would cost, from their numbers alone: nothing is built, no array is made.
+"""What settings would cost, computed from their values: nothing is built, no array is made.
 
-Bounds of single settings keep what is built for any of them to seconds; sums are for what they
-make together.
+Bounds of single settings limit to seconds what is built for any one of them; bounds of sums limit
+what they cost together.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ MOST = {
     "io_tiles": 1 << 20,
     "group_size": 1 << 17,
 }
-"""Of each setting, far beyond any BLOOM there is."""
+"""The largest value of each setting, far beyond any BLOOM there is."""
 
 MOST_REPLICAS = 1 << 10
 """Each has its part of every weight."""
 
 MOST_CHUNKS = 32
-"""Sizes of prompt passes: each is a graph."""
+"""Sizes of prefill passes: each is a graph."""
 
 MOST_WEIGHT_BYTES = 1 << 44
-"""Of the weights of all replicas, which take room in the address space even of a plan."""
+"""Of the weights of all replicas: even a plan reserves address space for them."""
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5}
@@ -42,24 +42,24 @@ GIGABYTE = 1e9
 
 
 def parameters(model: ModelConfig) -> int:
-    """Of a model, vectors left out; a head of its own counts."""
+    """Parameters of a model without its vectors; an untied head counts."""
     tables = 1 if model.tie_word_embeddings else 2
     return model.layers * 12 * model.hidden_size**2 + tables * model.vocab_size * model.hidden_size
 
 
 def weight_bytes(config: BloomConfig) -> int:
-    """Of all replicas together; what they have in common counts once."""
+    """Bytes of the weights of all replicas; what they have in common counts once."""
     model = config.model
     each = QUANTIZED_BYTES.get(model.weight_precision, BYTES[model.precision])
     return int(parameters(model) * each)
 
 
 def cache_bytes(config: BloomConfig) -> int:
-    """Of the KV cache of all replicas together: each holds its heads, for every replica of tp2."""
+    """Bytes of the KV cache of all replicas: each holds its heads, for every replica of tp2."""
     model, execution = config.model, config.execution
-    of_a_row = 2 * model.layers * model.sequence_length * model.hidden_size
-    rows = execution.batch_size * execution.tensor_parallel_2
-    return rows * of_a_row * BYTES[model.precision]
+    of_a_slot = 2 * model.layers * model.sequence_length * model.hidden_size
+    slots = execution.batch_size * execution.tensor_parallel_2
+    return slots * of_a_slot * BYTES[model.precision]
 
 
 def pass_bytes(config: BloomConfig) -> int:

@@ -249,8 +249,8 @@ def test_a_file_of_ones_own_adds_machines_in_its_units(tmp_path):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"devices": 0}, "devices must be a whole number of 1 or more, not 0"),
-        ({"devices_per_host": 1.5}, "devices_per_host must be a whole number of 1 or more"),
+        ({"devices": 0}, "devices must be an integer, 1 or more, not 0"),
+        ({"devices_per_host": 1.5}, "devices_per_host must be an integer, 1 or more"),
         ({"memory_gb": 0}, "memory_gb must be a number over 0, not 0"),
         ({"memory_gb": "80 GB"}, "memory_gb must be a number over 0, not '80 GB'"),
         ({"memory_gb_per_s": float("inf")}, "memory_gb_per_s must be a number over 0, not inf"),

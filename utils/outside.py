@@ -1,8 +1,8 @@
 """Reading files that others may have written: settings, tokenizers, manifests, headers.
 
 A file is opened once, and known to be a regular one of bounded size before anything of it is read;
-what it says is parsed within bounds and has the types that are asked for. Whatever is not so is one
-line that names the file, raised as the error that the caller names.
+its content is parsed within bounds and checked for its types. Anything else is one line that names
+the file, raised as the error that the caller names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEPTH, VALUES = 64, 1_000_000
 """
 
 DIGITS = 100
-"""Of a whole number: more than transformers' "very large" one has, fewer than floats can hold."""
+"""Of an integer: more than transformers' "very large" one has, fewer than floats can hold."""
 
 NAME_BYTES = 255
 """Of a file's name, on every file system there is; and of a tensor's."""
@@ -198,12 +198,12 @@ def check_values(value: Any, most: int = VALUES) -> None:
         elif isinstance(found, str) and not found.isascii():
             found.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
         elif isinstance(found, int) and abs(found) >= 10**DIGITS:
-            raise ValueError(f"a whole number has more than {DIGITS} digits")
+            raise ValueError(f"an integer has more than {DIGITS} digits")
 
 
 def _whole(digits: str) -> int:
     if len(digits) > DIGITS:
-        raise ValueError(f"a whole number has more than {DIGITS} digits")
+        raise ValueError(f"an integer has more than {DIGITS} digits")
     return int(digits)
 
 
@@ -227,7 +227,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Fields:
-    """A mapping from a file, whose values are asked for with their type.
+    """A mapping from a file, whose values are read with the type that they must have.
 
     Args:
         place: the file, and where in it; errors begin with it.
@@ -251,8 +251,8 @@ class Fields:
         return self._typed(name, str, "a text", default)
 
     def count(self, name: str) -> int:
-        """A whole number of 0 or more, and no larger than a file can be."""
-        found = self._typed(name, int, "a whole number")
+        """An integer of 0 or more, and no larger than a file can be."""
+        found = self._typed(name, int, "an integer")
         if not 0 <= found <= sys.maxsize:
             raise self.fault(f"{self.place} is damaged: {name} cannot be {shown(found)}")
         return found

@@ -154,7 +154,7 @@ class Checkpoint:
 
 
 class CheckpointModule:
-    """A module of a checkpoint: attributes are tensors, read when asked for, or inner modules.
+    """A module of a checkpoint: attributes are tensors, read on access, or inner modules.
 
     It stands in for the transformers module of that name: ``module.h[0].input_layernorm.weight``,
     also ``module.transformer.h`` and ``module.lm_head.weight`` from the root.

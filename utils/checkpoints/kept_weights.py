@@ -1,7 +1,8 @@
-"""Quantised weights of a checkpoint, kept for the next time as memory maps in `POPXL_CACHE_DIR`.
+"""Quantised weights of a checkpoint, cached as memory maps in `POPXL_CACHE_DIR`.
 
-They are kept by what they depend on: the checkpoint's files and values, the settings and the code
-of `modelling`. Of several processes that want the same, one makes them and the others wait.
+The key of an entry is made of what it depends on: the checkpoint's files and values, the settings
+and the code of `modelling`. If several processes want the same entry, one makes it and the others
+wait.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from utils.setup import UserError
 try:
     from popxl.backend import cache
     from popxl.backend.private_folder import NotPrivateError, PrivateFolder
-except ImportError:  # another runtime, which keeps nothing
+except ImportError:  # another runtime, which has no cache
     cache = None  # type: ignore[assignment]
 
 MAPS = "maps"
@@ -42,10 +43,10 @@ logger = logging.getLogger(__name__)
 def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
     """The maps of a checkpoint's quantised weights, made now where they are missing or damaged.
 
-    A bar on stderr, if that is a terminal, shows how far it is.
+    A bar on stderr, if that is a terminal, shows the progress.
 
     Returns:
-        None, with one warning, where they cannot be kept.
+        None, with one warning, where they cannot be cached.
 
     Raises:
         CheckpointError: where the checkpoint cannot be read or quantised.
@@ -67,7 +68,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
         raise
     except (OSError, UserError, NotPrivateError) as error:
         _warn(
-            "quantised weights are not kept for the next time: %s", error, place, root.path / name
+            "quantised weights are not cached for the next run: %s", error, place, root.path / name
         )
         return None
     maps.held = held
@@ -76,7 +77,9 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
 
 def _whole_maps(config: BloomConfig, held: PrivateFolder) -> MemoryMaps | None:
     """Maps that are complete and as they were written; damaged ones are removed."""
-    if not (held.opened / MAPS / MANIFEST).exists():  # none, or begun: that is gone on with
+    if not (
+        held.opened / MAPS / MANIFEST
+    ).exists():  # none, or an unfinished one, which is continued
         return None
     try:
         return MemoryMaps(config)
@@ -93,7 +96,7 @@ def _made(config: BloomConfig, checkpoint: Checkpoint, held: PrivateFolder) -> M
         total = generator.bytes_missing(Share())
     except CheckpointError:
         raise
-    except UserError as error:  # what was begun there is damaged
+    except UserError as error:  # the unfinished maps are damaged
         _warn("%s; it is begun again", error, held.opened, held.path)
         _clear(held)
         generator.begin()

@@ -25,7 +25,7 @@ class Link:
 
 
 def seconds(collectives: Counter[Collective], machine: Machine, replicas_per_device: int) -> float:
-    """Of all these collectives, one after another; replicas fill devices, and these hosts.
+    """Seconds of all these collectives, one after another; replicas fill devices, these fill hosts.
 
     Replicas of one device need no link: they add up what they hold.
     """
@@ -36,7 +36,7 @@ def seconds(collectives: Counter[Collective], machine: Machine, replicas_per_dev
 
 
 def _seconds_of_one(called: Collective, machine: Machine, replicas_per_device: int) -> float:
-    """Of the groups that take longest."""
+    """Seconds of the groups that take longest."""
     groups = _devices_of_groups(called.group.assignment, replicas_per_device)
     across = [devices for devices in groups if len(devices) > 1]
     if not across:
@@ -56,7 +56,7 @@ def _devices_of_groups(assignment: Sequence[int], replicas_per_device: int) -> l
 
 
 def _link(devices: set[int], machine: Machine) -> Link:
-    """The slowest between these devices: every algorithm here waits for it."""
+    """The slowest link between these devices: every algorithm here waits for it."""
     hosts = {device // machine.devices_per_host for device in devices}
     if len(hosts) > 1:
         return Link(machine.network_rate, machine.network_latency)

@@ -12,7 +12,7 @@ from utils.planning.streaming import spilled
 from utils.setup import UserError
 
 Place = Literal["memory", "backing memory", "disk", "nowhere"]
-"""Where the weights and the cache have room, the furthest place of several."""
+"""Where the weights and the cache fit: the furthest of the places that they need."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Forecast:
     """One sharding on one machine. Bytes are a device's; seconds are of a token pass.
 
     Attributes:
-        devices: that hold replicas.
-        context: tokens in every row's cache.
+        devices: those that hold replicas.
+        context: tokens in the cache of every sequence.
         memory_bytes: weights and the full cache.
-        backing_bytes, disk_bytes: that a token streams from there, and of the cache back to there.
-        cache_bytes: of the cache what has no room even without weights, and is copied in and back.
-        reading: of weights and cache from the device's memory.
-        arithmetic: of the matmuls; runs under the reading, or the reading under it.
-        communication: of collectives between devices.
-        calls: that ops take beside their work.
-        streaming: from where there is room; runs under all of the others.
+        backing_bytes, disk_bytes: streamed from there for a token, and for the cache also back.
+        cache_bytes: of the cache, what does not fit even without weights: copied in and back.
+        reading: weights and cache from the device's memory.
+        arithmetic: the matmuls; overlaps with the reading.
+        communication: collectives between devices.
+        calls: the overhead of each op.
+        streaming: copies from backing memory or disk; overlaps with all of the others.
     """
 
     tensor_parallel_1: int
@@ -53,16 +53,16 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of a token pass."""
+        """Seconds of a decode pass."""
         work = max(self.reading, self.arithmetic) + self.communication + self.calls
         return max(work, self.streaming)
 
 
 def forecast(needs: Needs, machine: Machine, context: int | None = None) -> Forecast:
-    """What a token pass takes on a machine; a device has one replica, or several share it.
+    """What a decode pass takes on a machine; a device has one replica, or several share it.
 
     Args:
-        context: tokens in every row's cache; as many as it holds where None.
+        context: tokens in the cache of every sequence; a full one where None.
 
     Raises:
         UserError: where replicas cannot be shared evenly, or the machine's rate for the model's
@@ -106,7 +106,7 @@ class _Work:
         return self.weights + self.cache
 
     def cache_beyond(self, memory: float) -> int:
-        """Of the cache what a memory has no room for: weights are the first to have none."""
+        """Bytes of the cache that do not fit a memory; weights are the first to be left out."""
         return max(0, self.cache - int(memory))
 
 

@@ -1,4 +1,4 @@
-"""Machines: what is known of them, read from YAML."""
+"""Descriptions of machines, read from YAML."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _machine(name: str, settings: Any, place: str) -> Machine:
 
 def _check_count(value: Any, key: str, place: str) -> None:
     if type(value) is not int or value < 1:
-        raise UserError(f"{place}: {key} must be a whole number of 1 or more, not {shown(value)}")
+        raise UserError(f"{place}: {key} must be an integer, 1 or more, not {shown(value)}")
 
 
 def _scaled(value: Any, key: str, place: str) -> float:

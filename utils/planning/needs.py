@@ -1,4 +1,4 @@
-"""What a program needs, from itself alone: no weights are read, nothing is computed."""
+"""What a program needs, found by building it: no weights are read, nothing is computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Needs:
 
 
 def needs_of(config: BloomConfig) -> Needs:
-    """Build the program and look at it."""
+    """The needs of the program that a configuration builds."""
     session, seconds = timed_build(config)
     weights, state = session.ir.memory()
     variables = _variables(session)
@@ -82,7 +82,7 @@ def _unquantized(config: BloomConfig) -> BloomConfig:
 
 
 def _bytes_of_parts(session: InferenceSession) -> list[int]:
-    """Of the weights of each part on one replica."""
+    """Bytes of the weights of each part (a layer, the embedding) on one replica."""
     parts: dict[str, int] = {}
     for name, variable in session.state.to_dict().items():
         if isinstance(variable, Variable):

@@ -18,7 +18,7 @@ from utils.setup import UserError
 
 @dataclass(frozen=True)
 class Question:
-    """What to plan for; None where it is not said.
+    """What to plan for; None where the user gave no value.
 
     Attributes:
         machine: a machine's name.
@@ -26,7 +26,7 @@ class Question:
         devices: in place of the machine's number.
         memory_bytes: in place of a device's; without a machine, of this one.
         disk_rate: in place of the machine's; without a machine, of this one's.
-        context: tokens in every row's cache.
+        context: tokens in the cache of every sequence.
     """
 
     machine: str | None = None
@@ -39,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer.
+    """The answer to a `Question`.
 
     Attributes:
         streaming: without a machine: what this one reads from disk for a token.
@@ -55,11 +55,11 @@ class Plan:
 
 
 def make_plan(config: BloomConfig, question: Question) -> Plan:
-    """Build the program, and look at it.
+    """Build the program and predict what a run of it takes.
 
     Raises:
-        UserError: for a machine that is not known or not described well, or one that no sharding
-            of the model is possible on.
+        UserError: where the machine is unknown or badly described, or the model cannot be sharded
+            over it.
     """
     needs = needs_of(config)
     if question.machine is None:
@@ -87,7 +87,7 @@ def _machine(needs: Needs, question: Question) -> Machine:
 
 
 def _streaming(needs: Needs, question: Question) -> Streaming:
-    """Of all replicas in this process."""
+    """What all replicas, in this process, read from disk for a token."""
     execution = needs.config.execution
     whole, folder = needs.weight_bytes_all_replicas, execution.memmap_dir
     return estimate(

@@ -125,7 +125,7 @@ def _machine_lines(plan: Plan) -> list[str]:
     shown = _shown(plan)
     head = (
         f"On {machine.name}, {machine.description}: {_count(machine.devices, 'device')}, "
-        f"{_count(config.execution.batch_size, 'row')} of {shown[0].context} tokens"
+        f"{_count(config.execution.batch_size, 'sequence')} of {shown[0].context} tokens"
     )
     return [head, *_table([HEADINGS, *(_cells(f, plan) for f in shown)]), *_remarks(plan)]
 

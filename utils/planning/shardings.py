@@ -12,7 +12,7 @@ from utils.planning.needs import needs_of
 
 
 def shardings(config: BloomConfig, devices: int) -> Iterator[BloomConfig]:
-    """The configuration with each (tp1, tp2) of one replica a device that the model admits."""
+    """The configuration with each (tp1, tp2) that the model admits, with one replica a device."""
     for tp1 in range(1, devices + 1):
         if devices % tp1:
             continue
@@ -26,7 +26,7 @@ def shardings(config: BloomConfig, devices: int) -> Iterator[BloomConfig]:
 
 
 def forecasts(config: BloomConfig, machine: Machine, context: int | None = None) -> list[Forecast]:
-    """Of every sharding: those that fit first, then by seconds, then by memory."""
+    """Forecasts of every sharding: first those that fit, then by seconds, then by memory."""
     of_each = [
         forecast(needs_of(sharded), machine, context)
         for sharded in shardings(config, machine.devices)

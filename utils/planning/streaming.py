@@ -15,7 +15,7 @@ from utils.memory import available_memory
 
 BLOCK = 1 << 24
 MEASURED = 1 << 28
-"""Bytes that the disk's rate is measured with."""
+"""Bytes that are read to measure the disk's rate."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Streaming:
     """An estimate; sizes in bytes.
 
     Attributes:
-        memory_bytes: that there are for weights and cache.
-        disk_bytes_per_token: of the weights that a token pass reads, what has no room in memory.
-        disk_bytes_per_second: of the disk; None where nothing is read, or it cannot be measured.
+        memory_bytes: what there is for weights and cache.
+        disk_bytes_per_token: what a decode pass reads from disk, as it does not fit in memory.
+        disk_bytes_per_second: the disk's rate; None where nothing is read or it cannot be measured.
         disk_seconds_per_token: the least that reading takes.
     """
 
@@ -47,7 +47,7 @@ def estimate(
 
     Args:
         weight_bytes, cache_bytes: of all replicas.
-        read_per_token: bytes of weights that a token pass reads, in all replicas.
+        read_per_token: bytes of weights that a decode pass reads, in all replicas.
         memory_bytes: what is available now where None.
         disk_rate: bytes a second; measured in `folder`, or the current one, where None.
     """
@@ -61,9 +61,9 @@ def estimate(
 
 
 def spilled(held: int, read: int, room: int) -> int:
-    """Of `read` bytes that a token needs, those that are not kept in a memory of `room`.
+    """How many of the `read` bytes of a token do not stay in a memory of `room` bytes.
 
-    What is held besides is the first to have no room.
+    What is `held` and not read is the first to leave memory.
     """
     return 0 if held <= room else max(0, read - room)
 

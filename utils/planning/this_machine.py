@@ -21,25 +21,25 @@ from utils.planning.needs import Needs
 from utils.planning.streaming import measured_rate
 
 SAMPLES = 9
-"""Of each rate; the median counts."""
+"""Samples of each rate, of which the median counts."""
 
 SIDE = 1024
-"""Of the matrix that arithmetic is measured with: it stays in a cache, so memory is no limit."""
+"""Side of the matrix that arithmetic is measured with: it stays in a processor's cache."""
 
 PRODUCTS = 16
-"""With this matrix, one after another in a run."""
+"""Products with this matrix in a run, one after another."""
 
 THIN_WIDTH = 128
-"""Of the thin program, where shards allow it: wide enough for the kernels that others get too."""
+"""Hidden size of the thin program, where shards allow it: wide enough for the same kernels."""
 
 PASSES = 30
-"""Of the thin program, from whose median what a call takes is worked out."""
+"""Passes of the thin program, from whose median the seconds of a call are computed."""
 
 
 def this_machine(
     needs: Needs, memory_bytes: float | None = None, disk_rate: float | None = None
 ) -> Machine:
-    """The device that the configuration names, with what is measured of it now.
+    """The device that the configuration names, with its rates as measured now.
 
     Args:
         memory_bytes: what is free now where None.
@@ -109,7 +109,7 @@ class Products:
 
 
 class ThinProgram:
-    """The same program but for its sizes: next to nothing to read, and as many calls.
+    """The same program at the smallest width: as many calls, and almost nothing to read.
 
     Use it inside `with`.
     """
@@ -130,7 +130,7 @@ class ThinProgram:
         self._session.__exit__(*exception)
 
     def seconds_a_call(self, passes: int = PASSES) -> float:
-        """What an op takes beside its work: a token pass by its calls, the median of some."""
+        """Seconds an op takes beside its work: the median of decode passes over their calls."""
         calls = self._session.pass_graphs["token"].cost().calls
         return statistics.median(_seconds(self._pass) for _ in range(passes)) / calls
 
@@ -140,7 +140,7 @@ class ThinProgram:
 
 
 def thin_config(config: BloomConfig) -> BloomConfig:
-    """As many layers, shards and rows; each shard has one head."""
+    """The configuration with as many layers, shards and sequences, and one head a shard."""
     tp1, tp2 = config.execution.tensor_parallel_1, config.execution.tensor_parallel_2
     model = ModelConfig(
         hf_model=config.model.hf_model,

@@ -1,4 +1,4 @@
-"""What rank 0 exchanges with other processes in a pass: as the program says, and as counted."""
+"""What rank 0 exchanges with other processes in a pass: predicted from the program, and counted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits r
 
 @dataclass(frozen=True)
 class PassTraffic:
-    """Of one pass, or of all so far.
+    """The traffic of one pass, or of all passes so far.
 
     Attributes:
-        collectives: in which processes exchange something.
-        inputs: given to all other processes at once.
+        collectives: those in which processes exchange something.
+        inputs: sent to all other processes at once.
         logits: a message of each process in which rows of replicas begin.
     """
 
@@ -39,7 +39,7 @@ class PassTraffic:
 
     @classmethod
     def so_far(cls, session: InferenceSession) -> PassTraffic:
-        """That this process has had."""
+        """What this process has exchanged so far."""
         return cls(session.traffic, *(replace(given) for given in distributed.messages()))
 
     def __sub__(self, before: PassTraffic) -> PassTraffic:
@@ -48,7 +48,10 @@ class PassTraffic:
 
 
 def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
-    """By pass, without seconds; none in one process. A prompt pass is one that has logits."""
+    """Predicted traffic of each pass, without seconds; empty in one process.
+
+    Of the prefill passes it is the one that returns logits.
+    """
     if not distributed.several():
         return {}
     inputs = Traffic(1, distributed.HEADER_BYTES + sum(map(_bytes, session.inputs)))
@@ -69,7 +72,7 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
 
 
 def counted(passes: Passes) -> dict[str, PassTraffic]:
-    """By pass, each run once; none in one process."""
+    """Counted traffic of each pass, each run once; empty in one process."""
     if not distributed.several():
         return {}
     of_each = {}
@@ -81,13 +84,13 @@ def counted(passes: Passes) -> dict[str, PassTraffic]:
 
 
 def typical(passes: Sequence[PassTraffic]) -> PassTraffic:
-    """Medians of several passes of one kind."""
+    """The median of several passes of one kind."""
     by_part = zip(*(p.parts for p in passes), strict=True)
     return PassTraffic(*(_median(part) for part in by_part))
 
 
 def lines(passes: Mapping[str, PassTraffic]) -> list[str]:
-    """As a table; none where there is no pass."""
+    """The lines of a table; none where there is no pass."""
     if not passes:
         return []
     rows: list[tuple[str, ...]] = [

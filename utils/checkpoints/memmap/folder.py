@@ -47,7 +47,7 @@ class MapFolder:
             raise UserError(f"cannot make folder {path}: {error.strerror}") from None
 
     def begin(self, overwrite: bool, check_room: Callable[[list[str], int], None]) -> None:
-        """Take the folder for these maps, or go on with what was begun.
+        """Take the folder for these maps, or continue unfinished ones.
 
         Args:
             overwrite: discard maps of another checkpoint, model or sharding.
@@ -80,13 +80,13 @@ class MapFolder:
             write_file(self._job, self.wanted.to_json().encode())
 
     def entry(self, name: str) -> FileEntry | None:
-        """What a file is, if it is complete; a few bytes of it are looked at."""
+        """The entry of a file, if it is complete; only its size and header are read."""
         entry = self._noted(name) or self._listed().get(name)
         whole = entry is not None and entry.fault(self.path / name) is None
         return entry if whole else None
 
     def record(self, name: str, entry: FileEntry) -> None:
-        """Note what a file is that is about to get its name."""
+        """Note the entry of a file, before the file gets its name."""
         self._notes.mkdir(exist_ok=True)
         write_file(self._note(name), json.dumps(asdict(entry)).encode())
 
@@ -141,7 +141,7 @@ class MapFolder:
         return None
 
     def _made_here(self, found: Manifest) -> set[Path]:
-        """What generations made in this folder, but for what lists it."""
+        """Files that generations made in this folder, without those that list them."""
         notes = (path for path in self._notes.glob("*.json") if path != self._job)
         noted = [path.name.removesuffix(".json") for path in notes]
         partials = self.path.glob(partial_path(Path("*")).name)

@@ -55,7 +55,7 @@ class Manifest:
     """What maps are made of and for.
 
     Attributes:
-        hf_model: name of the checkpoint.
+        hf_model: the name of the checkpoint.
         fingerprint: of its settings and tensors.
         settings: those of the configuration that the files' contents depend on.
         files: by name; none while the maps are being made.
@@ -67,7 +67,7 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def differences(self, other: Manifest) -> list[str]:
-        """What keeps maps that are there, `other`, from being used as these, which are wanted."""
+        """Why the maps of `other` cannot be used as these; empty if they can."""
         ours, theirs = self.settings, other.settings
         found = [
             f"{cell(name)} is {_told(theirs, name)} there, {_told(ours, name)} here"

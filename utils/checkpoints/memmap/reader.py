@@ -22,11 +22,11 @@ from utils.setup import UserError
 class MemoryMaps:
     """The maps of a folder, for a configuration that they fit.
 
-    Sizes and headers of all files are looked at, checksums where `verify_memmap` is set.
+    Sizes and headers of all files are checked, and with `verify_memmap` their checksums.
 
     Attributes:
         config: the configuration given, with what the maps' checkpoint decides.
-        held: what must be there as long as these are, if anything: a folder that is kept open.
+        held: an object that must live as long as these maps: an open folder, or None.
 
     Raises:
         UserError: where there are none, they are made for other settings, or a file is missing

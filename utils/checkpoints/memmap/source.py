@@ -49,8 +49,8 @@ class Source:
 class SourceTensor:
     """Stands in for a checkpoint's tensor where that is cut into tiles or converted as a whole.
 
-    It is meant to be read from its first row to its last: the rows that follow are being read from
-    the disk already, and those before leave memory.
+    It is meant to be read from its first row to its last: the rows that follow are prefetched from
+    the disk, and those before leave memory.
     """
 
     def __init__(self, tensor: torch.Tensor):
