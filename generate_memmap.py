@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from config import BloomConfig, parse_arguments
+from config import BloomConfig
 from config.options import field
 from utils import distributed
+from utils.checkpoints.arguments import parse_model_arguments
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import show
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError, ConfigError: for arguments that are not possible, and what prevents the maps.
     """
-    config, arguments = parse_arguments(
+    config, arguments = parse_model_arguments(
         argv,
         extra=MapArguments,
         title="memory maps",

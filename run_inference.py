@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from config import BloomConfig, parse_arguments
+from config import BloomConfig
 from config.options import field
 from utils import distributed
+from utils.checkpoints.arguments import parse_model_arguments
 from utils.generation.language_model import Generation, LanguageModel, stream_generate
 from utils.generation.request import GenerationStep
 from utils.generation.settings import TEXT, GenerationSettings, settings_of
@@ -93,7 +94,7 @@ def main(
     Raises:
         UserError, ConfigError: for arguments, or a prompt, that are not possible.
     """
-    config, arguments = parse_arguments(
+    config, arguments = parse_model_arguments(
         argv,
         extra=GenerationArguments,
         title=TEXT,

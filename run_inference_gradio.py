@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from config import BloomConfig, ExecutionConfig, parse_arguments
+from config import BloomConfig, ExecutionConfig
 from config.options import field
 from utils import distributed
+from utils.checkpoints.arguments import parse_model_arguments
 from utils.serving.hosts import Hosts
 from utils.serving.limits import Limits
 from utils.serving.listening import bind, is_public, listen, url, url_for_others
@@ -110,7 +111,7 @@ def main(
     Raises:
         UserError, ConfigError: for arguments that are not possible, or an address that is taken.
     """
-    config, arguments = parse_arguments(
+    config, arguments = parse_model_arguments(
         argv,
         extra=ServerArguments,
         title="server",

@@ -25,10 +25,11 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
-from config import BloomConfig, ConfigError, parse_arguments  # noqa: E402 - found just above
+from config import BloomConfig, ConfigError  # noqa: E402 - found just above
 from config.config import MOST_LOOKUP_TOKENS, PRECISIONS  # noqa: E402
 from config.options import field  # noqa: E402
 from modelling.program import inference  # noqa: E402
+from utils.checkpoints.arguments import parse_model_arguments  # noqa: E402
 from utils.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from utils.generation.loading import write_weights  # noqa: E402
 from utils.generation.passes import Passes  # noqa: E402
@@ -81,12 +82,12 @@ class Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    config, arguments = parse_arguments(
+    config, arguments = parse_model_arguments(
         argv, extra=PerplexityArguments, prog="perplexity.py", description=DESCRIPTION
     )
     setup_logging(config.execution.log_level)
     configs = {name: with_precision(config, name) for name in arguments.precisions}
-    checkpoint = open_checkpoint(config.model.hf_model)
+    checkpoint = open_checkpoint(config.model.hf_model, lora=config.model.lora)
     checkpoint.check_against(config)
     length = config.model.sequence_length
     if length < WIDTH:
@@ -152,11 +153,11 @@ def measure(
     name: str, config: BloomConfig, checkpoint: Checkpoint, pieces: list[list[int]]
 ) -> Result:
     """The perplexity at one precision."""
-    model = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
+    config = checkpoint.decided(config)
     execution = dataclasses.replace(
         config.execution, batch_size=1, prompt_chunks=(1,), lookup_tokens=MOST_LOOKUP_TOKENS
     )
-    config = dataclasses.replace(config, model=model, execution=execution)
+    config = dataclasses.replace(config, execution=execution)
     session = inference(config)
     write_weights(config, session, checkpoint)
     tokens = sum(len(piece) - 1 for piece in pieces)

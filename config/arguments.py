@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,12 +21,14 @@ def parse_arguments(
     title: str = "what to do",
     prog: str | None = None,
     description: str | None = None,
+    model_of: Callable[[str], ModelConfig] | None = None,
 ) -> tuple[BloomConfig, Any]:
     """The validated configuration and the `extra` dataclass (or None) of a command line.
 
     `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options,
     shown first in the help, under `title`. `--memmap-dir` is `--memmap_dir`, and so for every
-    option.
+    option. `model_of` gives the settings of a checkpoint: they are taken where `--hf_model` is given
+    and no preset is.
 
     Raises:
         ConfigError: for an unknown preset or option, or a value that is not possible.
@@ -34,9 +36,12 @@ def parse_arguments(
     argv = sys.argv[1:] if argv is None else argv
     about: dict[str, Any] = {"prog": prog, "description": description}
     found = _parser(extra, title, **about).parse(argv)
-    preset = read_preset(
-        getattr(found, "config", None), Path(getattr(found, "config_file", PRESETS_FILE))
-    )
+    named = hasattr(found, "config") or hasattr(found, "config_file")
+    if model_of is not None and not named and hasattr(found, "hf_model"):
+        preset = BloomConfig(model_of(found.hf_model))
+    else:
+        file = Path(getattr(found, "config_file", PRESETS_FILE))
+        preset = read_preset(getattr(found, "config", None), file)
     if hasattr(found, "help"):  # the defaults that it shows are the preset's
         _parser(extra, title, preset, **about).print_help()
         sys.exit(0)

@@ -83,6 +83,12 @@ class ModelConfig:
     tie_word_embeddings: bool = field(
         default=True, help="compute logits with the embedding's weights; a checkpoint overrules it"
     )
+    lora: tuple[str, ...] = field(
+        default=(), help="LoRA adapters to merge in: folders, each FOLDER or FOLDER=WEIGHT"
+    )
+    residual_after_norm: bool = field(
+        default=False, help="shortcuts begin behind a block's norms; a checkpoint decides"
+    )
     precision: str = field(
         default="float32", metavar="|".join(PRECISIONS), help="type of weights and activations"
     )
@@ -206,6 +212,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         float: ("a finite number", _is_finite),
         str: ("a text that is not empty", lambda v: isinstance(v, str) and v),
         str | None: ("a text or left out", lambda v: v is None or (isinstance(v, str) and v)),
+        tuple[str, ...]: (
+            "a list of texts that are not empty",
+            lambda v: isinstance(v, tuple) and all(isinstance(s, str) and s for s in v),
+        ),
         tuple[int, ...]: (
             "one or more whole numbers",
             lambda v: isinstance(v, tuple) and v and all(type(n) is int for n in v),

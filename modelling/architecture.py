@@ -7,11 +7,13 @@ folder's `__init__` has the `ARCHITECTURE`; nothing else lists the models there 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from config import MODEL_TYPES, BloomConfig, ConfigError, ModelConfig
+
+EXACT = ("layers", "hidden_size", "heads", "vocab_size", "layer_norm_epsilon")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Architecture:
             `(tokens, hidden_size / tp2)`; its `hf_module` is one of `transformer.h`.
         head: from `(tokens, hidden_size / tp2)` to float32 logits, `(tokens, vocabulary / tp1)`;
             its `hf_module` is the whole checkpoint.
-        shape_settings: a setting of ours -> its names in config.json, newest first.
+        settings: a setting of ours -> its names in config.json, of which the first counts, and what
+            transformers takes where there is none.
+        exact: settings that must be the checkpoint's.
         fixed_settings: what the builders implement, and what config.json means by saying nothing.
         table: the name of the embedding's weight, without ``transformer.``; a tied head has it too.
         tensor_shapes: gives the shape of every tensor that is read, by name without
@@ -39,10 +43,11 @@ class Architecture:
     embedding: type[Any]
     block: type[Any]
     head: type[Any]
-    shape_settings: Mapping[str, tuple[str, ...]]
-    fixed_settings: Mapping[str, Any]
+    settings: Mapping[str, tuple[tuple[str, ...], Any]]
     table: str
     tensor_shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
+    exact: tuple[str, ...] = EXACT
+    fixed_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def architecture_of(config: BloomConfig) -> Architecture:

@@ -56,6 +56,7 @@ def config_of(
             weight_precision=weight_precision,
             group_size=group_size,
             tie_word_embeddings=of.tie_word_embeddings,
+            residual_after_norm=of.apply_residual_connection_post_layernorm,
         ),
         ExecutionConfig(
             tensor_parallel_1=tp1,

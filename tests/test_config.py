@@ -40,6 +40,8 @@ OTHER_VALUES = {
     "model_type": "gpt2",
     "layer_norm_epsilon": 0.5,
     "tie_word_embeddings": False,
+    "lora": ("an/adapter", "another=0.5"),
+    "residual_after_norm": True,
     "precision": "bfloat16",
     "weight_precision": "int4",
     "group_size": 32,
@@ -230,7 +232,8 @@ def test_printed_settings_keep_every_value():
     config = load_config("bloom_tiny", OTHER_VALUES)
     sections = yaml.safe_load(to_yaml(config))
     values = sections["model"] | sections["execution"]
-    assert values | {"prompt_chunks": tuple(values["prompt_chunks"])} == OTHER_VALUES
+    lists = {name: tuple(values[name]) for name in ("prompt_chunks", "lora")}
+    assert values | lists == OTHER_VALUES
 
 
 def test_shipped_checkpoint_is_found_from_any_folder(tmp_path, monkeypatch):

@@ -144,3 +144,25 @@ def test_a_start_imports_nothing_that_takes_long_and_is_not_needed():
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("opened", [load_tokenizer, AutoTokenizer.from_pretrained])
+def test_tokens_marked_special_only_in_tokenizer_json_are_not_printed(opened, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((TINY / name).read_bytes())
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)  # what no merge goes on from
+    number = vocabulary["<|turn|>"] = vocabulary.pop(last)
+    merges = content["model"]["merges"]
+    content["model"]["merges"] = [m for m in merges if "".join(m).replace(" ", "") != last]
+    turn = content["added_tokens"][0] | {"id": number, "content": "<|turn|>", "special": True}
+    content["added_tokens"].append(turn)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs("A dog<|turn|> is here").input_ids
+    assert number in ids
+    stream = TextStream(opened(tmp_path))
+    text = "".join([*map(stream.push, ids), stream.flush()])
+    assert text == theirs.decode(ids, skip_special_tokens=True)
+    assert "turn" not in text

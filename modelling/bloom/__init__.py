@@ -1,7 +1,7 @@
 """BLOOM (arXiv 2211.05100): ALiBi, and a norm behind the embedding."""
 
 from modelling.architecture import Architecture
-from modelling.bloom.checkpoint import FIXED_SETTINGS, SHAPE_SETTINGS, TABLE, tensor_shapes
+from modelling.bloom.checkpoint import SETTINGS, TABLE, tensor_shapes
 from modelling.bloom.decoder import BloomDecoderBlockTP2D
 from modelling.bloom.embedding import BloomEmbeddingTP2D
 from modelling.lm_head import LMHeadTP2D
@@ -10,8 +10,7 @@ ARCHITECTURE = Architecture(
     embedding=BloomEmbeddingTP2D,
     block=BloomDecoderBlockTP2D,
     head=LMHeadTP2D,
-    shape_settings=SHAPE_SETTINGS,
-    fixed_settings=FIXED_SETTINGS,
+    settings=SETTINGS,
     table=TABLE,
     tensor_shapes=tensor_shapes,
 )

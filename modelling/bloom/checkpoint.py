@@ -6,16 +6,18 @@ from config import ModelConfig
 
 TABLE = "word_embeddings.weight"
 
-SHAPE_SETTINGS = {
-    "layers": ("n_layer", "num_hidden_layers"),
-    "hidden_size": ("hidden_size", "n_embed"),
-    "heads": ("n_head", "num_attention_heads"),
-    "vocab_size": ("vocab_size",),
+SETTINGS = {
+    "layers": (("num_hidden_layers", "n_layer"), 2),
+    "hidden_size": (("n_embed", "hidden_size"), 64),
+    "heads": (("num_attention_heads", "n_head"), 8),
+    "vocab_size": (("vocab_size",), 250880),
+    "layer_norm_epsilon": (("layer_norm_epsilon",), 1e-5),
+    "residual_after_norm": (("apply_residual_connection_post_layernorm",), False),
+    "tie_word_embeddings": (("tie_word_embeddings",), True),
+    "sequence_length": (("seq_length",), 2048),  # what BLOOM was trained on
+    "precision": (("dtype", "torch_dtype"), "float32"),
 }
-FIXED_SETTINGS = {
-    "apply_residual_connection_post_layernorm": False,
-    "slow_but_exact": False,
-}
+"""As transformers' `BloomConfig` takes them: `slow_but_exact` changes nothing that is computed."""
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -15,10 +15,14 @@ from modelling.layer_norm import LayerNormTP2D
 
 
 class BloomDecoderBlockTP2D(addons.Module):
-    """`h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`."""
+    """`h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`.
+
+    With `residual_after_norm` the norms stand before the sums, too: `norm(x) + attention(norm(x))`.
+    """
 
     def __init__(self, config: BloomConfig):
         super().__init__()
+        self.residual_after_norm = config.model.residual_after_norm
         self.ln_1 = LayerNormTP2D(config)
         self.attention = SelfAttentionTP2D(config, alibi=True)
         self.ln_2 = LayerNormTP2D(config)
@@ -33,8 +37,11 @@ class BloomDecoderBlockTP2D(addons.Module):
         row: popxl.Tensor | None = None,
     ) -> popxl.Tensor:
         """From `(tokens, hidden_size / tp2)` to the same; the rest as for the attention."""
-        x = x + self.attention(self.ln_1(x), key_cache, value_cache, position, row)
-        return x + self.feed_forward(self.ln_2(x))
+        normed = self.ln_1(x)
+        shortcut = normed if self.residual_after_norm else x
+        x = shortcut + self.attention(normed, key_cache, value_cache, position, row)
+        normed = self.ln_2(x)
+        return (normed if self.residual_after_norm else x) + self.feed_forward(normed)
 
     @staticmethod
     def hf_mapping(

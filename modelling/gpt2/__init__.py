@@ -1,7 +1,7 @@
 """GPT-2: learned positions, no ALiBi, and linear layers stored as `(in, out)`."""
 
-from modelling.architecture import Architecture
-from modelling.gpt2.checkpoint import FIXED_SETTINGS, SHAPE_SETTINGS, TABLE, tensor_shapes
+from modelling.architecture import EXACT, Architecture
+from modelling.gpt2.checkpoint import FIXED_SETTINGS, SETTINGS, TABLE, tensor_shapes
 from modelling.gpt2.decoder import GPT2DecoderBlockTP2D
 from modelling.gpt2.embedding import GPT2EmbeddingTP2D
 from modelling.lm_head import LMHeadTP2D
@@ -10,7 +10,8 @@ ARCHITECTURE = Architecture(
     embedding=GPT2EmbeddingTP2D,
     block=GPT2DecoderBlockTP2D,
     head=LMHeadTP2D,
-    shape_settings=SHAPE_SETTINGS,
+    settings=SETTINGS,
+    exact=(*EXACT, "sequence_length"),
     fixed_settings=FIXED_SETTINGS,
     table=TABLE,
     tensor_shapes=tensor_shapes,

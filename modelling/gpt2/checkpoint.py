@@ -6,13 +6,18 @@ from config import ModelConfig
 
 TABLE = "wte.weight"
 
-SHAPE_SETTINGS = {
-    "layers": ("n_layer",),
-    "hidden_size": ("n_embd",),
-    "heads": ("n_head",),
-    "vocab_size": ("vocab_size",),
-    "sequence_length": ("n_positions",),
+SETTINGS = {
+    "layers": (("num_hidden_layers", "n_layer"), 12),
+    "hidden_size": (("hidden_size", "n_embd"), 768),
+    "heads": (("num_attention_heads", "n_head"), 12),
+    "vocab_size": (("vocab_size",), 50257),
+    "layer_norm_epsilon": (("layer_norm_epsilon",), 1e-5),
+    "tie_word_embeddings": (("tie_word_embeddings",), True),
+    "sequence_length": (("max_position_embeddings", "n_positions"), 1024),
+    "precision": (("dtype", "torch_dtype"), "float32"),
 }
+"""As transformers' `GPT2Config` takes them."""
+
 FIXED_SETTINGS = {
     "activation_function": "gelu_new",
     "n_inner": None,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from config import BloomConfig, ConfigError, parse_arguments
+from config import BloomConfig, ConfigError
 from config.options import field
+from utils.checkpoints.arguments import parse_model_arguments
 from utils.our_runtime import machine
 from utils.setup import UserError
 
@@ -103,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[BloomConfig], Benchma
     """
     batch_sizes, rest = _batch_sizes(list(sys.argv[1:] if argv is None else argv))
     first = [f"--batch_size={batch_sizes[0]}"] if batch_sizes else []
-    config, arguments = parse_arguments(
+    config, arguments = parse_model_arguments(
         [*rest, *first],
         extra=BenchmarkArguments,
         title="what to measure",

@@ -6,18 +6,25 @@ sharded copy that is made from it is the only one.
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from config import BloomConfig, ConfigError
-from modelling.architecture import architecture, architecture_of
+from config import BloomConfig, ModelConfig
+from modelling.architecture import architecture
+from utils.checkpoints.check import check_tensors
+from utils.checkpoints.gguf_file import SUFFIX, GgufFile
 from utils.checkpoints.hub import checkpoint_folder
-from utils.checkpoints.weight_files import CheckpointError, WeightFiles
-from utils.escaping import cell, shown
+from utils.checkpoints.lora import LoraTensors, parsed
+from utils.checkpoints.model_settings import differences, model_settings, table
+from utils.checkpoints.names import Names
+from utils.checkpoints.quantised_forms import dequantised
+from utils.checkpoints.weight_files import CheckpointError, Tensors, WeightFiles
 from utils.outside import read_mapping
 
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
@@ -25,23 +32,28 @@ __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoi
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 ROWS_COMPARED = 4096
-DEFAULT_TYPE = "bloom"
-"""The model type of a config.json that does not say."""
+
+SEPARATE_SETTINGS = "quantize_config.json"
+"""Where GPTQ's settings are, if config.json does not have them."""
 
 
 class MissingTensorError(CheckpointError, AttributeError):
     """A tensor that the checkpoint does not have. An AttributeError too, for `hasattr`."""
 
 
-def open_checkpoint(hf_model: str | Path, *, progress: bool = True) -> Checkpoint:
+def open_checkpoint(
+    hf_model: str | Path, *, lora: Sequence[str] = (), progress: bool = True
+) -> Checkpoint:
     """The checkpoint in the folder `hf_model`, or of that model id on the Hugging Face hub.
 
-    `progress` shows a bar on stderr while it is fetched.
+    Args:
+        lora: folders of adapters that are merged into it, each `FOLDER` or `FOLDER=WEIGHT`.
+        progress: show a bar on stderr while it is fetched.
 
     Raises:
         CheckpointError: when it cannot be found, fetched or read.
     """
-    return Checkpoint(checkpoint_folder(hf_model, progress=progress))
+    return Checkpoint(checkpoint_folder(hf_model, progress=progress), lora)
 
 
 class Checkpoint:
@@ -49,14 +61,33 @@ class Checkpoint:
 
     Tensor names are those of transformers, with or without ``transformer.``:
     ``h.0.mlp.dense_h_to_4h.weight``. It does not matter which of the two the files have.
+
+    Attributes:
+        config: the content of config.json.
+        settings: those of `ModelConfig` that it has.
+        plain: gives transformers' name of a stored tensor.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, lora: Sequence[str] = ()):
         self.path = path
-        self.config = read_mapping(path / "config.json", CheckpointError)
-        self._files = WeightFiles(path)
-        self._shapes: dict[str, tuple[int, ...]] = {}  # those wanted, once that is known
-        self._stored = {name.removeprefix(PREFIX): name for name in self._files.names()}
+        self.files: WeightFiles | GgufFile
+        if path.suffix == SUFFIX:
+            self.files = GgufFile(path)
+            self.config = self.files.config
+            self._tensors: Tensors = self.files
+        else:
+            self.config = read_mapping(path / "config.json", CheckpointError)
+            self.files = WeightFiles(path)
+            self._tensors = dequantised(self.files, *_quantization(path, self.config))
+        self.settings = model_settings(self.config, path / "config.json")
+        self._architecture = architecture(self.settings["model_type"])
+        model = ModelConfig(hf_model=str(path), **self.settings)
+        self.plain = Names(self._architecture.tensor_shapes(model))
+        self.adapters: list[LoraTensors] = []
+        for adapter in lora:
+            self._tensors = LoraTensors(self._tensors, self.plain, *parsed(adapter))
+            self.adapters.append(self._tensors)
+        self._stored = self.plain.of_all(self._tensors.names())
 
     def keys(self) -> list[str]:
         """Names of the stored tensors, without ``transformer.``."""
@@ -72,18 +103,13 @@ class Checkpoint:
         stored = self._stored.get(name.removeprefix(PREFIX))
         if stored is None:
             raise MissingTensorError(f"no tensor {name} in checkpoint {self.path}")
-        tensor = self._files.tensor(stored)
-        wanted = self._shapes.get(name.removeprefix(PREFIX), tensor.shape)
-        if tensor.shape != wanted:
-            found = f"{name} in checkpoint {self.path} has shape {shown(tuple(tensor.shape))}"
-            raise CheckpointError(f"{found}, its config.json says {wanted}")
-        return tensor
+        return self._tensors.tensor(stored)
 
     @cached_property
     def tied(self) -> bool:
         """Whether the head is the embedding: not stored, or stored with the same values."""
         if HEAD in self._stored:
-            return _equal(self.tensor(HEAD), self.tensor(self._table))
+            return _equal(self.tensor(HEAD), self.tensor(self._architecture.table))
         if self.config.get("tie_word_embeddings", True) is False:
             raise MissingTensorError(
                 f"no tensor {HEAD} in checkpoint {self.path}, whose config.json says "
@@ -93,15 +119,7 @@ class Checkpoint:
 
     def lm_head(self) -> torch.Tensor:
         """The weights of the head, those of the embedding if tied: `[vocab_size, hidden_size]`."""
-        return self.tensor(self._table if self.tied else HEAD)
-
-    @cached_property
-    def _table(self) -> str:
-        """The name of the embedding's weight."""
-        try:
-            return architecture(self.config.get("model_type", DEFAULT_TYPE)).table
-        except ConfigError as error:
-            raise CheckpointError(f"checkpoint {self.path} is of no known model: {error}") from None
+        return self.tensor(self._architecture.table if self.tied else HEAD)
 
     def module(self, prefix: str = "") -> CheckpointModule:
         """A view that is read like the transformers module `prefix`: ``module("h.0").mlp``."""
@@ -115,21 +133,29 @@ class Checkpoint:
         Raises:
             CheckpointError: with a table of all differences.
         """
-        differences = _differences(config, self.config)
-        if differences:
+        found = differences(config.model, self.settings, self.config)
+        if found:
             raise CheckpointError(
-                f"checkpoint {self.path} is not the model that is configured:\n"
-                f"{_table(differences)}\n"
-                "Set what differs to the checkpoint's values, or give another --hf_model."
+                f"checkpoint {self.path} is not the model that is configured:\n{table(found)}\n"
+                "Set what differs to the checkpoint's values, leave --config out, which takes them "
+                "from the checkpoint, or give another --hf_model."
             )
-        self._shapes = architecture_of(config).tensor_shapes(config.model)
-        modules = {
-            name[:at] for name in self._shapes for at, sign in enumerate(name) if sign == "."
-        }
-        if both := modules & self._stored.keys():
-            raise CheckpointError(
-                f"checkpoint {self.path} has a tensor {min(both)}, where the model has a module"
-            )
+        stored = {name: self._tensors.stored(where) for name, where in self._by_file()}
+        shapes = self._architecture.tensor_shapes(config.model)
+        check_tensors(stored, shapes, self.path)
+
+    def decided(self, config: BloomConfig) -> BloomConfig:
+        """The configuration with what the checkpoint alone knows: its head and its shortcuts."""
+        model = dataclasses.replace(
+            config.model,
+            tie_word_embeddings=self.tied,
+            residual_after_norm=self.settings.get("residual_after_norm", False),
+        )
+        return dataclasses.replace(config, model=model)
+
+    def _by_file(self) -> list[tuple[str, str]]:
+        """Names, plain and stored, so that each file is opened once."""
+        return sorted(self._stored.items(), key=lambda item: str(self.files.place(item[1])))
 
 
 class CheckpointModule:
@@ -176,29 +202,10 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(torch.equal(left, right) for left, right in pairs)
 
 
-def _differences(config: BloomConfig, checkpoint: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(setting, its value in the configuration, in the checkpoint), for those that differ."""
-    of = architecture_of(config)
-    model_type = checkpoint.get("model_type", DEFAULT_TYPE)
-    rows: list[tuple[str, Any, Any]] = [("model_type", config.model.model_type, model_type)]
-    rows += [(name, want, checkpoint.get(name, want)) for name, want in of.fixed_settings.items()]
-    for name, aliases in of.shape_settings.items():
-        found = [checkpoint[alias] for alias in aliases if alias in checkpoint]
-        rows.append((name, getattr(config.model, name), found[0] if found else "not given"))
-    different = [row for row in rows if row[1] != row[2]]
-    ours, theirs = config.model.layer_norm_epsilon, checkpoint.get("layer_norm_epsilon", 1e-5)
-    if not (isinstance(theirs, int | float) and math.isclose(ours, theirs, rel_tol=1e-6)):
-        different.append(("layer_norm_epsilon", ours, theirs))
-    return different
-
-
-def _table(rows: list[tuple[str, Any, Any]]) -> str:
-    header = ("setting", "configuration", "checkpoint")
-    cells = [header, *(tuple(cell(value) for value in row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(3)]
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "-+-".join("-" * width for width in widths))
-    return "\n".join(lines)
+def _quantization(path: Path, config: dict[str, Any]) -> tuple[Any, str]:
+    """How the weights are quantised, as a file of the folder says, and which file."""
+    settings = config.get("quantization_config")
+    if settings is None and os.path.lexists(path / SEPARATE_SETTINGS):
+        separate = path / SEPARATE_SETTINGS
+        return read_mapping(separate, CheckpointError), str(separate)
+    return settings, str(path / "config.json")

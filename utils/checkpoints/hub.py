@@ -16,7 +16,7 @@ PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
-    """The folder of a checkpoint: `hf_model` itself if it is one, else a download of that model id.
+    """The folder of a checkpoint or its `.gguf` file, or a download where `hf_model` is neither.
 
     The network is used only when there is no such folder, and not when HF_HUB_OFFLINE is set.
     `.bin` files are fetched only from models without safetensors. `progress` shows a bar on stderr.
@@ -29,7 +29,7 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
         exists, is_folder = folder.exists(), folder.is_dir()
     except OSError as error:  # a name that no file can have
         raise CheckpointError(f"no folder {shown(str(hf_model))}: {error.strerror}") from None
-    if is_folder:
+    if is_folder or (exists and folder.suffix == ".gguf"):
         return folder
     if exists or not _is_model_id(str(hf_model)):
         raise CheckpointError(
@@ -45,6 +45,18 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
         logger.info("%s has no safetensors: fetching its .bin files", hf_model)
         folder = _download(str(hf_model), DESCRIPTION + PICKLES)
     return folder
+
+
+def described_folder(hf_model: str) -> Path:
+    """As `checkpoint_folder`, of which the files that describe it are there, but perhaps no weights.
+
+    Raises:
+        CheckpointError: as `checkpoint_folder` does.
+    """
+    path = Path(hf_model).expanduser()
+    if path.exists() or not _is_model_id(hf_model):
+        return checkpoint_folder(hf_model)
+    return _download(hf_model, DESCRIPTION)
 
 
 def _is_model_id(text: str) -> bool:

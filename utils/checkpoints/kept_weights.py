@@ -111,7 +111,8 @@ def _warn(line: str, error: Exception, opened: Path, path: Path) -> None:
 
 
 def _key(config: BloomConfig, checkpoint: Checkpoint) -> str:
-    files = sorted(path for path in checkpoint.path.iterdir() if path.suffix in WEIGHTS)
+    path = checkpoint.path
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in WEIGHTS)
     stats = [(path.name, path.stat()) for path in files]
     depends: dict[str, Any] = {
         "checkpoint": fingerprint(checkpoint),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -40,10 +41,51 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 ZIP_MAGIC = b"PK\x03\x04"
+LFS_POINTER = b"version https://git-lfs"
+WRAPPERS = ("state_dict", "model", "module")
+"""Names under which a `.bin` file may hold the tensors, one in another."""
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BOOL": "bool",
+} | {
+    f"{sign}{bits}": f"{kind}int{bits}"
+    for sign, kind in (("I", ""), ("U", "u"))
+    for bits in (8, 16, 32, 64)
+}
+"""Safetensors' names of types -> torch's."""
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be found, read or used with the configuration."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of a tensor without reading it; `dtype` as torch names it, without `torch.`."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.file}"
+
+
+class Tensors(Protocol):
+    """Named tensors; `tensor` gives one as it is meant, whichever way it is stored."""
+
+    def names(self) -> list[str]: ...
+
+    def stored(self, name: str) -> Stored: ...
+
+    def tensor(self, name: str) -> torch.Tensor: ...
 
 
 class WeightFiles:
@@ -53,12 +95,10 @@ class WeightFiles:
         CheckpointError: for a folder without weights, an index that does not fit, a missing shard.
     """
 
-    def __init__(self, folder: Path):
-        present = [folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)]
+    def __init__(self, folder: Path, files: Sequence[str] = WEIGHT_FILES):
+        present = [folder / name for name in files if os.path.lexists(folder / name)]
         if not present:
-            raise CheckpointError(
-                f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}"
-            )
+            raise CheckpointError(f"no weights in {folder}: expected one of {', '.join(files)}")
         self._opened: tuple[Path, _Shard] | None = None
         tell_bus_errors()
         if present[0].suffix == ".json":
@@ -71,16 +111,17 @@ class WeightFiles:
     def names(self) -> list[str]:
         return list(self._places)
 
+    def place(self, name: str) -> Path:
+        """The file of a tensor, or of the one that stands for it in another form."""
+        return self._places.get(name) or next(iter(self._places.values()))
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as stored, mapped from its file wherever the format allows it.
 
         Raises:
             CheckpointError: when its file cannot be read or does not hold it.
         """
-        path = self._places[name]
-        shard = self._open(path)
-        if name not in shard.keys():  # noqa: SIM118 (a safetensors file is no dict)
-            raise CheckpointError(f"no tensor {name} in {path}, where the index places it")
+        path, shard = self._shard_of(name)
         try:
             tensor = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
@@ -89,11 +130,31 @@ class WeightFiles:
             raise CheckpointError(f"{name} in {path} is {fault}")
         return tensor
 
+    def stored(self, name: str) -> Stored:
+        """What the file says of a tensor.
+
+        Raises:
+            CheckpointError: when its file cannot be read or does not hold it.
+        """
+        path, shard = self._shard_of(name)
+        try:
+            return Stored(name, path, *shard.described(name))
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+
+    def _shard_of(self, name: str) -> tuple[Path, _Shard]:
+        path = self._places[name]
+        shard = self._open(path)
+        if name not in shard.keys():  # noqa: SIM118 (a safetensors file is no dict)
+            raise CheckpointError(f"no tensor {name} in {path}, where the index places it")
+        return path, shard
+
     def _open(self, path: Path) -> _Shard:
         if self._opened is None or self._opened[0] != path:
             self._opened = None  # lets the last file go before the next one is mapped
-            opener = _safetensors_shard if path.suffix == ".safetensors" else _PickledShard
+            opener = _SafetensorsShard if path.suffix == ".safetensors" else _PickledShard
             with open_regular(path, CheckpointError) as file:
+                _refuse_pointer(path, file)
                 self._opened = (path, opener(path, file))
         return self._opened[1]
 
@@ -102,6 +163,8 @@ class _Shard(Protocol):
     def keys(self) -> Iterable[str]: ...
 
     def get_tensor(self, name: str) -> Any: ...
+
+    def described(self, name: str) -> tuple[tuple[int, ...], str]: ...
 
 
 class _PickledShard:
@@ -122,6 +185,10 @@ class _PickledShard:
             raise _unreadable(path, error) from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
+        for name in WRAPPERS:  # what training frameworks keep beside other things
+            inner = content.get(name)
+            if isinstance(inner, dict) and any(isinstance(v, torch.Tensor) for v in inner.values()):
+                content = inner
         self._tensors = content
 
     def keys(self) -> Iterable[str]:
@@ -130,12 +197,40 @@ class _PickledShard:
     def get_tensor(self, name: str) -> Any:
         return self._tensors[name]
 
+    def described(self, name: str) -> tuple[tuple[int, ...], str]:
+        found = self._tensors[name]
+        if not isinstance(found, torch.Tensor):
+            return (), type(found).__name__
+        return tuple(found.shape), str(found.dtype).removeprefix("torch.")
 
-def _safetensors_shard(path: Path, file: BinaryIO) -> _Shard:
-    try:
-        return safe_open(_opened_path(path, file), framework="pt")
-    except Exception as error:  # its own, torch's and the system's
-        raise _unreadable(path, error) from error
+
+class _SafetensorsShard:
+    def __init__(self, path: Path, file: BinaryIO):
+        try:
+            self._file = safe_open(_opened_path(path, file), framework="pt")
+        except Exception as error:  # its own, torch's and the system's
+            raise _unreadable(path, error) from error
+        self._names = set(self._file.keys())
+
+    def keys(self) -> Iterable[str]:
+        return self._names
+
+    def get_tensor(self, name: str) -> Any:
+        return self._file.get_tensor(name)
+
+    def described(self, name: str) -> tuple[tuple[int, ...], str]:
+        found = self._file.get_slice(name)
+        dtype = found.get_dtype()
+        return tuple(found.get_shape()), DTYPES.get(dtype, dtype.lower())
+
+
+def _refuse_pointer(path: Path, file: BinaryIO) -> None:
+    begin = file.read(len(LFS_POINTER))
+    file.seek(0)
+    if begin == LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+        )
 
 
 def _opened_path(path: Path, file: BinaryIO) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,10 +48,9 @@ def load(model: str | BloomConfig, **settings: Any) -> LanguageModel:
         open_checkpoint,  # late: maps need no torch before the session
     )
 
-    checkpoint = open_checkpoint(config.model.hf_model)
+    checkpoint = open_checkpoint(config.model.hf_model, lora=config.model.lora)
     checkpoint.check_against(config)
-    tied = dataclasses.replace(config.model, tie_word_embeddings=checkpoint.tied)
-    config = dataclasses.replace(config, model=tied)
+    config = checkpoint.decided(config)
     return _loaded(config, checkpoint.path, weights_of(config, checkpoint))
 
 

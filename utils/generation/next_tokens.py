@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.generation.lookup import PromptLookup
 from utils.generation.sampling import check_finite
-from utils.generation.text import TextStream
+from utils.generation.text import TextStream, special_ids
 
 COUNT = 10
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
@@ -77,6 +77,6 @@ def _likely(tokenizer: Any, token: int, probability: float) -> LikelyToken:
     text = stream.push(token)
     if text and REPLACEMENT not in text + stream.flush():
         return LikelyToken(token, text, text.translate(VISIBLE), probability)
-    special = token in tokenizer.all_special_ids
+    special = token in special_ids(tokenizer)
     shown = tokenizer.convert_ids_to_tokens(token) if special else f"part of a character, {token}"
     return LikelyToken(token, "", shown, probability)

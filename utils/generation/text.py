@@ -11,6 +11,17 @@ from tokenizers import decoders
 from utils.setup import UserError
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that are no text: those that `decode(skip_special_tokens=True)` drops.
+
+    Besides those that the settings name, tokens may be marked special in `tokenizer.json` alone.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    added = backend.get_added_tokens_decoder() if backend is not None else {}
+    marked = (token for token, what in added.items() if what.special)
+    return frozenset((*tokenizer.all_special_ids, *marked))
+
+
 class TextStream:
     """Turns token ids into increments of text that add up to `tokenizer.decode(all ids)`.
 
@@ -28,7 +39,7 @@ class TextStream:
                 f"the tokenizer must decode as a byte-level BPE, not as {type(decoder).__name__}"
             )
         self._tokenizer = tokenizer
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._special_ids = special_ids(tokenizer)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
 
+from utils.checkpoints.gguf_file import SUFFIX, GgufFile, tokenizer_of
 from utils.escaping import in_one_line, shown
 from utils.generation.text import TextStream
 from utils.outside import is_regular, parse_json, read_bytes, read_mapping
@@ -50,6 +51,14 @@ LISTED = (
 ADDED = {"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 """What a file says of an added token."""
 
+GGUF_SPECIAL = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
+"""Special tokens -> what GGUF calls them."""
+
 LARGEST_VOCABULARY = 20_000_000
 """Values in a tokenizer.json; BLOOM's has 750,000."""
 
@@ -70,7 +79,13 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def open_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a folder, or None where there is none or transformers must open it."""
+    """The tokenizer in a folder, or None where there is none or transformers must open it.
+
+    Of a GGUF file it is that of the folder, or what the file itself says.
+    """
+    if folder.suffix == SUFFIX:
+        beside = open_tokenizer(folder.parent)
+        return beside or _of_gguf(folder)
     settings = _settings(folder)
     backend = _backend(folder) if settings is not None else None
     if settings is None or backend is None:
@@ -79,6 +94,22 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
     if not tokenizer.is_complete:
         return None
     _check_decoder(tokenizer, folder)
+    return tokenizer
+
+
+def _of_gguf(path: Path) -> Tokenizer:
+    file = GgufFile(path)
+    content = tokenizer_of(file)
+    tokens = file.field("tokenizer.ggml.tokens")
+    ids = {name: file.field(f"tokenizer.ggml.{key}_token_id") for name, key in GGUF_SPECIAL.items()}
+    named = {name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    try:
+        tokenizer = Tokenizer(BackendTokenizer.from_str(json.dumps(content)), named)
+    except BaseException as error:  # of no class of its own
+        if not _is_fault(error):
+            raise
+        raise UserError(f"no tokenizer in {path}: {in_one_line(str(error))[:200]}") from None
+    _check_decoder(tokenizer, path)
     return tokenizer
 
 

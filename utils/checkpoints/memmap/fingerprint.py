@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
 from utils.checkpoints.checkpoint import Checkpoint
+from utils.checkpoints.gguf_file import GgufFile
+from utils.checkpoints.names import Names
+from utils.checkpoints.weight_files import WeightFiles
 
 WHOLE = 1 << 16
 """Tensors of up to so many bytes are compared whole, larger ones by samples."""
@@ -25,10 +29,19 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         CheckpointError: where a tensor cannot be read.
     """
-    digests = {name: _digest(checkpoint.tensor(name)) for name in checkpoint.keys()}  # noqa: SIM118
-    settings = json.dumps(checkpoint.config, sort_keys=True)
-    lines = [settings, *(f"{name} {digests[name]}" for name in sorted(digests))]
+    lines = _lines(checkpoint.config, checkpoint.files, checkpoint.plain)
+    for adapter in checkpoint.adapters:
+        lines += [
+            f"adapter {adapter.weight}",
+            *_lines(adapter.settings, adapter.files, checkpoint.plain),
+        ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _lines(settings: dict[str, Any], files: WeightFiles | GgufFile, plain: Names) -> list[str]:
+    digests = {plain(name): _digest(files.tensor(name)) for name in files.names()}
+    named = (f"{name} {digests[name]}" for name in sorted(digests))
+    return [json.dumps(settings, sort_keys=True), *named]
 
 
 def _digest(tensor: torch.Tensor) -> str:

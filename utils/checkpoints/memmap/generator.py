@@ -17,6 +17,7 @@ import numpy as np
 from config import BloomConfig
 from modelling.program import inference
 from utils.checkpoints.checkpoint import open_checkpoint
+from utils.checkpoints.gguf_file import SUFFIX
 from utils.checkpoints.hub import DESCRIPTION
 from utils.checkpoints.memmap.fingerprint import fingerprint
 from utils.checkpoints.memmap.folder import MapFolder
@@ -84,9 +85,11 @@ class Generator:
     """
 
     def __init__(self, config: BloomConfig, shard_root: str | None = None):
-        self.checkpoint = open_checkpoint(shard_root or config.model.hf_model)
+        self.checkpoint = open_checkpoint(
+            shard_root or config.model.hf_model, lora=config.model.lora
+        )
         self.checkpoint.check_against(config)
-        self.config = _for_generation(config, self.checkpoint.tied)
+        self.config = _for_generation(self.checkpoint.decided(config))
         self._session = inference(self.config, spread=False, device_desc="cpu")
         self._parts = part_files(self._session)
         self._copied = copied_files(self.checkpoint.path)
@@ -198,17 +201,17 @@ class Generator:
 
 def copied_files(folder: Path) -> dict[str, Path]:
     """The files beside the weights, by name: settings and tokenizer."""
+    folder = folder.parent if folder.suffix == SUFFIX else folder
     found = [path for pattern in DESCRIPTION for path in folder.glob(pattern)]
     return {
         path.name: path for path in sorted(found) if is_file_name(path.name) and is_regular(path)
     }
 
 
-def _for_generation(config: BloomConfig, tied: bool) -> BloomConfig:
+def _for_generation(config: BloomConfig) -> BloomConfig:
     """The program's variables are what counts: one short pass, on this machine."""
-    model = dataclasses.replace(config.model, tie_word_embeddings=tied)
     execution = dataclasses.replace(config.execution, device="cpu", prompt_chunks=(1,))
-    return BloomConfig(model, execution)
+    return dataclasses.replace(config, execution=execution)
 
 
 def _name(hf_model: str) -> str:

@@ -100,6 +100,8 @@ def map_settings(config: BloomConfig) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "layer_norm_epsilon": model.layer_norm_epsilon,
         "tie_word_embeddings": model.tie_word_embeddings,
+        "residual_after_norm": model.residual_after_norm or None,  # older maps do not have it
+        "lora": [Path(adapter).name for adapter in model.lora] or None,
         "precision": model.precision,
         "weight_precision": model.weight_precision,
         "group_size": model.group_size if model.weight_precision == "int4" else None,

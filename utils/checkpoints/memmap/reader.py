@@ -43,6 +43,7 @@ class MemoryMaps:
             config.model,
             hf_model=self._manifest.hf_model,
             tie_word_embeddings=bool(settings.get("tie_word_embeddings")),
+            residual_after_norm=bool(settings.get("residual_after_norm")),
         )
         self.config = dataclasses.replace(config, model=model)
         self._check_settings()

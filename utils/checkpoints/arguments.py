@@ -1,0 +1,41 @@
+"""The command line of what runs a model: without a preset, a checkpoint's own settings are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from config import REPOSITORY, BloomConfig, ModelConfig, parse_arguments
+
+
+def parse_model_arguments(
+    argv: Sequence[str] | None = None, **about: Any
+) -> tuple[BloomConfig, Any]:
+    """As `config.parse_arguments`, where `--hf_model` alone is enough to run any checkpoint.
+
+    Raises:
+        ConfigError, CheckpointError: for settings, or a checkpoint, that are not possible.
+    """
+    return parse_arguments(argv, model_of=model_of, **about)
+
+
+def model_of(hf_model: str) -> ModelConfig:
+    """The settings of a checkpoint: a folder, a `.gguf` file, or an id of the Hugging Face hub.
+
+    Raises:
+        CheckpointError: it cannot be found or read, or is of another family.
+    """
+    from utils.checkpoints.gguf_file import SUFFIX, GgufFile  # late: it takes torch
+    from utils.checkpoints.hub import described_folder
+    from utils.checkpoints.model_settings import model_settings
+    from utils.checkpoints.weight_files import CheckpointError
+    from utils.outside import read_mapping
+
+    shipped = REPOSITORY / hf_model
+    path = described_folder(str(shipped) if shipped.is_dir() else hf_model)
+    if path.suffix == SUFFIX:
+        return ModelConfig(hf_model=hf_model, **model_settings(GgufFile(path).config, path))
+    place = path / "config.json"
+    return ModelConfig(
+        hf_model=hf_model, **model_settings(read_mapping(place, CheckpointError), place)
+    )
