@@ -27,8 +27,8 @@ def parse_arguments(
 
     `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options,
     shown first in the help, under `title`. `--memmap-dir` is `--memmap_dir`, and so for every
-    option. `model_of` gives the settings of a checkpoint: they are taken where `--hf_model` is given
-    and no preset is.
+    option. `model_of` gives the settings of a checkpoint, which are taken where `--hf_model` is
+    given and no preset is.
 
     Raises:
         ConfigError: for an unknown preset or option, or a value that is not possible.

@@ -68,7 +68,7 @@ def test_shortcuts_behind_the_norms_are_those_of_transformers(tp):
     tokens = torch.randint(0, 130, (9,), generator=torch.Generator().manual_seed(1)).tolist()
     with passes_of(model, config) as passes:
         np.testing.assert_allclose(
-            passes.prompt(0, tokens), logits_of(model, tokens)[-1], rtol=2e-4, atol=2e-4
+            passes.prefill(0, tokens), logits_of(model, tokens)[-1], rtol=2e-4, atol=2e-4
         )
     plain = logits_of(made, tokens)[-1]
     assert np.abs(plain - logits_of(model, tokens)[-1]).max() > 0.01

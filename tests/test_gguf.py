@@ -177,5 +177,5 @@ def test_a_file_runs_alone_and_gives_the_greedy_tokens_of_its_checkpoint(tmp_pat
     wanted = theirs.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
     found = list(ids)
     while len(found) < len(wanted):
-        found.append(int(loaded.passes.prompt(0, found).argmax()))
+        found.append(int(loaded.passes.prefill(0, found).argmax()))
     assert found == wanted

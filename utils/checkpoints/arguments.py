@@ -1,4 +1,4 @@
-"""The command line of what runs a model: without a preset, a checkpoint's own settings are taken."""
+"""The command line of what runs a model: without a preset, a checkpoint's own settings count."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
 
 
 def described_folder(hf_model: str) -> Path:
-    """As `checkpoint_folder`, of which the files that describe it are there, but perhaps no weights.
+    """As `checkpoint_folder`; of a download only the files that describe the model are fetched.
 
     Raises:
         CheckpointError: as `checkpoint_folder` does.
