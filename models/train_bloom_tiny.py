@@ -13,16 +13,18 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import torch
 from corpus import DATA, ROOT
 from tiny_checkpoint import Progress, export, load_checkpoint, save_checkpoint
-from tiny_evaluation import perplexity, samples
+from tiny_evaluation import perplexity, repeats, samples
 from tiny_tokenizer import SEQUENCE_LENGTH, VOCAB_SIZE, make_tokenizer, tokenised
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import BloomConfig, BloomForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 
 EXPORT = ROOT / "models" / "bloom_tiny"
 WARM_UP, DECAY = 0.02, 0.35  # shares of the time budget
@@ -36,7 +38,9 @@ def main() -> None:
         print(json.dumps(perplexity(arguments.export, arguments.evaluate)))
     elif arguments.sample:
         for prompt, manner, text in samples(arguments.export):
-            print(f"--- {prompt!r}, {manner}\n{text}\n")
+            sentence, run = repeats(text)
+            found = f"a sentence twice: {sentence}, six words twice: {run}"
+            print(f"--- {prompt!r}, {manner} ({found})\n{text}\n")
     else:
         train(arguments)
 
@@ -74,6 +78,7 @@ def train(arguments: argparse.Namespace) -> None:
     tokens = tokenised(corpus, tokenizer, arguments.run / "train.u16")
     torch.manual_seed(0)
     model = BloomForCausalLM(model_config())
+    use_fused_attention(model)
     optimizers = make_optimizers(model, arguments)
     progress = load_checkpoint(arguments.run, model, optimizers)
     saved = progress.seconds
@@ -125,6 +130,26 @@ def model_config() -> BloomConfig:
         eos_token_id=2,
         pad_token_id=3,
     )
+
+
+def use_fused_attention(model: BloomForCausalLM) -> None:
+    """Has `model` attend through PyTorch's fused kernel, which keeps no [tokens, tokens] scores."""
+    length, heads = SEQUENCE_LENGTH, model.config.n_head
+    alibi = build_alibi_tensor(torch.ones(1, length), heads, torch.float32)
+    alibi = alibi.view(1, heads, 1, length)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    # [1, heads, queries, keys]
+    bias = (alibi - alibi.transpose(2, 3)).masked_fill(future, -torch.inf).bfloat16()
+
+    def forward(
+        self: BloomAttention, hidden: torch.Tensor, residual: torch.Tensor, **_: object
+    ) -> tuple[torch.Tensor, None]:
+        query, key, value = self._reshape(self.query_key_value(hidden))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return residual + self.dense(mixed.transpose(1, 2).flatten(2)), None
+
+    for layer in model.transformer.h:
+        layer.self_attention.forward = MethodType(forward, layer.self_attention)
 
 
 def make_optimizers(
