@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= A dog is
+PROMPT ?= And the king said
 RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popxl_torch runtime/popdist -name '*.py' -o -name '*.[ch]pp')
 
 .DEFAULT_GOAL := help

@@ -88,7 +88,8 @@ def unpack(command: list[str], folder: Path) -> None:
 def build(packages: Path, folder: Path) -> None:
     """Writes the files that the module names into `folder`; `END` ends a document."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, held_out = [], []
+    train: list[tuple[str, str]] = []
+    held_out: list[tuple[str, str]] = []
     for name, text in tqdm(documents(packages), desc="documents", unit="document"):
         if len(text) >= SHORTEST:
             (held_out if is_held_out(name) else train).append((name, text))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 SAMPLE_TOKENS = 60
-# Fixed before the checkpoint was trained; none was taken out or put in afterwards.
+# Fixed, so that checkpoints can be compared: none is exchanged for one that goes better.
 PROMPTS = (
     "Once upon a time there was",
     "The old king",
