@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= A dog is
+PROMPT ?= And the king said
 
 .DEFAULT_GOAL := help
 .PHONY: help run chat serve test lint format clean

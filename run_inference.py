@@ -1,7 +1,7 @@
 """Continue a prompt with BLOOM: one shot, or asking for prompts in a terminal.
 
-    python run_inference.py --prompt "A dog is" --num_tokens 40
-    echo "A dog is" | python run_inference.py --temperature 0.8 --top_k 40 --json
+    python run_inference.py --prompt "And the king said" --num_tokens 40
+    echo "And the king said" | python run_inference.py --temperature 0.8 --top_k 40 --json
     python run_inference.py
 
 On stdout is the text alone; what is said about it goes to stderr.

