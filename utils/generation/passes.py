@@ -10,7 +10,7 @@ from popxl import DeviceToHostStream
 
 from config import BloomConfig
 from modelling.program import NO_LOGITS, TOKEN_PASS, InferenceSession, chunk_sizes, verify_sizes
-from utils.distributed import Replicas
+from utils.generation.replicas import Replicas
 
 PROMPT_LOGITS = 1
 """Rows of logits that a prompt pass gives; others only fill the output up."""
