@@ -10,13 +10,13 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import popdist
+from popdist.said import say_once
 
 from config import BloomConfig, ConfigError
 from utils.escaping import escaped, in_one_line
@@ -73,25 +73,16 @@ def prepare() -> None:
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         if sys.stderr is not None:
             sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # no progress bars
-        if not launched():  # a launcher tells all of them
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_end_when_told, daemon=True).start()
-    elif led:
+    if led and not (follows and launched()):  # a launcher tells all of them
         signal.signal(signal.SIGTERM, _leave_when_told)
-
-
-def _end_when_told() -> None:
-    """SIGTERM ends the job also while the main thread is in a collective and handles no signal."""
-    signal.sigwait({signal.SIGTERM})
-    if job is not None:
-        job.watch.end(TERMINATED, f"rank {popdist.getInstanceIndex()} was terminated")
-    os._exit(TERMINATED)
 
 
 def _leave_when_told(*_: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the store may be gone
         if job is not None:
             job.watch.look()
+            if not leads():
+                job.watch.end(TERMINATED, f"rank {job.index} was terminated")
     sys.exit(TERMINATED)
 
 
@@ -140,9 +131,9 @@ def meet(device: str) -> None:
 
 
 def tell(error: str) -> None:
-    """One line on standard error, unless it is empty."""
+    """One line on standard error, unless it is empty, or another process has told it."""
     if error:
-        print(f"error: {escaped(error)}", file=sys.stderr, flush=True)
+        say_once(escaped(error))
 
 
 def sum_of_all(numbers: Sequence[int]) -> list[int]:

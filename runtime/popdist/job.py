@@ -48,9 +48,11 @@ class Job:
         _choose_interface()
         self.watch = Watch(self.index, self.count)
         self._store = self.watch.store.clone()  # what waits here keeps no one else waiting
-        self._store.set_timeout(timedelta(days=3650))
+        self._store.set_timeout(timedelta(seconds=1))
         self._seen = [0] * self.count  # how many arrays of each rank were published, or read here
-        torch.set_num_threads(_threads(self.count))
+        if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's, and no one's choice
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         given = {"store": self.watch.store, "rank": self.index, "world_size": self.count}
         self._do(lambda: dist.init_process_group(backend, timeout=self._timeout, **given))
@@ -84,11 +86,19 @@ class Job:
         """
         key = f"{rank}/{self._seen[rank]}"
         with self.received.counted(array.nbytes):
-            content = self._do(lambda: self._store.get(key))
+            while (content := self._do(lambda: self._got(key))) is None:
+                pass  # here signals are handled
             array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
             if alone:
                 self._do(lambda: self._store.delete_key(key))
         self._seen[rank] += 1
+
+    def _got(self, key: str) -> bytes | None:
+        """What is in the store; None where nothing comes within a second."""
+        try:
+            return self._store.get(key)
+        except dist.DistStoreError:
+            return None
 
     def _do(self, operation: Callable[[], Any]) -> Any:
         try:
@@ -118,17 +128,6 @@ def join(device: str = "cpu") -> Job:
 def joined() -> Job | None:
     """The job, if this process has joined it."""
     return _job
-
-
-def _threads(count: int) -> int:
-    """Of this process: those of a host share its cores, unless OMP_NUM_THREADS is more than 1.
-
-    `torchrun` sets it to 1, which is no one's choice.
-    """
-    given, here = os.environ.get("OMP_NUM_THREADS", ""), os.environ.get("LOCAL_WORLD_SIZE", count)
-    if given.isdigit() and int(given) > 1:
-        return int(given)
-    return max(1, len(os.sched_getaffinity(0)) // int(here))
 
 
 def _choose_interface() -> None:

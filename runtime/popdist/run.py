@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 
-from popdist.watch import say, store_at
+from popdist.said import SAID, say_once
+from popdist.watch import store_at
 
 
 def main() -> None:
@@ -23,17 +25,21 @@ def main() -> None:
 
     static_tcp_rendezvous.TCPStore = store_at  # type: ignore[misc, assignment]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, without its notice
-    try:
-        run.main()
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
-    except ChildFailedError as error:
-        # The first one: those that the launcher itself ended come after it.
-        rank, failure = next(iter(error.failures.items()))
-        if failure.exitcode < 0:  # otherwise it has said why itself
-            name = signal.Signals(-failure.exitcode).name
-            say(f"error: rank {rank} (process {failure.pid}) was ended by {name}")
-        sys.exit(1)
+    with tempfile.TemporaryDirectory(prefix="popdist-") as folder:
+        os.environ[SAID] = os.path.join(folder, "said")
+        try:
+            run.main()
+        except SignalException as error:
+            sys.exit(128 + error.sigval)
+        except ChildFailedError as error:
+            # The first one: those that the launcher itself ended come after it.
+            rank, failure = next(iter(error.failures.items()))
+            code, how = failure.exitcode, f"ended with status {failure.exitcode}"
+            if code < 0:
+                how = f"was ended by {signal.Signals(-code).name}"
+            if code < 128:  # as it is where an interrupt ended the leader
+                say_once(f"rank {rank} (process {failure.pid}) {how}")
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from popdist.said import say, say_once
+
 WAIT, SILENCE = "POPDIST_WAIT", "POPDIST_SILENCE"
 """Environment variables: seconds that ranks wait for each other to start, and seconds without a
 heartbeat after which one is lost."""
@@ -72,7 +74,8 @@ class Watch:
         began, notice = time.monotonic(), min(NOTICE, self._wait / 4)
         while not self._met.wait(LOOK):
             waited, come = time.monotonic() - began, sorted(self._beats)
-            missing = _ranks([r for r in range(self.count) if r not in come] if come else [0])
+            absent = [r for r in range(self.count) if r not in come] if come else [0]
+            missing = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
             if waited > self._wait and not self._fault:
                 self._fault = f"{missing} did not come within {self._wait:g} s: start the same "
                 self._fault += f"command for each rank, or set {WAIT} to more seconds"
@@ -110,13 +113,12 @@ class Watch:
         To be called where a process ends without the functions that run at exit.
         """
         until = time.monotonic() + (PATIENCE if self._ending else float("inf"))
-        while self._holds_store and self._others_remain() and time.monotonic() < until:
+        while self._holds_store and time.monotonic() < until:
+            if all(rank == self.index or b == LEFT for rank, (b, _) in [*self._beats.items()]):
+                break
             time.sleep(LOOK / 5)
         self._closing.set()
         self._thread.join(4 * LOOK)
-
-    def _others_remain(self) -> bool:
-        return any(r != self.index and beat != LEFT for r, (beat, _) in [*self._beats.items()])
 
     # --- the thread ---
 
@@ -133,10 +135,10 @@ class Watch:
                 self._judge(time.monotonic())
                 alarm.cancel()
             self._own.set(f"beat/{self.index}", LEFT)
-        except RuntimeError as error:
+        except dist.DistError as error:
             self._lose_store("has ended, and with it the store" if self.store else f"{error}")
-        except (ValueError, TypeError, RecursionError):
-            self._lose_store("holds a store to which another program writes")
+        except Exception as error:  # whatever a stranger's text leads to
+            self._lose_store(f"holds a store to which another program writes: {error!r:.80}")
 
     def _connect(self) -> None:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -152,7 +154,7 @@ class Watch:
         self._looked = now
         for rank in [r for r in range(self.count) if self._own.check([f"beat/{r}"])]:
             beat = self._own.get(f"beat/{rank}").decode(errors="replace")
-            last, since = self._beats.get(rank, ("", now))
+            last, since = self._beats.get(rank, (None, now))
             if beat != last or stopped:
                 self._beats[rank] = beat, now
             elif now - since > self.silence and beat != LEFT and not self._ending:
@@ -186,7 +188,7 @@ class Watch:
             subprocess.run(["stty", "sane"], check=False)
         if reason:
             if speaker == self.index:
-                say("error: " + "".join(filter(str.isprintable, reason)))
+                say_once("".join(filter(str.isprintable, reason)))
             time.sleep(PATIENCE)
         with contextlib.suppress(RuntimeError, AttributeError):
             self._own.set(f"beat/{self.index}", LEFT)
@@ -211,13 +213,6 @@ def store_at(
     return dist.TCPStore(host, port, count, is_master, timeout, **{"multi_tenant": True, **options})
 
 
-def say(line: str) -> None:
-    """Write one line to standard error; it is lost where that is closed or full."""
-    if sys.stderr is not None:  # for None, `print` takes standard output
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
-
-
 def seconds(variable: str, default: float) -> float:
     """What an environment variable sets, or a default.
 
@@ -229,9 +224,3 @@ def seconds(variable: str, default: float) -> float:
         if 2 <= float(given) < float("inf"):
             return float(given)
     raise ValueError(f"{variable} must be seconds, 2 or more, not {given!r}")
-
-
-def _ranks(numbers: list[int]) -> str:
-    """As in "rank 3" or "ranks 1, 2 and 3"."""
-    *most, last = map(str, numbers)
-    return f"ranks {', '.join(most)} and {last}" if most else f"rank {last}"
