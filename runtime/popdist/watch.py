@@ -179,6 +179,7 @@ class Watch:
         """End this process as the job ends, unless it is what ended the job."""
         by, status, reason, speaker = json.loads(ending)
         if by != self.index:
+            self._own.set(f"beat/{self.index}", LEFT)
             self._exit(int(status), str(reason), speaker)
 
     def _exit(self, status: int, reason: str, speaker: int) -> None:
@@ -190,8 +191,6 @@ class Watch:
             if speaker == self.index:
                 say_once("".join(filter(str.isprintable, reason)))
             time.sleep(PATIENCE)
-        with contextlib.suppress(RuntimeError, AttributeError):
-            self._own.set(f"beat/{self.index}", LEFT)
         os._exit(status)
 
 
