@@ -142,6 +142,12 @@ class Watch:
 
     def _connect(self) -> None:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        while not self._holds_store:  # a store that tries again itself prints its stack
+            with contextlib.suppress(OSError):
+                socket.create_connection(where, timeout=1).close()
+                break
+            if self._closing.wait(LOOK):
+                sys.exit()  # this thread
         limit = timedelta(seconds=self._wait + PATIENCE)
         store = store_at(*where, self.count, self._holds_store, limit, wait_for_workers=False)
         start = f"popdist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
