@@ -430,29 +430,54 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def test_two_hosts_give_the_text_of_one_process(two_hosts, small):
+def on_both(two_hosts, *words: str, **more: str) -> list[subprocess.Popen]:
+    """The script on two hosts, under a launcher on each."""
     names, addresses = two_hosts
-    words = [*words_of(small, 2), "--prompt", "A dog", "--num_tokens", "8", "--json"]
-    ranks = [
+    return [
         subprocess.Popen(
-            ["ip", "netns", "exec", name]
-            + torchrun("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number))
+            ["ip", "netns", "exec", name, sys.executable, "-m", "popdist.run"]
+            + ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number)]
             + ["--master-addr", addresses[0], "--master-port", "29500"]
             + [str(REPOSITORY / "run_inference.py"), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=environment(),
+            env=environment() | more,
         )
         for number, name in enumerate(names)
     ]
+
+
+def killed(launchers: list[subprocess.Popen]) -> None:
+    for process in launchers:
+        process.kill()
+        process.communicate()
+
+
+def test_two_hosts_give_the_text_of_one_process(two_hosts, small):
+    words = [*words_of(small, 2), "--prompt", "A dog", "--num_tokens", "8", "--json"]
+    launchers = on_both(two_hosts, *words)
     try:
-        outputs = [rank.communicate(timeout=60) for rank in ranks]
+        outputs = [process.communicate(timeout=60) for process in launchers]
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+        killed(launchers)
+    assert [process.returncode for process in launchers] == [0, 0], outputs
     assert json.loads(outputs[0][0])["ids"] == answers(load(of(small, 2)))[1]
     assert outputs[1][0] == ""
+
+
+def test_each_of_two_hosts_says_once_that_the_network_is_gone(two_hosts):
+    launchers = on_both(two_hosts, *LONG, POPDIST_SILENCE=str(SILENCE))
+    try:
+        wait_for_text(launchers[0])
+        ip("-n", two_hosts[0][1], "link", "set", f"bl{os.getpid()}b", "down")
+        statuses, said = ended(launchers, 60)
+    finally:
+        killed(launchers)
+    assert statuses == [1, 1]
+    first, second = (errors([text]) for text in said)
+    assert len(first) == len(second) == 1
+    assert first[0].startswith("error: rank 1 (process ")
+    assert second[0].startswith("error: the launcher of rank 0 has not answered")
+    assert all("or the network is down" in line for line in (*first, *second))
