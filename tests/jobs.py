@@ -76,3 +76,19 @@ def scripts(
         for rank in ranks:
             rank.kill()
             rank.communicate()
+
+
+def children(pid: int) -> list[int]:
+    """The numbers of the processes that a process has started, in order."""
+    try:
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, be it stopped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "XZ"
+    except OSError:
+        return False

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import REPOSITORY, leading, scripts
+from jobs import REPOSITORY, children, leading, runs, scripts
 from memmap_checkpoints import Small, contents
-from popdist.member import environment as process_environment
-from popdist.member import parent, state
+from processes import free_port
 
 from config import BloomConfig, ConfigError, load_config, parse_arguments
 from utils.generation import LanguageModel, load, stream_generate
@@ -166,45 +165,48 @@ def errors(said: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("how, why", [("SIGKILL", "died"), ("SIGSTOP", "stopped")])
-def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how, why):
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_a_rank_that_is_lost_ends_all_with_one_line(lost, how):
     with scripts(2, *LONG, POPDIST_SILENCE=str(SILENCE)) as ranks:
         wait_for_text(ranks[0])
         ranks[lost].send_signal(getattr(signal, how))
-        statuses, said = ended(ranks, SILENCE + 10)
-    assert statuses[lost] == -signal.SIGKILL  # a stopped one, too: none is left behind
-    assert statuses[1 - lost] == 1
-    (line,) = errors(said)
-    assert f"rank {lost} (process {ranks[lost].pid} on {socket.gethostname()})" in line
-    assert why in line or (lost, how) == (0, "SIGKILL") and "has ended" in line
-    assert lines(said) == [line]
-
-
-def test_a_rank_that_is_stopped_before_it_has_come_ends_all():
-    with scripts(2, *LONG, POPDIST_SILENCE=str(SILENCE)) as ranks:
-        ranks[1].send_signal(signal.SIGSTOP)
-        statuses, said = ended(ranks, 30)
-    assert statuses == [2, -signal.SIGKILL]
-    (line,) = errors(said)
-    assert line.startswith(f"error: rank 1 (process {ranks[1].pid}) is stopped")
+        (status,), (said,) = ended([ranks[1 - lost]], SILENCE + 40)
+        ranks[lost].send_signal(signal.SIGCONT)  # a stopped one ends when it goes on
+        ranks[lost].wait(SILENCE + 40)
+    assert status == 1
+    (line,) = lines([said])
+    assert line.startswith(f"error: rank {lost} ")
+    if (how, lost) == ("SIGKILL", 0):
+        assert line.endswith("has ended, and with it the store")
+    else:
+        assert f"has not answered for {SILENCE} s: it has died or is stopped" in line
+    if lost:
+        assert f"(process {ranks[lost].pid} on {socket.gethostname()})" in line
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_rank_that_is_killed_before_it_has_come_ends_all(lost):
+def test_a_rank_that_is_killed_before_it_has_come_is_waited_for_and_named(lost):
     with scripts(2, *LONG, POPDIST_WAIT="8") as ranks:
-        ranks[lost].send_signal(signal.SIGSTOP)
-        wait_for_line(ranks[1 - lost], f"rank {1 - lost} waits for rank {lost} of 2")
         ranks[lost].kill()
-        statuses, said = ended(ranks, 30)
-    assert (statuses[lost], statuses[1 - lost]) == (-signal.SIGKILL, 2)
-    (line,) = errors(said)
-    assert line == f"error: rank {lost} (process {ranks[lost].pid}) has ended before all had met"
+        (status,), (said,) = ended([ranks[1 - lost]], 90)
+    assert status == 2
+    (line,) = lines([said])
+    assert f"rank {lost} did not come within 8 s" in line
 
 
 def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
     """Until it writes a line that begins so to standard error."""
     assert process.stderr is not None
     assert any(line.startswith(beginning) for line in process.stderr)
+
+
+def test_a_follower_that_is_told_to_end_ends_all_with_one_line():
+    with scripts(2, *LONG) as ranks:
+        wait_for_text(ranks[0])
+        ranks[1].terminate()
+        statuses, said = ended(ranks, 10)
+    assert statuses == [143, 143]
+    assert lines(said) == ["error: rank 1 was terminated"]
 
 
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
@@ -219,7 +221,7 @@ def test_a_front_end_that_is_stopped_stops_all(number, status):
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path):
     with scripts(2, *LONG, "--hf_model", str(tmp_path)) as ranks:
-        statuses, said = ended(ranks, 30)
+        statuses, said = ended(ranks, 90)
     assert statuses == [2, 2]
     (line,) = errors(said)
     assert "config.json" in line
@@ -227,10 +229,10 @@ def test_an_error_of_all_ranks_is_told_once(tmp_path):
 
 def test_a_fault_of_one_rank_ends_all():
     with scripts(2, *LONG, last={"POPXL_MAPPED_MEMORY": "plenty"}) as ranks:
-        statuses, said = ended(ranks, 30)
+        statuses, said = ended(ranks, 90)
     assert statuses == [1, 1]
     (line,) = errors(said)
-    assert line.startswith("error: rank 1 ended by ValueError: POPXL_MAPPED_MEMORY must be")
+    assert line.startswith("error: rank 1: ended by ValueError: POPXL_MAPPED_MEMORY must be")
 
 
 def test_processes_that_cannot_share_the_replicas_are_told_what_can(monkeypatch):
@@ -281,36 +283,29 @@ def output_of(command: list[str]) -> str:
 
 
 @contextmanager
-def launcher_with_rank_1_stopped() -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """A launcher of two ranks, of which the first waits for the second; and their numbers.
-
-    None of them is left at the end.
-    """
-    words = torchrun("--nproc-per-node", "2", str(REPOSITORY / "run_inference.py"), *LONG)
-    launcher = subprocess.Popen(
-        words,
-        stdout=subprocess.DEVNULL,
+def launcher(*words: str, **more: str) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A launcher of two ranks, and the ranks' numbers. None of them is left at the end."""
+    command = [sys.executable, "-m", "popdist.run", "--nproc-per-node", "2"]
+    command += ["--master-port", f"{free_port()}", str(REPOSITORY / "run_inference.py"), *words]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
-        env=environment() | {"POPDIST_WAIT": "8"},
+        env=environment() | more,
     )
     numbers: list[int] = []
     try:
-        numbers += [process_of(launcher, rank) for rank in range(2)]
-        os.kill(numbers[1], signal.SIGSTOP)
-        wait_for_line(launcher, "rank 0 waits for rank 1 of 2")
-        yield launcher, numbers
+        while len(numbers) < 2:
+            assert process.poll() is None
+            numbers = children(process.pid)
+        yield process, numbers
     finally:
-        launcher.kill()
+        process.kill()
         for number in filter(runs, numbers):
             os.kill(number, signal.SIGKILL)
-        launcher.communicate()
-
-
-def runs(number: int) -> bool:
-    """Whether there is such a process, be it stopped."""
-    return state(number) not in ("", "X", "Z")
+        process.communicate()
 
 
 def none_left(numbers: list[int], seconds: float) -> bool:
@@ -321,35 +316,66 @@ def none_left(numbers: list[int], seconds: float) -> bool:
     return not left
 
 
-def test_a_launchers_rank_that_is_killed_before_it_has_come_is_named():
-    with launcher_with_rank_1_stopped() as (launcher, numbers):
-        os.kill(numbers[1], signal.SIGKILL)
-        (status,), said = ended([launcher], 30)
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("met", [False, True])
+def test_a_launchers_rank_that_is_killed_is_named_in_one_line(lost, met):
+    with launcher(*LONG) as (process, numbers):
+        if met:
+            wait_for_text(process)
+        os.kill(numbers[lost], signal.SIGKILL)
+        (status,), said = ended([process], 60)
+        assert none_left(numbers, 0)
+    assert status == 1
+    assert errors(said) == [f"error: rank {lost} (process {numbers[lost]}) was ended by SIGKILL"]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_launchers_rank_that_is_stopped_ends_the_others_and_is_killed(lost):
+    with launcher(*LONG, POPDIST_SILENCE=str(SILENCE)) as (process, numbers):
+        wait_for_text(process)
+        os.kill(numbers[lost], signal.SIGSTOP)
+        assert none_left([numbers[1 - lost]], SILENCE + 40)
+        (status,), said = ended([process], 45)  # torchrun kills it 30 s after the first has ended
+        assert none_left(numbers, 0)
     assert status == 1
     (line,) = errors(said)
-    assert line == f"error: rank 1 (process {numbers[1]}) has ended before all had met"
+    assert line.startswith(f"error: rank {lost} (process {numbers[lost]} on ")
+    assert f"has not answered for {SILENCE} s" in line
 
 
-def test_a_rank_that_is_stopped_ends_where_its_launcher_dies_before_all_have_met():
-    with launcher_with_rank_1_stopped() as (launcher, numbers):
-        assert all(map(runs, numbers))
-        launcher.kill()
+@pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_launcher_that_is_told_to_end_ends_all_and_says_nothing(number, status):
+    with launcher(*LONG) as (process, numbers):
+        wait_for_text(process)
+        process.send_signal(getattr(signal, number))
+        (got,), said = ended([process], 20)
+        assert none_left(numbers, 0)
+    assert got == status
+    assert errors(said) == []
+    assert "Traceback" not in said[0]
+
+
+def test_ranks_end_with_one_line_where_their_launcher_is_killed():
+    with launcher(*LONG) as (process, numbers):
+        wait_for_text(process)
+        process.kill()
         # They have its standard error, too: it comes to an end when the last of them does.
-        (status,), said = ended([launcher], 30)
-        assert none_left(numbers, 30)
+        (status,), said = ended([process], 60)
+        assert none_left(numbers, 0)
     assert status == -signal.SIGKILL
     (line,) = errors(said)
-    assert "the launcher of rank 0 has ended, and with it the store where the ranks meet" in line
+    assert line == "error: the launcher of rank 0 has ended, and with it the store"
 
 
-def process_of(launcher: subprocess.Popen, rank: int) -> int:
-    """The number of the process that a launcher starts for a rank."""
-    while launcher.poll() is None:
-        for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            ours = parent(number) == launcher.pid
-            if ours and process_environment(number).get("RANK") == f"{rank}":
-                return number
-    raise AssertionError("the launcher has ended")
+def test_ranks_that_wait_for_another_end_where_their_launcher_is_killed():
+    with launcher(*LONG) as (process, numbers):
+        os.kill(numbers[1], signal.SIGSTOP)
+        wait_for_line(process, "rank 0 waits for rank 1 of 2")
+        process.kill()
+        assert none_left(numbers[:1], 30)
+        os.kill(numbers[1], signal.SIGKILL)
+        (line,) = errors(ended([process], 10)[1])
+    assert "the launcher of rank 0 has ended, and with it the store" in line
 
 
 def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):
@@ -403,29 +429,54 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def test_two_hosts_give_the_text_of_one_process(two_hosts, small):
+def on_both(two_hosts, *words: str, **more: str) -> list[subprocess.Popen]:
+    """The script on two hosts, under a launcher on each."""
     names, addresses = two_hosts
-    words = [*words_of(small, 2), "--prompt", "A dog", "--num_tokens", "8", "--json"]
-    ranks = [
+    return [
         subprocess.Popen(
-            ["ip", "netns", "exec", name]
-            + torchrun("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number))
+            ["ip", "netns", "exec", name, sys.executable, "-m", "popdist.run"]
+            + ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number)]
             + ["--master-addr", addresses[0], "--master-port", "29500"]
             + [str(REPOSITORY / "run_inference.py"), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=environment(),
+            env=environment() | more,
         )
         for number, name in enumerate(names)
     ]
+
+
+def killed(launchers: list[subprocess.Popen]) -> None:
+    for process in launchers:
+        process.kill()
+        process.communicate()
+
+
+def test_two_hosts_give_the_text_of_one_process(two_hosts, small):
+    words = [*words_of(small, 2), "--prompt", "A dog", "--num_tokens", "8", "--json"]
+    launchers = on_both(two_hosts, *words)
     try:
-        outputs = [rank.communicate(timeout=60) for rank in ranks]
+        outputs = [process.communicate(timeout=60) for process in launchers]
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+        killed(launchers)
+    assert [process.returncode for process in launchers] == [0, 0], outputs
     assert json.loads(outputs[0][0])["ids"] == answers(load(of(small, 2)))[1]
     assert outputs[1][0] == ""
+
+
+def test_each_of_two_hosts_says_once_that_the_network_is_gone(two_hosts):
+    launchers = on_both(two_hosts, *LONG, POPDIST_SILENCE=str(SILENCE))
+    try:
+        wait_for_text(launchers[0])
+        ip("-n", two_hosts[0][1], "link", "set", f"bl{os.getpid()}b", "down")
+        statuses, said = ended(launchers, 60)
+    finally:
+        killed(launchers)
+    assert statuses == [1, 1]
+    first, second = (errors([text]) for text in said)
+    assert len(first) == len(second) == 1
+    assert first[0].startswith("error: rank 1 (process ")
+    assert second[0].startswith("error: the launcher of rank 0 has not answered")
+    assert all("or the network is down" in line for line in (*first, *second))

@@ -17,11 +17,11 @@ import numpy as np
 import popxl
 
 try:
-    from popdist.traffic import Traffic
     from popxl import machine
     from popxl.backend import cache, memory
     from popxl.backend.private_folder import NotPrivateError, PrivateFolder
     from popxl.cost import Collective, Cost
+    from popxl.traffic import Traffic
 except ImportError:
     cache = machine = memory = None  # type: ignore[assignment]
     Collective = Cost = PrivateFolder = Traffic = Any  # type: ignore[assignment,misc]

@@ -52,6 +52,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         streams.give_up_stdout()  # the reader of our output has gone, as in `... | head`
         status = 141
+    except Exception as fault:
+        if not distributed.several():
+            raise
+        sys.excepthook(type(fault), fault, fault.__traceback__)
+        status, message = 1, f"ended by {type(fault).__name__}: {fault}"
     # An interrupt from now on has nothing left to interrupt; of several processes it would keep
     # this one from ending the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN if distributed.several() else signal.SIG_DFL)

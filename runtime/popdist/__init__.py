@@ -1,4 +1,7 @@
-"""Which of several processes this is, read from the environment that `torchrun` sets."""
+"""Which of several processes this is, read from the environment that `torchrun` sets.
+
+Its values are checked: all functions raise a `ValueError` where one is no possible number.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,7 @@ def isPopdistEnvSet() -> bool:  # noqa: N802 - PopDist's own name
 
 
 def getInstanceIndex() -> int:  # noqa: N802
-    """The number of this process, from 0; 0 where no launcher started it.
-
-    Raises:
-        ValueError: where RANK is no number in 0 .. WORLD_SIZE - 1.
-    """
+    """The number of this process, from 0; 0 where no launcher started it."""
     if not isPopdistEnvSet():
         return 0
     index, count = _number("RANK"), getNumInstances()
@@ -25,31 +24,14 @@ def getInstanceIndex() -> int:  # noqa: N802
 
 
 def getNumInstances() -> int:  # noqa: N802
-    """How many processes run the program together; 1 where no launcher started this one.
-
-    Raises:
-        ValueError: where WORLD_SIZE is no positive number.
-    """
-    if not isPopdistEnvSet():
-        return 1
-    count = _number("WORLD_SIZE")
-    if count < 1:
-        raise ValueError(f"WORLD_SIZE is {count}, it must be at least 1")
-    return count
+    """How many processes run the program together; 1 where no launcher started this one."""
+    return _positive("WORLD_SIZE") if isPopdistEnvSet() else 1
 
 
 def getNumLocalReplicas() -> int:  # noqa: N802
-    """Replicas that each process runs: POPDIST_NUM_LOCAL_REPLICAS, or 1 where that is not set.
-
-    Raises:
-        ValueError: where it is no positive number.
-    """
-    if "POPDIST_NUM_LOCAL_REPLICAS" not in os.environ:
-        return 1
-    count = _number("POPDIST_NUM_LOCAL_REPLICAS")
-    if count < 1:
-        raise ValueError(f"POPDIST_NUM_LOCAL_REPLICAS is {count}, it must be at least 1")
-    return count
+    """Replicas that each process runs: POPDIST_NUM_LOCAL_REPLICAS, or 1 where that is not set."""
+    name = "POPDIST_NUM_LOCAL_REPLICAS"
+    return _positive(name) if name in os.environ else 1
 
 
 def getNumTotalReplicas() -> int:  # noqa: N802
@@ -58,11 +40,17 @@ def getNumTotalReplicas() -> int:  # noqa: N802
 
 
 def _number(variable: str) -> int:
-    text = os.environ[variable]
     try:
-        return int(text)
+        return int(os.environ[variable])
     except ValueError:
+        text = os.environ[variable]
         raise ValueError(f"{variable} is {text!r}, it must be a whole number") from None
+
+
+def _positive(variable: str) -> int:
+    if (number := _number(variable)) < 1:
+        raise ValueError(f"{variable} is {number}, it must be at least 1")
+    return number
 
 
 if isPopdistEnvSet():

@@ -1,31 +1,35 @@
-"""The processes that run one program together: how they meet, and how they end together.
-
-They meet at the address that `torchrun` gives, `MASTER_ADDR` and `MASTER_PORT`, whoever started
-them. From then on each watches the others (`watch.py`).
-"""
+"""The ranks that run one program together, and what they send each other beside its collectives."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
-from collections.abc import Callable, Sequence
+import struct
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from popxl.traffic import Traffic
 
 import popdist
-from popdist.meeting import JobError, Meeting
-from popdist.traffic import Traffic
-from popdist.watch import Watch, silence
+from popdist.watch import PATIENCE, JobError, Watch, seconds
+
+__all__ = ["Job", "JobError", "join", "joined"]
+
+TIMEOUT = "POPDIST_TIMEOUT"
+"""Environment variable: seconds that a collective may take."""
+
+KEPT = 64
+"""Published arrays that are kept: no rank is as many runs behind, as all take part in each."""
 
 SIOCGIFADDR = 0x8915
 """Asks Linux for an interface's address."""
-
-FOREVER = timedelta(days=3650)
-"""For collectives: whoever waits may wait for a person. Processes that fail are the watch's."""
 
 
 class Job:
@@ -39,69 +43,71 @@ class Job:
     def __init__(self, device: str):
         self.index, self.count = popdist.getInstanceIndex(), popdist.getNumInstances()
         self.sent, self.received = Traffic(), Traffic()
+        self._timeout = timedelta(seconds=seconds(TIMEOUT, 1800.0))
         self._groups: dict[tuple[int, ...], Any] = {}
         _choose_interface()
-        global _meeting
-        _meeting = Meeting(silence())
-        _meeting.hold()
-        start, store = _meeting.start, _meeting.store
-        own = dist.PrefixStore(f"{start}/watch", store.clone())
-        self.watch = Watch(own, self.index, _meeting.members, _meeting.launched)
-        torch.set_num_threads(_threads(self.watch.processes_here()))
-        try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-                store=dist.PrefixStore(start, store),
-                rank=self.index,
-                world_size=self.count,
-                timeout=FOREVER,
-            )
-        except RuntimeError as error:
-            self.lost(error)
+        self.watch = Watch(self.index, self.count)
+        self._store = self.watch.store.clone()  # what waits here keeps no one else waiting
+        self._store.set_timeout(timedelta(seconds=1))
+        self._seen = [0] * self.count  # how many arrays of each rank were published, or read here
+        if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's, and no one's choice
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        given = {"store": self.watch.store, "rank": self.index, "world_size": self.count}
+        self._do(lambda: dist.init_process_group(backend, timeout=self._timeout, **given))
 
     def group(self, members: tuple[int, ...]) -> Any:
         """The process group of some of the processes; made at first use, by all processes."""
         if members not in self._groups:
-            whole = len(members) == self.count
-            self._groups[members] = (
-                dist.group.WORLD if whole else dist.new_group(list(members), timeout=FOREVER)
-            )
+            self._groups[members] = dist.new_group(list(members), timeout=self._timeout)
         return self._groups[members]
 
     def lost(self, error: Exception) -> NoReturn:
-        """The connection to another process broke: leave it to the watch to say which, and why."""
-        self.watch.wait_for_end()
-        raise JobError(f"rank {self.index} lost another process: {str(error).splitlines()[0]}")
+        """A collective failed: the launcher or the watch ends this process, as a rank is gone."""
+        time.sleep(self.watch.silence + PATIENCE)
+        first = f"{error}".partition("\n")[0]
+        self.watch.end(1, f"rank {self.index} waited in vain for another: {first}", self.index)
+        raise JobError(first)
 
-    def broadcast(self, array: np.ndarray) -> None:
-        """Give everybody what rank 0 has in the array."""
-        with (self.received if self.index else self.sent).counted(array.nbytes):
-            self._wait(lambda: dist.broadcast(torch.from_numpy(array), 0))
-
-    def send(self, array: np.ndarray, rank: int) -> None:
-        """Send an array to another process, which receives it."""
+    def publish(self, array: np.ndarray) -> None:
+        """Let other ranks `read` an array; waits for none of them."""
+        number = self._seen[self.index]
         with self.sent.counted(array.nbytes):
-            self._wait(lambda: dist.send(torch.from_numpy(np.ascontiguousarray(array)), rank))
+            self._do(lambda: self._store.set(f"{self.index}/{number}", array.tobytes()))
+            self._do(lambda: self._store.delete_key(f"{self.index}/{number - KEPT}"))
+        self._seen[self.index] += 1
 
-    def receive(self, arrays: Sequence[np.ndarray], ranks: Sequence[int]) -> None:
-        """Fill each array with what the process of that rank sends."""
-        pairs = zip(arrays, ranks, strict=True)
-        waiting: list[Any] = [dist.irecv(torch.from_numpy(a), rank) for a, rank in pairs]
-        self.watch.collective = "a receipt", (self.index, *ranks)
-        for array, receipt in zip(arrays, waiting, strict=True):
-            with self.received.counted(array.nbytes):
-                self._wait(receipt.wait)
-        self.watch.collective = None
+    def read(self, array: np.ndarray, rank: int, alone: bool = False) -> None:
+        """Fill an array with the next one that a rank publishes, which may take for ever.
 
-    def _wait(self, operation: Callable[[], Any]) -> None:
+        Args:
+            alone: no other rank reads it, so that it need not be kept.
+        """
+        key = f"{rank}/{self._seen[rank]}"
+        with self.received.counted(array.nbytes):
+            while (content := self._do(lambda: self._got(key))) is None:
+                pass  # here signals are handled
+            array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
+            if alone:
+                self._do(lambda: self._store.delete_key(key))
+        self._seen[rank] += 1
+
+    def _got(self, key: str) -> bytes | None:
+        """What is in the store; None where nothing comes within a second."""
         try:
-            operation()
+            return self._store.get(key)
+        except dist.DistStoreError:
+            return None
+
+    def _do(self, operation: Callable[[], Any]) -> Any:
+        try:
+            return operation()
         except RuntimeError as error:
             self.lost(error)
 
 
 _job: Job | None = None
-_meeting: Meeting | None = None
 
 
 def join(device: str = "cpu") -> Job:
@@ -119,56 +125,18 @@ def join(device: str = "cpu") -> Job:
     return _job
 
 
-def meeting() -> Meeting | None:
-    """Of this process with the others, if it has begun."""
-    return _meeting
-
-
 def joined() -> Job | None:
     """The job, if this process has joined it."""
     return _job
 
 
-def _threads(processes: int) -> int:
-    """Of this process, so that the processes of a host share its cores.
-
-    `torchrun` sets OMP_NUM_THREADS to 1, which is no one's choice; another number is.
-    """
-    given = os.environ.get("OMP_NUM_THREADS", "1")
-    if given.isdigit() and int(given) > 1:
-        return int(given)
-    return max(1, len(os.sched_getaffinity(0)) // processes)
-
-
 def _choose_interface() -> None:
-    """Have gloo use the network interface by which the meeting point is reached."""
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    try:
-        address = _own_address(os.environ["MASTER_ADDR"])
-        found = [name for _, name in socket.if_nameindex() if address in _addresses(name)]
-    except (KeyError, OSError):
-        return
-    if found:
-        os.environ["GLOO_SOCKET_IFNAME"] = found[0]
-
-
-def _own_address(host: str) -> str:
-    """The address of this machine from which `host` is reached; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        return probe.getsockname()[0]
-
-
-def _addresses(interface: str) -> list[str]:
-    """The IPv4 address of an interface, if it has one."""
-    import fcntl
-    import struct
-
-    request = struct.pack("256s", interface.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
-        except OSError:
-            return []
-    return [socket.inet_ntoa(answer[20:24])]
+    """Have gloo listen on the network interface alone that reaches the store."""
+    with contextlib.suppress(KeyError, OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.connect((os.environ["MASTER_ADDR"], 9))  # sends nothing
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                request = struct.pack("256s", name.encode())
+                if fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24] == own:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -1,8 +1,8 @@
-"""Every process of a job watches the others, so that none waits for one that will not answer.
+"""The ranks of a job meet at a store, watch each other there, and end together.
 
-Each writes a beat to the store where they met, once a second, from a thread of its own: it also
-runs while the program computes, waits in a collective, or waits for a person. Whose beat stays out
-is lost, and so is who died on the same machine; then all the others end, and one of them says why.
+Each rank sets a heartbeat from a thread of its own, which also runs while the program computes or
+waits for a person. The first rank that misses another, or that ends the job, writes how it ended
+under one key; the others exit when they read it, and one of them says why.
 """
 
 from __future__ import annotations
@@ -11,341 +11,221 @@ import atexit
 import contextlib
 import json
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Any, NoReturn
+from datetime import timedelta
+from typing import Any
 
-from popdist.member import Member
-from popdist.once import PATIENCE, claim
-from popdist.progress import Progress
-from popdist.seconds import seconds_of
-from popdist.terminal import TerminalSettings, say
+import torch.distributed as dist
 
-SILENCE = "POPDIST_SILENCE"
-"""Environment variable: seconds without a beat after which a process counts as lost."""
+from popdist.said import say, say_once
 
-DEFAULT_SILENCE = 20.0
-BEAT, LOOK = 1.0, 0.25
-"""Seconds between two beats, and between two looks at whether the job has ended."""
+WAIT, SILENCE = "POPDIST_WAIT", "POPDIST_SILENCE"
+"""Environment variables: seconds that ranks wait for each other to start, and seconds without a
+heartbeat after which one is lost."""
 
-SIGNALLED = 128
-"""Exit statuses above tell of a signal."""
+LOOK, NOTICE, PATIENCE = 0.25, 5.0, 2.0
+"""Seconds between two looks at the store; until it is said who is waited for; and for which a rank
+that knows how the job ended stays, for the others to read and say it."""
 
-END = "end"
-
-Collective = tuple[str, tuple[int, ...]]
-"""The name of a collective, and the ranks that take part."""
+CAUSES = "it has died or is stopped, or its machine or the network is down"
+END, LEFT = "end", "left"
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How the job ended.
-
-    Attributes:
-        rank: who ended it, or was lost; -1 where that is no single one.
-        status: with which the others exit.
-        reason: what one of them says; nothing where empty.
-        lost: whether that process was lost.
-    """
-
-    rank: int
-    status: int
-    reason: str
-    lost: bool = False
-
-    @property
-    def speaker(self) -> int:
-        """The rank that says the reason: the first one that is not concerned."""
-        return 1 if self.rank == 0 else 0
+class JobError(RuntimeError):
+    """The ranks could not meet."""
 
 
 class Watch:
-    """Watches the other processes of a job, and lets itself be watched.
+    """What this rank knows of the others; made once all have come.
 
-    Args:
-        store: a connection of its own to the store where they met.
-        index: of this process.
-        members: all of them, by rank.
-        launcher_holds_store: otherwise rank 0 does.
+    Attributes:
+        store: where they met.
+        silence: seconds without a heartbeat after which a rank is lost.
+
+    Raises:
+        JobError: the others do not come.
     """
 
-    def __init__(
-        self, store: Any, index: int, members: Mapping[int, Member], launcher_holds_store: bool
-    ):
-        self._store, self.index, self.count = store, index, len(members)
-        self._members = members
-        self._launcher_holds_store = launcher_holds_store
-        self._parent = os.getppid()
-        self._silence = silence()
-        self._collective: Collective | None = None
-        self._progress: Progress | None = None  # from the first collective on
-        self._beats: dict[int, tuple[bytes, float]] = {}  # the last one of each rank, and when
-        self._waits: dict[
-            int, tuple[list | None, float]
-        ] = {}  # each rank's collective, and since when
-        self._left: set[int] = set()
-        self._answered = time.monotonic()  # when the store did last
-        self._status: int | None = None  # with which this process ends the job
-        self._store_lost = False
-        self._closing = threading.Event()
-        self._exiting = threading.Lock()
-        self._terminal = TerminalSettings()
-        self._threads = [
-            threading.Thread(target=run, name=f"popdist-{run.__name__}", daemon=True)
-            for run in (self._beat, self._watch_store)
-        ]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, index: int, count: int):
+        self.index, self.count = index, count
+        self.silence, self._wait = seconds(SILENCE, 20.0), seconds(WAIT, 120.0)
+        self.store: Any = None
+        self._launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._holds_store = index == 0 and not self._launched
+        # Without a store one rank of each host speaks; rank 0 may be what is lost with it.
+        self._speaks = index == int(not self._launched) or os.environ.get("LOCAL_RANK") == "0"
+        self._name = f"rank {index} (process {os.getpid()} on {socket.gethostname()})"
+        self._beats: dict[int, tuple[str, float]] = {}  # the last of each rank, and when
+        self._looked, self._parent = float("inf"), os.getppid()
+        self._fault, self._ending, self._exiting = "", False, threading.Lock()
+        self._met, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
         atexit.register(self.leave)
-        self._print_uncaught, sys.excepthook = sys.excepthook, self._uncaught
+        self._meet()
 
-    @property
-    def collective(self) -> Collective | None:
-        """The name and the ranks of the collective that this process waits in, if it does."""
-        return self._collective
+    def _meet(self) -> None:
+        """Wait until all have come; signals are handled meanwhile."""
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        began, notice = time.monotonic(), min(NOTICE, self._wait / 4)
+        while not self._met.wait(LOOK):
+            waited, come = time.monotonic() - began, sorted(self._beats)
+            absent = [r for r in range(self.count) if r not in come] if come else [0]
+            missing = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+            if waited > self._wait and not self._fault:
+                self._fault = f"{missing} did not come within {self._wait:g} s: start the same "
+                self._fault += f"command for each rank, or set {WAIT} to more seconds"
+            if self._fault:
+                self.end(2)
+                if self.store is None and not self._speaks:
+                    os._exit(2)
+                raise JobError(f"the {self.count} ranks did not meet at {where}: {self._fault}")
+            if waited > notice and (self.index == come[0] if come else self._speaks):
+                limit, notice = f"for {self._wait:g} s at most ({WAIT})", float("inf")
+                say(f"rank {self.index} waits for {missing} of {self.count} at {where}, {limit}")
 
-    @collective.setter
-    def collective(self, collective: Collective | None) -> None:
-        self._collective = collective
-        if self._progress is None:  # what is done before may take long, in other processes too
-            self._progress = Progress()
-
-    def processes_here(self) -> int:
-        """How many processes of the job share this machine, this one among them."""
-        return sum(member.here for member in self._members.values())
-
-    def end(self, status: int, reason: str = "") -> None:
-        """End the job on all processes; does not return where another one did so before.
+    def end(self, status: int, reason: str = "", speaker: int = 0) -> None:
+        """End the job on all ranks; does not return where another one did so before.
 
         Args:
             status: with which the others exit.
-            reason: one line that another process prints; nothing where empty.
+            reason: one line, which the rank `speaker` prints; this process exits, too.
         """
-        self.look()
-        self._status = status
-        try:
-            ending = self._propose(Ending(self.index, status, reason))
-        except RuntimeError:  # without a store the others end by themselves
-            return
-        self._obey(ending)
+        self._ending = True
+        with contextlib.suppress(RuntimeError, AttributeError):  # the store is gone, or not there
+            own = json.dumps([self.index, status, reason, speaker])
+            self._obey(self._own.compare_set(END, "", own))
         if reason:
-            time.sleep(PATIENCE)
+            self._exit(status, reason, speaker)
+
+    def look(self) -> None:
+        """End this process if the job has ended."""
+        if self._own.check([END]):
+            self._obey(self._own.get(END))
 
     def leave(self) -> None:
-        """At exit: be watched no more, and keep the store until the others have gone.
+        """At exit: be watched no more. The rank that holds the store leaves last.
 
         To be called where a process ends without the functions that run at exit.
         """
-        if self._closing.is_set():
-            return
-        with contextlib.suppress(RuntimeError):
-            self._store.set(f"left/{self.index}", "1")
-            if self._holds_store:
-                ending = self._status is not None
-                self._see_off(time.monotonic() + 2 * PATIENCE if ending else float("inf"))
+        until = time.monotonic() + (PATIENCE if self._ending else float("inf"))
+        while self._holds_store and time.monotonic() < until:
+            if all(rank == self.index or b == LEFT for rank, (b, _) in [*self._beats.items()]):
+                break
+            time.sleep(LOOK / 5)
         self._closing.set()
-        for thread in self._threads:
-            thread.join(2 * LOOK)
+        self._thread.join(4 * LOOK)
 
-    def wait_for_end(self) -> None:
-        """Wait for this process to be ended, for as long as it may take to find out why."""
-        time.sleep(self._silence + 2 * BEAT + PATIENCE)
+    # --- the thread ---
 
-    def look(self) -> None:
-        """End this process, and say why, if another one on this machine has died."""
-        with contextlib.suppress(RuntimeError):
-            for rank in self._watched():
-                if self._members[rank].died and not self._store.check([f"left/{rank}"]):
-                    self._lose(rank, "has died")
-
-    # --- the threads ---
-
-    def _beat(self) -> None:
-        """Beat, look at the others' beats, and end when the job does."""
-        number, due = 0, 0.0
+    def _run(self) -> None:
+        """Meet the others at the store, and look at their heartbeats there until the end."""
+        silent = f"has not answered for {self.silence:g} s: {CAUSES}"
         try:
+            self._connect()
             while not self._closing.wait(LOOK):
-                if self._store.check([END]):
-                    self._obey(Ending(**json.loads(self._store.get(END))))
-                now = time.monotonic()
-                if now >= due:
-                    number, due = number + 1, now + BEAT
-                    idle = self._progress.idle() if self._progress is not None else 0.0
-                    beat = json.dumps([number, self.collective, idle])
-                    self._store.set(f"beat/{self.index}", beat)
-                    self._judge(now)
-                    self._look_at_launcher()
-                self._answered = time.monotonic()
-        except RuntimeError:
-            if self._status is None:  # otherwise this process ends already
-                self._lose_store("has ended, and with it the store where the ranks met")
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            self._lose_store("holds a store in which another program writes")
+                alarm = threading.Timer(self.silence, self._lose_store, [silent])
+                alarm.start()  # a store that is cut off keeps this thread waiting
+                self._own.set(f"beat/{self.index}", f"{self._name} {time.monotonic()}")
+                self.look()
+                self._judge(time.monotonic())
+                alarm.cancel()
+            self._own.set(f"beat/{self.index}", LEFT)
+        except dist.DistError as error:
+            self._lose_store("has ended, and with it the store" if self.store else f"{error}")
+        except Exception as error:  # whatever a stranger's text leads to
+            self._lose_store(f"holds a store to which another program writes: {error!r:.80}")
 
-    def _look_at_launcher(self) -> None:
-        """End all if the launcher that started this process has died: it would end nobody."""
-        if self._launcher_holds_store and os.getppid() != self._parent and self._status is None:
-            reason = f"the launcher of rank {self.index} ({self._members[self.index]}) has ended"
-            self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
+    def _connect(self) -> None:
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        while not self._holds_store:  # a store that tries again itself prints its stack
+            with contextlib.suppress(OSError):
+                socket.create_connection(where, timeout=1).close()
+                break
+            if self._closing.wait(LOOK):
+                sys.exit()  # this thread
+        limit = timedelta(seconds=self._wait + PATIENCE)
+        store = store_at(*where, self.count, self._holds_store, limit, wait_for_workers=False)
+        start = f"popdist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._own = dist.PrefixStore(f"{start}/watch", store.clone())
+        self.store = dist.PrefixStore(start, store)
 
     def _judge(self, now: float) -> None:
-        """Find the processes that are lost."""
-        if self._status is None:
-            self.look()  # first: of who has died more can be said than that it is silent
-        was_stopped = now - self._answered > self._silence / 2  # this process itself
-        self._left.update(r for r in self._watched() if self._store.check([f"left/{r}"]))
-        watched = self._watched()
-        beats = self._store.multi_get([f"beat/{rank}" for rank in watched])
-        for rank, beat in zip(watched, beats, strict=True):
-            before, since = self._beats.get(rank, (b"", now))
-            if was_stopped or beat != before:
+        """Find who has come, and who is lost."""
+        stopped = now - self._looked > self.silence / 2  # this one: the others may have been, too
+        self._looked = now
+        for rank in [r for r in range(self.count) if self._own.check([f"beat/{r}"])]:
+            beat = self._own.get(f"beat/{rank}").decode(errors="replace")
+            last, since = self._beats.get(rank, (None, now))
+            if beat != last or stopped:
                 self._beats[rank] = beat, now
-            elif now - since > self._silence:
-                self._lose(rank, f"has not answered for {now - since:.0f} s")
-        beat_of = {rank: json.loads(beat) for rank, beat in zip(watched, beats, strict=True)}
-        self._judge_waits(now, {rank: beat[1] for rank, beat in beat_of.items()})
-        self._judge_idle(now, beat_of)
-
-    def _judge_idle(self, now: float, beats: dict[int, list]) -> None:
-        """Find a process that this one waits for in a collective, and that does nothing."""
-        waited_in, since = self._waits[self.index]
-        if not waited_in or now - since <= self._silence:
-            return
-        name, ranks = waited_in
-        for rank in ranks:
-            _, collective, idle = beats.get(rank, (0, None, 0.0))
-            if collective is None and idle > self._silence:
-                self._lose(rank, f"does nothing, and others wait for it in {name}")
-
-    def _judge_waits(self, now: float, told: dict[int, list | None]) -> None:
-        """Find whether all processes wait, one for another that is in a different collective.
-
-        Args:
-            told: the collective that each of the others waits in.
-        """
-        told[self.index] = self.collective and [self.collective[0], list(self.collective[1])]
-        for rank, collective in told.items():
-            if not collective or self._waits.get(rank, ([], now))[0] != collective:
-                self._waits[rank] = collective, now
-        if len(told) < self.count or any(now - t <= self._silence for _, t in self._waits.values()):
-            return
-        places = {rank: collective for rank, collective in told.items() if collective}
-        if any(told[other] != place for place in places.values() for other in place[1]):
-            where = ", ".join(f"rank {rank} in {places[rank][0]}" for rank in sorted(places))
-            reason = f"the ranks wait for each other in different collectives: {where}"
-            self._obey(self._propose(Ending(-1, 1, reason, lost=True)))
-
-    def _watch_store(self) -> None:
-        """See whether the store answers: the other thread waits for it."""
-        before = time.monotonic()
-        while not self._closing.wait(LOOK):
-            now = time.monotonic()
-            if now - before > self._silence / 2:
-                self._answered = now  # this process was stopped itself
-            if now - self._answered > self._silence:
-                self._lose_store(f"has not answered for {now - self._answered:.0f} s")
-            before = now
-
-    @property
-    def _holds_store(self) -> bool:
-        return self.index == 0 and not self._launcher_holds_store
-
-    def _watched(self) -> list[int]:
-        return [r for r in range(self.count) if r != self.index and r not in self._left]
+            elif now - since > self.silence and beat != LEFT and not self._ending:
+                name = beat.rpartition(" ")[0]
+                reason = f"{name} has not answered for {now - since:.0f} s: {CAUSES}"
+                self.end(1, reason, speaker=int(rank == 0))
+        if self._launched and os.getppid() != self._parent and not self._ending:
+            self.end(1, f"the launcher of {self._name} has ended")
+        if len(self._beats) == self.count:
+            self._met.set()
 
     # --- endings ---
 
-    def _propose(self, ending: Ending) -> Ending:
-        """The job's ending: the first that was proposed."""
-        return Ending(**json.loads(self._store.compare_set(END, "", json.dumps(asdict(ending)))))
-
-    def _lose(self, rank: int, what: str) -> None:
-        member = self._members[rank]
-        reason = f"rank {rank} ({member}) {what}{member.condition}"
-        self._obey(self._propose(Ending(rank, 1, reason, lost=True)))
-
     def _lose_store(self, what: str) -> None:
-        self._store_lost = True
-        first = self._members[0]
-        for rank in self._watched():
-            if self._members[rank].died:
-                reason = f"rank {rank} ({self._members[rank]}) has died"
-                self._exit(Ending(rank, 1, reason, lost=True))
-        if self._launcher_holds_store:
-            self._exit(Ending(-1, 1, f"the launcher of rank 0 ({first}) {what}", lost=True))
-        elif self.index and 0 not in self._left and self._status is None:
-            self._exit(Ending(0, 1, f"rank 0 ({first}) {what}{first.condition}", lost=True))
+        holder = "the launcher of rank 0" if self._launched else "rank 0"
+        told = f"{holder} {what}".partition("\n")[0]
+        if self._met.is_set() and not self._closing.is_set():
+            self._exit(1, told, self.index if self._speaks else -1)
+        self._fault, self.store = self._fault or told, None
 
-    def _obey(self, ending: Ending) -> None:
-        """End this process as the job ends, unless it is ending by itself."""
-        if ending.rank != self.index or ending.lost:
-            self._exit(ending)
+    def _obey(self, ending: bytes) -> None:
+        """End this process as the job ends, unless it is what ended the job."""
+        by, status, reason, speaker = json.loads(ending)
+        if by != self.index:
+            self._own.set(f"beat/{self.index}", LEFT)
+            self._exit(int(status), str(reason), speaker)
 
-    def _exit(self, ending: Ending) -> NoReturn:
+    def _exit(self, status: int, reason: str, speaker: int) -> None:
         """Leave at once, whatever the main thread waits for."""
         self._exiting.acquire()  # for good
-        if ending.lost and ending.rank in self._members and ending.rank != self.index:
-            self._members[ending.rank].kill()  # it may be stopped, and would never end
-        self._terminal.restore()
-        alike = self._status == ending.status > SIGNALLED  # the same signal came to both
-        if ending.lost and ending.reason and not alike:
-            # Whoever was to say it may have been ended meanwhile, by a launcher or a person.
-            if claim(patient=not self._speaks(ending)):
-                say(f"error: {ending.reason}")
-        elif ending.reason and self._speaks(ending) and not alike:
-            say(f"error: {ending.reason}")
-        if not self._store_lost:  # or this might wait for it
-            with contextlib.suppress(RuntimeError):
-                self._store.set(f"left/{self.index}", "1")
-                if self._holds_store:
-                    self._see_off(time.monotonic() + PATIENCE)
-        if ending.reason and self._launcher_holds_store and not self._speaks(ending):
+        if sys.stdin is not None and sys.stdin.isatty():  # a prompt has it in raw mode
+            subprocess.run(["stty", "sane"], check=False)
+        if reason:
+            if speaker == self.index:
+                say_once("".join(filter(str.isprintable, reason)))
             time.sleep(PATIENCE)
-        os._exit(ending.status)
-
-    def _speaks(self, ending: Ending) -> bool:
-        """Whether this process says why: without the store the first one of each machine does."""
-        if not self._store_lost:
-            return self.index == ending.speaker
-        left = {*self._left, ending.rank}
-        here = [r for r, m in self._members.items() if m.here and not m.died and r not in left]
-        return self.index == min(here, default=self.index)
-
-    def _uncaught(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        """What is printed of an exception that ends this process; it ends the job, too."""
-        self._print_uncaught(kind, error, trace)
-        first = str(error).partition("\n")[0]
-        self.end(1, f"rank {self.index} ended by {kind.__name__}: {first}" if self.index else "")
-
-    def _see_off(self, until: float) -> None:
-        """Wait for the others to leave, who need the store for it."""
-        while self._remaining() and time.monotonic() < until:
-            time.sleep(LOOK / 5)
-
-    def _remaining(self) -> list[int]:
-        """The others that neither left nor died."""
-        return [
-            rank
-            for rank in self._watched()
-            if not self._members[rank].died and not self._store.check([f"left/{rank}"])
-        ]
+        os._exit(status)
 
 
-def first_beat(store: Any, index: int) -> None:
-    """The beat of a process whose watch has not begun."""
-    store.set(f"beat/{index}", json.dumps([0, None, 0.0]))
-
-
-def silence() -> float:
-    """Seconds without an answer that are too many.
+def store_at(
+    host: str, port: int, count: int, is_master: bool, timeout: timedelta, **options: Any
+) -> Any:
+    """A `TCPStore`, with its parameters, whose server listens on `host` alone: PyTorch's own
+    listens on every interface. Where `host` is no address of this machine, it listens on all.
 
     Raises:
-        ValueError: where the environment sets them to no number from 2 on.
+        RuntimeError: no store answers, or the port is taken.
     """
-    return seconds_of(SILENCE, DEFAULT_SILENCE)
+    if is_master:
+        with contextlib.suppress(OSError):  # the store itself says that a port is taken
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = socket.create_server(address[:2], family=family, backlog=1024)
+            # The store takes the descriptor and closes it; only this kind of server can.
+            options |= {"master_listen_fd": listener.detach(), "use_libuv": False}
+    return dist.TCPStore(host, port, count, is_master, timeout, **{"multi_tenant": True, **options})
+
+
+def seconds(variable: str, default: float) -> float:
+    """What an environment variable sets, or a default.
+
+    Raises:
+        ValueError: where it is no number from 2 on.
+    """
+    given = os.environ.get(variable, f"{default}")
+    with contextlib.suppress(ValueError):
+        if 2 <= float(given) < float("inf"):
+            return float(given)
+    raise ValueError(f"{variable} must be seconds, 2 or more, not {given!r}")

@@ -18,7 +18,7 @@ from popxl.tensor import Constant, Tensor, Variable
 from popxl.utils import to_numpy
 
 if TYPE_CHECKING:
-    from popdist.traffic import Traffic
+    from popxl.traffic import Traffic
 
 DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 

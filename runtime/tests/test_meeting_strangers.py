@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from popdist.job import JobError, join
-from popdist.member import Member
 from processes import free_port, started
 
 
@@ -59,30 +57,32 @@ def test_on_one_host_the_store_listens_on_loopback_alone(tmp_path: Path) -> None
         assert listeners(int(port)) == {"0100007F"}
 
 
-GOOD = {"host": "h", "machine": "m", "pid": 7, "started": "1"}
-MALFORMED = [
-    "", "{", "[]", "7", "null", "[" * 100_000, "{}", json.dumps({**GOOD, "more": 1}),
-    json.dumps({**GOOD, "pid": "7"}), json.dumps({**GOOD, "pid": -1}),
-    json.dumps({**GOOD, "host": None}), json.dumps({**GOOD, "pid": 10**400}), "\udcff",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", MALFORMED, ids=range(len(MALFORMED)))
-def test_what_is_no_members_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no member's"):
-        Member.told(text.encode(errors="surrogateescape"))
-
-
-@pytest.mark.parametrize("text", ["[]", '{"host": 1}', '{"pid": {}}'])
-def test_a_malformed_member_ends_the_wait_with_a_line(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", "[1, 2]", "[" * 100_000, '[7, "", {}, []]', "[7, 1e999, 1, 1]"]
+)
+def test_an_end_that_no_rank_wrote_ends_the_wait(text: str, tmp_path: Path) -> None:
     port, errors = str(free_port()), tmp_path / "errors"
     job = started(2, come_or_stay, errors=str(errors), MASTER_PORT=port, POPDIST_WAIT="60")
     with job as processes:
-        connected(int(port)).set("popdist/0/members/1", text)
+        connected(int(port)).set("popdist/0/watch/end", text)
         processes[0].join(180)
-        assert processes[0].exitcode == 0
+        assert processes[0].exitcode is not None
     last = errors.read_text().splitlines()[-1]
-    assert "what stands for rank 1 is no member's" in last
+    assert "rank 0 holds a store to which another program writes" in last
+
+
+@pytest.mark.parametrize("text", ["", "left", "\x1b]0;title\x07 1", "{" * 100_000])
+def test_a_heartbeat_that_no_rank_wrote_ends_all_in_time(text: str, tmp_path: Path) -> None:
+    """A stranger can be taken for a rank, and is then one that is silent."""
+    port, errors = str(free_port()), tmp_path / "errors"
+    given = {"MASTER_PORT": port, "POPDIST_WAIT": "4", "POPDIST_SILENCE": "2"}
+    with started(3, come_or_stay, errors=str(errors), **given) as processes:
+        connected(int(port)).set("popdist/0/watch/beat/1", text)
+        processes[0].join(60)
+        assert processes[0].exitcode is not None
+    said = errors.read_text()
+    assert "has not answered for 2 s" in said or "rank 2 did not come within 4 s" in said
+    assert "\x1b" not in said
 
 
 def test_a_store_that_never_answers_ends_the_wait(tmp_path: Path) -> None:

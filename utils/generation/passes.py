@@ -9,7 +9,7 @@ import numpy as np
 
 from config import BloomConfig
 from modelling.program import DECODE, NO_LOGITS, InferenceSession, chunk_sizes, verify_sizes
-from utils.distributed import Replicas
+from utils.generation.replicas import Replicas
 
 
 class Passes:

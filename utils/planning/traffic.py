@@ -14,6 +14,7 @@ from config import BloomConfig
 from modelling.program import InferenceSession
 from utils import distributed
 from utils.generation.passes import Passes
+from utils.generation.replicas import HEADER_BYTES, rows_elsewhere
 from utils.our_runtime import Traffic, cost, exchanged
 
 HEADINGS = ("between processes, a pass", "collectives", "inputs sent", "logits received")
@@ -40,7 +41,9 @@ class PassTraffic:
     @classmethod
     def so_far(cls, session: InferenceSession) -> PassTraffic:
         """What this process has exchanged so far."""
-        return cls(exchanged(session), *(replace(given) for given in distributed.messages()))
+        job = distributed.job
+        sent, received = (job.sent, job.received) if job else (Traffic(), Traffic())
+        return cls(exchanged(session), replace(sent), replace(received))
 
     def __sub__(self, before: PassTraffic) -> PassTraffic:
         pairs = zip(self.parts, before.parts, strict=True)
@@ -54,8 +57,8 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     """
     if not distributed.several():
         return {}
-    inputs = Traffic(1, distributed.HEADER_BYTES + sum(map(_bytes, session.inputs)))
-    rows = [len(held) for held in distributed.rows_elsewhere(config).values()]
+    inputs = Traffic(1, HEADER_BYTES + sum(map(_bytes, session.inputs)))
+    rows = [len(held) for held in rows_elsewhere(config).values()]
     passes = {}
     for name, graph in session.pass_graphs.items():
         of_graph = cost(graph)

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import popdist
 import torch
-from popdist.traffic import Traffic
 
 from popxl.backend import cuda, gpu, shards
 from popxl.backend.across import AcrossProcesses
@@ -36,6 +35,7 @@ from popxl.remote_buffer import RemoteBuffer
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Variable
+from popxl.traffic import Traffic
 
 MAPPED_MEMORY = "POPXL_MAPPED_MEMORY"
 """Environment variable: bytes that memory-mapped weights may keep in memory."""

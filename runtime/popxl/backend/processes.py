@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import popdist.job
 import torch
 import torch.distributed as dist
-from popdist.traffic import Traffic
 
 from popxl.backend import effects
+from popxl.traffic import Traffic
 
 Members = tuple[int, ...]
 """Numbers of processes, ascending."""
@@ -47,16 +47,14 @@ class Processes:
     @contextmanager
     def counted(self, kind: str, size: int, members: Members) -> Iterator[None]:
         """A collective of `size` bytes of this process."""
-        effects.do(lambda: self._begin(kind, members))
+        effects.do(self._begin)
         yield
         effects.do(lambda: self._end(size))
 
-    def _begin(self, kind: str, members: Members) -> None:
-        self.job.watch.collective = f"{kind} {self.traffic.calls + 1}", members
+    def _begin(self) -> None:
         self._since = time.perf_counter()
 
     def _end(self, size: int) -> None:
-        self.job.watch.collective = None
         self.traffic.add(size, time.perf_counter() - self._since)
 
     def gather(self, x: torch.Tensor, members: Members) -> torch.Tensor:
