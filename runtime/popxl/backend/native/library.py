@@ -45,16 +45,20 @@ _log = logging.getLogger(__name__)
 
 
 class Library:
-    """The kernels; `run` gives them to torch's threads.
+    """The kernels; `run` gives them to torch's threads, or to fewer beside other programs.
+
+    Args:
+        path: of the compiled library.
+        crowd: what says how many threads.
 
     Attributes:
         many_rows: of the types of which products take any number of rows, the bytes that the
             weight may have.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, crowd: Crowd | None = None):
         loaded = ctypes.CDLL(str(path))
-        self._crowd = Crowd()
+        self._crowd = crowd or Crowd()
         self._run_one = loaded.popxl_run_one
         self._run_one.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
         self._run_one.restype = None
@@ -80,7 +84,7 @@ class Library:
             observe(kind, packed, result)
 
     def threads(self) -> int:
-        """The threads for what is done next: torch's, or fewer beside other programs."""
+        """How many compute what is done next."""
         return self._crowd.threads(torch.get_num_threads())
 
 
