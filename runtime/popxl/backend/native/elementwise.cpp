@@ -254,15 +254,14 @@ void run(const Elementwise& op, const Share& share) {
     int64_t padded = (op.row + LANES - 1) / LANES * LANES, rows = 1;
     for (int64_t size : op.sizes) rows *= size;
     RowMachine machine{op, share.room<float>(padded * MOST_REGISTERS), padded};
-    int64_t end = share.begin(rows, share.thread + 1);
-    for (int64_t row = share.begin(rows, share.thread); row < end; row++) {
+    share.pieces(rows, op.row, [&](int64_t row) {
         int64_t index[OUTER_AXES], rest = row;
         for (int axis = OUTER_AXES - 1; axis >= 0; axis--) {
             index[axis] = rest % op.sizes[axis];
             rest /= op.sizes[axis];
         }
         machine.run(index);
-    }
+    });
 }
 
 }  // namespace popxl

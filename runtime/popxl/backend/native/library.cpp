@@ -115,19 +115,21 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
-// Whether `Linear` takes more than 16 rows of a type. Torch is quicker at float32 on Intel's processors,
-// and at bfloat16 on those with tiles.
+// Bytes of the largest weight that `Linear` multiplies more than 16 rows of a type with. Torch's product
+// is quicker at float32 on Intel's processors, and at bfloat16 on those with tiles; where a weight is
+// small, so is that gain beside the passes that torch makes for what follows the product.
 extern "C" int64_t popxl_many_rows(int64_t type) {
-#ifdef POPXL_INTEL
-    if (type == FLOAT32) return 0;
-#endif
+    constexpr int64_t ANY = INT64_MAX, SMALL = 1 << 20;
 #ifdef __AMX_BF16__
     if (type == BFLOAT16) return 0;
 #endif
-#ifdef POPXL_PANELS
-    return 1;
-#endif
+#ifndef POPXL_PANELS
     return 0;
+#elif defined(POPXL_INTEL)
+    return type == FLOAT32 ? SMALL : ANY;
+#else
+    return ANY;
+#endif
 }
 
 // The order of fields is known to both sides: their sizes must agree.

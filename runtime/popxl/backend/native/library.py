@@ -13,6 +13,7 @@ from pathlib import Path
 import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl.backend.native.build import CannotBuildError, built_library, missing_instructions
+from popxl.backend.native.crowd import Crowd
 
 LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, ELEMENTWISE = range(9)
 FIELDS = {
@@ -44,14 +45,20 @@ _log = logging.getLogger(__name__)
 
 
 class Library:
-    """The kernels; `run` gives them to torch's threads.
+    """The kernels; `run` gives them to torch's threads, or to fewer beside other programs.
+
+    Args:
+        path: of the compiled library.
+        crowd: what says how many threads.
 
     Attributes:
-        many_rows: the types of which products take any number of rows.
+        many_rows: of the types of which products take any number of rows, the bytes that the
+            weight may have.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, crowd: Crowd | None = None):
         loaded = ctypes.CDLL(str(path))
+        self._crowd = crowd or Crowd()
         self._run_one = loaded.popxl_run_one
         self._run_one.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
         self._run_one.restype = None
@@ -63,7 +70,7 @@ class Library:
         self.read.restype = ctypes.c_double
         many_rows = loaded.popxl_many_rows
         many_rows.argtypes, many_rows.restype = [ctypes.c_int64], ctypes.c_int64
-        self.many_rows = {dtype for dtype in FLOATS if many_rows(TYPES[dtype])}
+        self.many_rows = {t: most for t in FLOATS if (most := many_rows(TYPES[t]))}
         loaded.popxl_size.argtypes, loaded.popxl_size.restype = [ctypes.c_int64], ctypes.c_int64
         for kind, fields in FIELDS.items():
             assert loaded.popxl_size(kind) == fields.size, kind
@@ -71,10 +78,14 @@ class Library:
     def run(self, kind: int, result: torch.Tensor, *fields: float) -> None:
         """Do one instruction, which makes `result`."""
         packed = FIELDS[kind].pack(*fields)
-        self._run_one(kind, packed, torch.get_num_threads())
+        self._run_one(kind, packed, self.threads())
         observe = observer.get()
         if observe is not None:
             observe(kind, packed, result)
+
+    def threads(self) -> int:
+        """How many compute what is done next."""
+        return self._crowd.threads(torch.get_num_threads())
 
 
 class Program:
@@ -98,7 +109,7 @@ class Program:
             pairs = zip(self._kinds, map(ctypes.addressof, self._fields), strict=True)
             flat = [number for pair in pairs for number in pair]
             self._packed = (ctypes.c_int64 * len(flat))(*flat)
-        self._native.run_list(self._packed, len(self._kinds), torch.get_num_threads())
+        self._native.run_list(self._packed, len(self._kinds), self._native.threads())
         return True
 
 

@@ -246,7 +246,7 @@ def _takes_many_rows(native: Library, x: torch.Tensor, weight: Weight, summed: i
         summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
     )
     return (
-        x.dtype in native.many_rows
+        weight.tensor.nbytes <= native.many_rows.get(x.dtype, 0)
         and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
         and not (scales_of_shards and weight.tensor.dtype == torch.int8)
     )

@@ -48,8 +48,7 @@ void run(const Put& op, const Share& share) {
     constexpr int LAST = PLACE_AXES - 1;
     int64_t items = 1;
     for (int axis = 0; axis < LAST; axis++) items *= op.sizes[axis];
-    int64_t begin = share.begin(items, share.thread), end = share.begin(items, share.thread + 1);
-    for (int64_t item = begin; item < end; item++) {
+    share.pieces(items, op.sizes[LAST], [&](int64_t item) {
         int64_t rest = item, target = 0, update = 0, index = 0;
         for (int axis = LAST - 1; axis >= 0; axis--) {
             int64_t at = rest % op.sizes[axis];
@@ -61,7 +60,7 @@ void run(const Put& op, const Share& share) {
         copy_line(static_cast<char*>(op.target) + target + start(op, index), op.target_strides[LAST],
                   static_cast<const char*>(op.update) + update, op.update_strides[LAST],
                   op.sizes[LAST], op.item_bytes);
-    }
+    });
 }
 
 }  // namespace popxl

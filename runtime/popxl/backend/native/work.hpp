@@ -4,6 +4,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -46,6 +47,16 @@ struct Share {
             if (item >= 0) return first + item;
         }
         return -1;
+    }
+
+    // Gives a function each of `rows` short rows of `row` elements: a few of them are an item, so that
+    // taking one costs little beside it.
+    template <class F> void pieces(int64_t rows, int64_t row, F run) const {
+        constexpr int64_t ELEMENTS = 4096, PIECES = 8;  // of an item at most; items of a thread
+        int64_t fair = rows / (PIECES * threads), most = ELEMENTS / (row > 0 ? row : 1);
+        int64_t some = std::max<int64_t>(std::min(fair, most), 1), items = (rows + some - 1) / some;
+        for (int64_t item = next(items); item >= 0; item = next(items))
+            for (int64_t i = item * some; i < std::min(rows, (item + 1) * some); i++) run(i);
     }
 
     // Room for `count` elements, aligned to 64 bytes; what was there before is lost.
