@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= And the king said
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run chat serve test lint format clean
@@ -27,7 +28,7 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@command -v chromium > /dev/null || \
 		echo "The page's tests will fail: they need a browser, apt-get install -y chromium"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,17 +8,18 @@ import pytest
 from popxl import ops
 from popxl.backend import elementwise
 from popxl.backend.fusion import Fusion
-from popxl.backend.native import library
 from programs import (
     FLOATS,
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 ROWS, SIZE = 3, 50
 
 
@@ -86,7 +87,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains(name, dtype, layout, rng):
@@ -125,7 +126,6 @@ def test_intermediate_results_are_rounded_as_the_program_says():
     np.testing.assert_array_equal(got, (x + np.float16(1)) - np.float16(2048))
 
 
-@pytest.mark.skipif(library() is None, reason="there is no compiler")
 @pytest.mark.parametrize(
     "name, longest", [("rms norm", 8), ("layer norm", 11), ("masked softmax", 5), ("gate", 3)]
 )

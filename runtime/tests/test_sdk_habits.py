@@ -10,7 +10,7 @@ import pytest
 import torch
 from popxl import ops
 from popxl_addons.dot_tree import DotTree
-from programs import LAYOUTS, by_replica, numbers, run_on_layout, run_program, store
+from programs import LAYOUTS, by_replica, in_turn, numbers, run_on_layout, run_program, store
 
 # --- truth, length and iteration of a tensor ---
 
@@ -36,12 +36,12 @@ def test_a_tensor_cannot_be_searched_or_iterated_over(main_graph):
 X = np.arange(12, dtype=np.float32).reshape(4, 3) - 5
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (3,), ()])
+@in_turn("shape", [(4, 3), (4, 1), (3,), ()])
 @pytest.mark.parametrize("made_by", ["tensor", "numpy", "torch", "list"])
 def test_a_bool_index_is_a_mask(rng, shape, made_by):
     mask = rng.integers(0, 2, shape).astype(bool)
     if made_by == "list" and not shape:
-        pytest.skip("a list has a dimension")
+        return  # a list has a dimension
     make = {
         "tensor": popxl.constant,
         "numpy": np.asarray,
@@ -52,7 +52,7 @@ def test_a_bool_index_is_a_mask(rng, shape, made_by):
     np.testing.assert_array_equal(got, np.where(mask, X, 0))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [popxl.float16, popxl.int32], ids=str)
 def test_a_mask_of_each_replica(rng, layout, dtype):
     values = [numbers(rng, (4, 3), dtype), numbers(rng, (4, 3), popxl.int32, 0, 2)]
@@ -101,7 +101,7 @@ BOOLS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("case", NUMBERS)
 def test_operators_with_numbers_are_numpys(rng, case, layout):
     values = [numbers(rng, (2, 3), popxl.float32, 1, 4)]
