@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= A dog is
+WORKERS ?= 3
 RUNTIME := runtime/pyproject.toml $(shell find runtime/popxl runtime/popxl_addons runtime/popxl_torch runtime/popdist -name '*.py' -o -name '*.[ch]pp')
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,7 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@command -v chromium > /dev/null || \
 		echo "The page's tests will fail: they need a browser, apt-get install -y chromium"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

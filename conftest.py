@@ -1,14 +1,47 @@
-"""What is decided before any test module is imported.
-
-Triton decides when it is first imported, by whatever library, whether its kernels are interpreted.
-Without a GPU they are.
-"""
+"""What is decided before any test module is imported: kernels, threads, Ctrl-C, time limits."""
 
 from __future__ import annotations
 
 import os
+import signal
 
+# Beside each other, processes that wait for their threads in a busy loop would stop one another.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
 import torch
 
+# Triton decides when it is first imported, by whatever library, whether its kernels are
+# interpreted. Without a GPU they are.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell's background job ignores Ctrl-C, and so would each process that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """No test runs without a time limit.
+
+    Raises:
+        UsageError: naming the first test that has none.
+    """
+    for item in items:
+        if time_limit(config, item) <= 0:
+            raise pytest.UsageError(
+                f"{item.nodeid} has no time limit: install pytest-timeout "
+                "(requirements-dev.txt), and give --timeout or a mark more than 0 seconds"
+            )
+
+
+def time_limit(config: pytest.Config, item: pytest.Item) -> float:
+    """Seconds that pytest-timeout lets a test run; 0 where it does not."""
+    if not config.pluginmanager.hasplugin("timeout"):
+        return 0
+    mark = item.get_closest_marker("timeout")
+    if mark is not None:
+        return float(mark.args[0] if mark.args else mark.kwargs["timeout"])
+    return float(getattr(config, "_env_timeout", 0) or 0)

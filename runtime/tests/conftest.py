@@ -4,6 +4,23 @@ import numpy as np
 import popxl
 import pytest
 from misuse import Things
+from popxl.backend.native import build
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The kernels are compiled once, before there are workers; none of their tests is skipped.
+
+    Raises:
+        UsageError: they cannot be compiled.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    try:
+        build.built_library()
+    except build.CannotBuildError as error:
+        raise pytest.UsageError(
+            f"the kernels cannot be tested, {error}: apt-get install -y g++"
+        ) from None
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 from popxl import ops
 from popxl.backend import elementwise
 from popxl.backend.fusion import Fusion
-from popxl.backend.native import library
 from programs import (
     FLOATS,
     LAYOUTS,
@@ -125,7 +124,6 @@ def test_intermediate_results_are_rounded_as_the_program_says():
     np.testing.assert_array_equal(got, (x + np.float16(1)) - np.float16(2048))
 
 
-@pytest.mark.skipif(library() is None, reason="there is no compiler")
 @pytest.mark.parametrize(
     "name, longest", [("rms norm", 8), ("layer norm", 11), ("masked softmax", 5), ("gate", 3)]
 )

@@ -1,11 +1,12 @@
 """Native kernels against numpy in float64: sizes, types, shards, and rows that depend on no other.
 
-Where the machine has no compiler there is nothing to test here.
+Two threads share the work, as they do where kernels are used.
 """
 
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -29,16 +30,16 @@ KINDS = ["floats", "channels", "groups", "floats in rows", "channels in rows"]
 SIZES = [(1024, 100), (100, 37), (33, 5), (7, 3), (1, 1)]
 
 
-@pytest.fixture(scope="module")
-def compiler() -> str:
-    try:
-        return build.compiler()
-    except build.CannotBuildError as error:
-        pytest.skip(str(error))
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=build.MAKERS)
-def native(request, compiler) -> Library:
+def native(request) -> Library:
     """The library as it is compiled for a processor of each maker, run on this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "maker", lambda: request.param)
@@ -397,7 +398,7 @@ def test_without_a_compiler_torch_computes_and_one_line_says_so(tmp_path, compil
     assert "no native kernels" in line
 
 
-def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, compiler, caplog):
+def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, caplog):
     monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-O0"])  # quicker to compile
     monkeypatch.setenv(cache.CACHE_DIR, "/proc/nowhere")
     with caplog.at_level(logging.WARNING):
@@ -406,11 +407,11 @@ def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, compiler, caplog)
     assert len(caplog.records) == 1
 
 
-def test_the_portable_code_computes_the_same(compiler, generator, tmp_path):
+def test_the_portable_code_computes_the_same(generator, tmp_path):
     """Compiled without the instructions that this machine may have."""
     target = tmp_path / "portable.so"
     flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-O3")]
-    build._compile(compiler, flags, target)
+    build._compile(build.compiler(), flags, target)
     portable = Library(target)
     for dtype in TYPES:
         for kind in KINDS:

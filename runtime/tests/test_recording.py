@@ -12,17 +12,10 @@ import pytest
 import torch
 from popxl import ops
 from popxl.backend import recording
-from popxl.backend.native import library
 from popxl.backend.scratch import Copies, Scratch
 
 RUNS = 5
 """Enough for a graph to be run as it is, recorded, and run from the recording."""
-
-
-@pytest.fixture(autouse=True)
-def native():
-    if library() is None:
-        pytest.skip("no native library on this machine")
 
 
 def sessions(build: Callable[[], tuple], replicas: int = 1) -> list[tuple]:

@@ -10,13 +10,10 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from popxl.backend.native import library
 from popxl.backend.native.library import LINEAR, observer
 from programs import FLOATS, assert_rounded, numbers
 
 SIZE, OUTPUTS = 96, 80
-
-pytestmark = pytest.mark.skipif(library() is None, reason="there is no compiler")
 
 
 @contextlib.contextmanager
