@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import popxl
 import pytest
+import torch
 from misuse import Things
 from popxl.backend.native import build
 
@@ -21,6 +24,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"the kernels cannot be tested, {error}: apt-get install -y g++"
         ) from None
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """Kernels share their work between two threads, as where they are used."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

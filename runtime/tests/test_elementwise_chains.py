@@ -18,6 +18,7 @@ from programs import (
     run_program,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 ROWS, SIZE = 3, 50
 
 

@@ -14,6 +14,7 @@ from popxl import ops
 from popxl.backend import recording
 from popxl.backend.scratch import Copies, Scratch
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 RUNS = 5
 """Enough for a graph to be run as it is, recorded, and run from the recording."""
 

@@ -13,6 +13,7 @@ from popxl import ops
 from popxl.backend.native.library import LINEAR, observer
 from programs import FLOATS, assert_rounded, numbers
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 SIZE, OUTPUTS = 96, 80
 
 
