@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -61,6 +63,27 @@ def store(tensors: Iterable[popxl.Tensor]) -> list[popxl.DeviceToHostStream]:
         streams.append(popxl.d2h_stream(tensor.shape, tensor.dtype))
         ops.host_store(streams[-1], tensor)
     return streams
+
+
+def in_turn(name: str, values: Iterable[Any]) -> Callable[[Callable], Callable]:
+    """Like `pytest.mark.parametrize`, for what is quickly done: one test that takes all values."""
+
+    def decorate(test: Callable) -> Callable:
+        @functools.wraps(test)
+        def every(*args: Any, **named: Any) -> None:
+            for value in values:
+                try:
+                    test(*args, **named, **{name: value})
+                except BaseException as error:
+                    error.add_note(f"{name}: {value}")
+                    raise
+
+        signature = inspect.signature(test)
+        others = [p for p in signature.parameters.values() if p.name != name]
+        every.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+        return every
+
+    return decorate
 
 
 def run_on_layout(layout: str, build: Build, *values: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Native kernels against numpy in float64: sizes, types, shards, and rows that depend on no other."""
+"""Native kernels against numpy in float64: sizes, types, shards, rows that depend on no other."""
 
 import logging
 import subprocess
@@ -18,6 +18,7 @@ from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
     group_quantize_decompress_numpy,
 )
+from programs import in_turn
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -69,7 +70,7 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("size, outputs", SIZES)
 def test_a_product_and_what_follows_it(native, generator, dtype, layout, size, outputs):
     w = as_stored(generator, size, outputs, dtype, layout)
@@ -102,7 +103,7 @@ def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size, outputs", [(256, 45), (96, 17), (40, 3), (8, 1)])
-@pytest.mark.parametrize("rows", [1, 3, 8, 13])
+@in_turn("rows", [1, 3, 8, 13])
 @pytest.mark.parametrize("kind", ["channels", "channels in rows"])
 def test_weights_of_8_bits(native, generator, kind, dtype, size, outputs, rows):
     weight, values = _weight(generator, kind, size, outputs, dtype)
@@ -112,7 +113,7 @@ def test_weights_of_8_bits(native, generator, kind, dtype, size, outputs, rows):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("group", [8, 16, 32, 64, 128, 512])
-@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+@in_turn("rows", [1, 2, 4, 8, 16])
 def test_weights_of_4_bits(native, generator, dtype, group, rows):
     weight, values = _weight(generator, "groups", 512, 37, dtype, group)
     x = normal(generator, rows, 512, dtype=dtype)
@@ -126,7 +127,7 @@ def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [17, 64, 515])
+@in_turn("rows", [17, 64, 515])
 @pytest.mark.parametrize("size, outputs, group", [(1024, 100, 128), (96, 37, 32), (40, 3, 8)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
@@ -323,10 +324,9 @@ def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, generator
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 20, 64, 128])
-@pytest.mark.parametrize(
-    "tokens, position, length", [(1, 0, 40), (7, 3, 40), (40, 0, 40), (16, 24, 40), (150, 75, 240)]
-)
-def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, tokens, position, length):
+@in_turn("chunk", [(1, 0, 40), (7, 3, 40), (40, 0, 40), (16, 24, 40), (150, 75, 240)])
+def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, chunk):
+    tokens, position, length = chunk
     heads, row = 3, 1
     q, k, v = (normal(generator, 2, 1, tokens, heads, size, dtype=dtype) for _ in range(3))
     caches = [normal(generator, 2, 1, 2, heads, length, size, dtype=dtype) for _ in range(2)]

@@ -15,6 +15,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -72,7 +73,7 @@ def reference(case: Case):
     return conv
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_conv(case, dtype, layout, rng):
@@ -169,7 +170,7 @@ def transposed(case: Case):
     return conv_transpose
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", TRANSPOSED_CASES, ids=str)
 def test_conv_transpose(case, dtype, layout, rng):

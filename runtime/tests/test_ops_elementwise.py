@@ -14,6 +14,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -62,7 +63,7 @@ def wide(reference):
     return lambda *xs: np.asarray(reference(*(x.astype(np.float64) for x in xs)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", FLOAT_UNARY)
 def test_functions_of_one_float(name, dtype, layout, rng):
@@ -82,7 +83,7 @@ def test_functions_of_a_positive_float(name, dtype, rng):
     assert_rounded(got, expected, dtype, 2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
 @pytest.mark.parametrize("name", NUMBER_UNARY)
 def test_functions_of_one_number(name, dtype, layout, rng):
@@ -114,7 +115,7 @@ def test_kinds_of_floats(name, dtype):
     assert got.dtype == bool
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
 @pytest.mark.parametrize("name", BINARY)
 def test_functions_of_two_numbers(name, dtype, layout, rng):
@@ -155,7 +156,7 @@ def test_power(dtype, rng):
     assert_rounded(square, np.stack(x).astype(np.float64) ** 2, dtype, 1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("name", COMPARISONS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
 def test_comparisons(name, dtype, layout, rng):
@@ -188,7 +189,7 @@ def test_logical_not(dtype):
     np.testing.assert_array_equal(operator, got)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "shapes", [((2, 3), ()), ((3,), (2, 3)), ((2, 1), (1, 3)), ((4, 1, 3), (2, 1))], ids=str
 )
@@ -198,7 +199,7 @@ def test_shapes_broadcast_as_numpys(shapes, layout, rng):
     np.testing.assert_array_equal(got, by_replica(layout, np.add, [x, y]))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, popxl.int32, popxl.uint32, popxl.bool], ids=str)
 def test_where(dtype, layout, rng):
     conditions = [c > 0 for c in numbers(rng, (4, 1), popxl.float32)]
@@ -239,7 +240,7 @@ def test_clip(dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_scaled_add(dtype, layout, rng):
     x, y = numbers(rng, (2, 3), dtype, 1, 2), numbers(rng, (3,), dtype, 1, 2)
     a = numbers(rng, (1,), dtype, 1, 2)

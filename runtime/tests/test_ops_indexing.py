@@ -8,10 +8,19 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from programs import FLOATS, INTEGERS, LAYOUTS, by_replica, numbers, run_on_layout, run_program
+from programs import (
+    FLOATS,
+    INTEGERS,
+    LAYOUTS,
+    by_replica,
+    in_turn,
+    numbers,
+    run_on_layout,
+    run_program,
+)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("index_shape", [(), (4,), (2, 3)], ids=str)
 def test_gather_is_take(index_shape, axis, layout, rng):
@@ -38,7 +47,7 @@ def test_indices_of_every_integer_type(dtype, size, rng):
     np.testing.assert_array_equal(got, by_replica("all replicas differ", lambda x, i: x[i], [x, i]))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_gather_gives_zeros_out_of_range_where_asked_to(axis, layout, rng):
     x, i = numbers(rng, (3, 4), popxl.float32, 1, 2), numbers(rng, (2, 6), popxl.int32, -3, 7)
@@ -52,7 +61,7 @@ def test_gather_gives_zeros_out_of_range_where_asked_to(axis, layout, rng):
     np.testing.assert_array_equal(got, by_replica(layout, reference, [x, i]))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_scatter(axis, layout, rng):
     x, values = numbers(rng, (4, 3), popxl.float32), numbers(rng, (2, 3), popxl.float32)
@@ -78,7 +87,7 @@ def test_scatter_with_indices_of_other_types(dtype):
     np.testing.assert_array_equal(got, np.isin(np.arange(400), i))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, popxl.bool], ids=str)
 def test_dynamic_slice_and_update(dtype, layout, rng):
     x, update = numbers(rng, (4, 3, 5), dtype, 0, 2), numbers(rng, (2, 3, 4), dtype, 0, 2)
@@ -127,7 +136,7 @@ def test_axes_of_a_region_in_any_order():
     np.testing.assert_array_equal(got, x[1:4, 2:4])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("dtype", [popxl.float32, popxl.float16, popxl.int32], ids=str)
 def test_onehot(dtype, axis, layout, rng):

@@ -13,6 +13,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -39,7 +40,7 @@ def loss_and_gradient(reduction: str, ignore: int | None, scale: float):
     return reference
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ignore", [None, IGNORED])
@@ -131,7 +132,7 @@ def test_where_all_items_are_ignored_the_mean_is_0(rng):
         np.testing.assert_array_equal(got, np.zeros_like(got))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_the_gradient_of_what_follows_is_a_factor(layout, rng):
     logits, labels = numbers(rng, (3, 4), popxl.float32), numbers(rng, (3,), popxl.int32, 0, 4)
     scalar, each = numbers(rng, (), popxl.float32), numbers(rng, (3,), popxl.float32)

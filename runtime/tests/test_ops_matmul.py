@@ -11,6 +11,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -34,7 +35,7 @@ def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(np.matmul(x.astype(np.float64), y.astype(np.float64)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 def test_shapes_and_layouts(shapes, dtype, layout, rng):
@@ -43,7 +44,7 @@ def test_shapes_and_layouts(shapes, dtype, layout, rng):
     assert_rounded(got, by_replica(layout, product, [x, y]), dtype, 2, scale=8)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [popxl.int32, popxl.int8, popxl.uint32], ids=str)
 def test_integers(dtype, layout, rng):
     x, y = numbers(rng, (2, 3), dtype, -3, 4), numbers(rng, (3, 5), dtype, -3, 4)

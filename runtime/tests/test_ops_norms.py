@@ -12,6 +12,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -30,7 +31,7 @@ def torchs(function):
     return reference
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_group_norm(groups, dtype, layout, rng):
@@ -46,7 +47,7 @@ def test_group_norm(groups, dtype, layout, rng):
         assert_rounded(got, expected, dtype, ULPS[dtype], scale=2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_layer_norm_is_over_all_axes_but_the_first(shape, dtype, layout, rng):
@@ -72,7 +73,7 @@ def test_half_types_take_statistics_in_float32():
     np.testing.assert_array_equal(got, np.where(x == 100, -1, 1))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 def test_batch_norm_inference(shape, dtype, layout, rng):

@@ -12,6 +12,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -31,7 +32,7 @@ REDUCTIONS = {
 AXES = [None, 0, -1, (0, 2), ()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_reductions(name, dtype, layout, rng):
@@ -99,7 +100,7 @@ def test_a_scalar_can_be_reduced():
     np.testing.assert_allclose(results, [3, 3, 3, 3, 3, 9, 3, 3, 3])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, popxl.int32, popxl.uint32], ids=str)
 @pytest.mark.parametrize("name", ["argmax", "argmin"])
 def test_arg_of_the_extreme_is_the_first(name, dtype, layout, rng):
@@ -118,7 +119,7 @@ def test_arg_of_the_extreme_is_the_first(name, dtype, layout, rng):
     assert_rounded(kept, expected, popxl.int32)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("dtype", [*FLOATS, popxl.int32], ids=str)
 def test_topk(dtype, largest, layout, rng):
@@ -145,7 +146,7 @@ def test_topk_unsorted_has_the_same_elements(rng):
     np.testing.assert_array_equal(x[indices.ravel()], values)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, popxl.int32, popxl.uint32], ids=str)
 @pytest.mark.parametrize("dim", [0, -1])
 def test_cumsum(dim, dtype, layout, rng):
@@ -155,7 +156,7 @@ def test_cumsum(dim, dtype, layout, rng):
     assert_rounded(got, reference, dtype, 1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("axis", [0, -1])
 def test_softmax(axis, dtype, layout, rng):

@@ -16,6 +16,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -95,7 +96,7 @@ def test_interpolate(scales, mode, places, rng):
     assert_rounded(got, expected, popxl.float32, 32, scale=3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_interpolate_in_every_type(mode, dtype, layout, rng):
@@ -185,7 +186,7 @@ def aligned(size: tuple[int, int], scale: float, samples: int):
 ROI_CASES = [((2, 3), 0.5, 2), ((3, 3), 0.1, 1), ((1, 2), 1.0, 3)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [popxl.float32, popxl.float16], ids=str)
 @pytest.mark.parametrize("case", ROI_CASES, ids=str)
 def test_roi_align(case, dtype, layout, rng):
@@ -208,7 +209,7 @@ def test_a_region_of_no_sample_is_refused():
 # --- subsample ---
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
 def test_subsample(dtype, layout, rng):
     x = numbers(rng, (5, 6), dtype)

@@ -13,6 +13,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -38,7 +39,7 @@ def scattered(data, indices, reduction, axis, size, initial=None):
     return out
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
 @pytest.mark.parametrize("reduction", REDUCE)
 def test_scatter_reduce(reduction, dtype, layout, rng):
@@ -64,7 +65,7 @@ def test_scatter_reduce(reduction, dtype, layout, rng):
 
 @pytest.mark.parametrize("reduction", REDUCE)
 @pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_one_index_for_each_element_along_the_axis(layout, axis, reduction, rng):
     shape = (3, 4, 5)
     data = numbers(rng, shape, popxl.float32)
@@ -137,7 +138,7 @@ def test_without_a_reduction_one_of_the_elements_is_kept():
 
 @pytest.mark.parametrize("reduction", REDUCE)
 @pytest.mark.parametrize("vector", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_groups_are_reduced_each_by_itself(layout, vector, reduction, rng):
     data = numbers(rng, (2, 6, 3), popxl.float32)
     shape = (2, 6) if vector else (2, 6, 3)
@@ -177,7 +178,7 @@ def test_an_index_out_of_range_is_an_error(index):
 
 @pytest.mark.parametrize("dtype", [popxl.float32, popxl.uint32, popxl.int8], ids=str)
 @pytest.mark.parametrize("axis", [1, 2, -1])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_every_group_is_picked_from_by_its_own_indices(layout, axis, dtype, rng):
     x = numbers(rng, (2, 3, 4), dtype, 0, 100)
     indices = [rng.integers(0, 3, (2, 5, 2)).astype(np.int32) for _ in range(4)]

@@ -6,7 +6,16 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from programs import FLOATS, INTEGERS, LAYOUTS, by_replica, numbers, run_on_layout, run_program
+from programs import (
+    FLOATS,
+    INTEGERS,
+    LAYOUTS,
+    by_replica,
+    in_turn,
+    numbers,
+    run_on_layout,
+    run_program,
+)
 
 DTYPES = [*FLOATS, *INTEGERS, popxl.bool]
 
@@ -19,7 +28,7 @@ def check(layout, build, reference, *values):
         assert got.dtype == expected.dtype
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_is_moved_untouched(dtype, layout, rng):
     check(
@@ -42,7 +51,7 @@ def test_every_dtype_is_moved_untouched(dtype, layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_reshape_and_flatten(layout, rng):
     check(
         layout,
@@ -66,7 +75,7 @@ def test_reshape_and_flatten(layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_transpose(layout, rng):
     check(
         layout,
@@ -110,7 +119,7 @@ def test_squeeze(axes, rng):
     np.testing.assert_array_equal(got, np.squeeze(x, axes))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_split_in_equal_parts_and_in_given_sizes(layout, rng):
     check(
         layout,
@@ -120,7 +129,7 @@ def test_split_in_equal_parts_and_in_given_sizes(layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_concat(axis, layout, rng):
     check(
@@ -131,7 +140,7 @@ def test_concat(axis, layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_slice(layout, rng):
     check(
         layout,
@@ -159,7 +168,7 @@ def test_slice(layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_indexing_with_integers_and_slices(layout, rng):
     check(
         layout,
@@ -177,7 +186,7 @@ def test_indexing_with_integers_and_slices(layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_indexing_with_tensors_and_arrays(layout, rng):
     check(
         layout,
@@ -188,7 +197,7 @@ def test_indexing_with_tensors_and_arrays(layout, rng):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_diagonal(layout, rng):
     x = numbers(rng, (4, 4), popxl.float32)
     check(layout, lambda x: [x.diag()], lambda x: [np.diag(x)], x)

@@ -13,6 +13,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -31,7 +32,7 @@ def lower_median(x: np.ndarray, axis, keepdims: bool) -> np.ndarray:
     return np.expand_dims(middle, axes) if keepdims else middle
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
 def test_median(dtype, layout, rng):
     x = numbers(rng, (3, 4, 5), dtype, -50, 50)
@@ -48,7 +49,7 @@ def test_median_of_an_even_number_is_torchs(rng):
     np.testing.assert_array_equal(got, torch.from_numpy(x).median(1).values.numpy())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_logarithm_of_a_sum(dtype, layout, rng):
     x = numbers(rng, (2, 3, 4), dtype, 0.5, 1.5)
@@ -62,7 +63,7 @@ def test_logarithm_of_a_sum(dtype, layout, rng):
             assert_rounded(got, by_replica(layout, reference, [x]), dtype, 4, scale=1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_logarithm_to_base_2(dtype, layout, rng):
     x = numbers(rng, (3, 5), dtype, 0.1, 50)
@@ -74,7 +75,7 @@ def test_logarithm_to_base_2(dtype, layout, rng):
 @pytest.mark.parametrize("shape", [(), (40,), (3, 4, 5)], ids=str)
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_histogram(layout, dtype, absolute, shape, rng):
     levels = [-1.5, 0, 1, 2.5]
     x = [np.round(v.astype(np.float32) * 2).astype(v.dtype) / 2 for v in numbers(rng, shape, dtype)]
@@ -101,7 +102,7 @@ UNARY = ["exp_", "gelu_", "geluerf_", "relu_", "swish_"]
 TARGETS = ["stream", "variable", "view", "by reference"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", UNARY)
 def test_functions_in_place(name, dtype, layout, rng):
@@ -133,7 +134,7 @@ def test_functions_in_place(name, dtype, layout, rng):
         assert_rounded(one, expected.astype(np.float64), dtype, 2, scale=3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*FLOATS, popxl.int32], ids=str)
 def test_scaled_add_in_place(dtype, layout, rng):
     x, y = numbers(rng, (2, 3), dtype, 1, 9), numbers(rng, (3,), dtype, 1, 9)

@@ -13,7 +13,7 @@ from popxl import ops
 from popxl.backend import philox
 from popxl.random_seed import create_seeds, two_uint32_to_uint64, uint64_to_two_uint32
 from processes import run_in_processes
-from programs import FLOATS, LAYOUTS, run_on_layout, run_program, store
+from programs import FLOATS, LAYOUTS, in_turn, run_on_layout, run_program, store
 
 SEEDS = [np.array(pair, np.uint32) for pair in ((1, 2), (1, 3), (2**32 - 1, 0), (0, 2**31))]
 DRAWS: dict[str, Callable[[popxl.Tensor], popxl.Tensor]] = {
@@ -101,7 +101,7 @@ def test_new_seeds_are_of_a_domain_of_their_own():
 # --- the same wherever ---
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_replicas_numbers_depend_on_its_own_seed_alone(name, layout):
     (got,) = run_on_layout(layout, DRAWS[name], SEEDS)
@@ -238,7 +238,7 @@ def test_bounds_and_moments_of_no_width():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_dropout_keeps_a_share_and_scales_it(layout, dtype, rng):
     x = [rng.uniform(1, 2, (100, 40)).astype(dtype.as_numpy()) for _ in range(4)]
     for p in (0.0, 0.25, 0.9):
@@ -258,7 +258,7 @@ def test_a_dropped_infinity_is_zero():
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (1, 5), (5,), (), (8, 5)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_shaped_dropout_drops_elements_together(layout, shape, rng):
     x = [rng.uniform(1, 2, (8, 5)).astype(np.float32) for _ in range(4)]
     (got,) = run_on_layout(layout, lambda x, s: ops.shaped_dropout(x, s, shape, 0.5), x, SEEDS)

@@ -16,7 +16,7 @@ from popxl.ops.collectives import (
     replicated_slice,
 )
 from processes import run_in_processes
-from programs import run_program, store
+from programs import in_turn, run_program, store
 
 LAYOUTS = {
     "all replicas hold one value": (8, 1, 8, 8),
@@ -106,7 +106,7 @@ def check_run(session, variable, streams, before: np.ndarray, over: int, own: sl
 
 @pytest.mark.parametrize("mode", ["one_per_group", "all_replicas"])
 @pytest.mark.parametrize("remote", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_a_variable_is_whole_on_the_host_and_in_parts_on_replicas(layout, remote, mode):
     replicas, stride, size, over = LAYOUTS[layout]
     for shape in SHAPES:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from popxl import ops
 from popxl_addons.dot_tree import DotTree
-from programs import LAYOUTS, by_replica, numbers, run_on_layout, run_program, store
+from programs import LAYOUTS, by_replica, in_turn, numbers, run_on_layout, run_program, store
 
 # --- truth, length and iteration of a tensor ---
 
@@ -52,7 +52,7 @@ def test_a_bool_index_is_a_mask(rng, shape, made_by):
     np.testing.assert_array_equal(got, np.where(mask, X, 0))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [popxl.float16, popxl.int32], ids=str)
 def test_a_mask_of_each_replica(rng, layout, dtype):
     values = [numbers(rng, (4, 3), dtype), numbers(rng, (4, 3), popxl.int32, 0, 2)]
@@ -101,7 +101,7 @@ BOOLS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("case", NUMBERS)
 def test_operators_with_numbers_are_numpys(rng, case, layout):
     values = [numbers(rng, (2, 3), popxl.float32, 1, 4)]

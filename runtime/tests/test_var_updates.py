@@ -12,6 +12,7 @@ from programs import (
     LAYOUTS,
     assert_rounded,
     by_replica,
+    in_turn,
     numbers,
     run_on_layout,
     run_program,
@@ -35,7 +36,7 @@ def target(kind: str, t: popxl.Tensor) -> popxl.Tensor:
     return t.transpose_().transpose_() if kind == "view" else t
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", UPDATES)
 def test_accumulators(name, dtype, layout, rng):
@@ -74,7 +75,7 @@ def test_a_series_has_the_mean_of_its_values(rng):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_an_accumulator_is_scaled(layout, dtype, rng):
     t, f = numbers(rng, (2, 3), dtype), numbers(rng, (1,), popxl.float32)
 
@@ -109,7 +110,7 @@ def test_integers_are_added_up_exactly_and_scaled_ones_cut():
 
 @pytest.mark.parametrize("factor", ["none", "number", "tensor"])
 @pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_sparse_accumulate(layout, axis, factor, rng):
     shape = (4, 5, 6)
     t = numbers(rng, shape, popxl.float32)

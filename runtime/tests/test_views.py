@@ -8,7 +8,7 @@ import numpy as np
 import popxl
 import pytest
 from popxl import TensorByRef, ops
-from programs import LAYOUTS, by_replica, numbers, run_on_layout, run_program, store
+from programs import LAYOUTS, by_replica, in_turn, numbers, run_on_layout, run_program, store
 
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
 SLICES = {
@@ -45,7 +45,7 @@ def written(x: np.ndarray, key) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ROOTS)
 @pytest.mark.parametrize("name", SLICES)
 def test_a_slice_and_what_it_is_of_are_written_together(name, kind, layout, rng):
@@ -105,7 +105,7 @@ def test_a_slice_whose_replicas_get_different_values():
 
 @pytest.mark.parametrize("kind", ROOTS)
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_turn("layout", LAYOUTS)
 def test_joined_tensors_are_written_together(layout, axis, kind, rng):
     x, y = numbers(rng, (2, 3), popxl.float32), numbers(rng, (2, 3), popxl.float32)
 
