@@ -61,7 +61,6 @@ def without_maps(small: Small, tp1: int, tp2: int) -> list[str]:
     return small.words(Path(), tp1, tp2)[:-2]
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="models/bloom_tiny is not there")
 @pytest.mark.parametrize(("tp1", "tp2"), SHARDINGS)
 def test_the_shipped_model_answers_from_maps_as_from_its_checkpoint(tp1, tp2, tmp_path):
     checkpoint = shutil.copytree(TINY, tmp_path / "bloom_tiny")
