@@ -51,4 +51,5 @@ def time_limit(config: pytest.Config, item: pytest.Item) -> float:
     mark = item.get_closest_marker("timeout")
     if mark is not None:
         return float(mark.args[0] if mark.args else mark.kwargs["timeout"])
-    return float(getattr(config, "_env_timeout", 0) or 0)
+    given = config.getoption("timeout"), os.environ.get("PYTEST_TIMEOUT"), config.getini("timeout")
+    return float(next((limit for limit in given if limit not in (None, "")), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from config import REPOSITORY
+from utils.setup import run_script
 
 SMALL = ["--config", "bloom_tiny", "--layers", "1", "--sequence_length", "1100", "--repeats", "1"]
 NUMBERS = slice(40, 68)  # where a line has its value, and what is needed and aimed at
@@ -46,11 +48,18 @@ def test_each_row_is_judged_by_its_own_value():
         (["--heads", "7"], "heads"),
     ],
 )
-def test_impossible_arguments_are_one_line_before_anything_is_measured(words, named):
-    done = speed(*words)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert named in done.stderr
+def test_impossible_arguments_are_one_line_before_anything_is_measured(
+    words, named, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    script = importlib.import_module("speed")
+    monkeypatch.setattr(sys, "argv", ["speed.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_script(script.main)
+    output, errors = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert named in errors
 
 
 def test_a_profile_accounts_for_the_whole_step():

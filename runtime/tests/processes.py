@@ -63,7 +63,7 @@ def started(
             process.join()
 
 
-def answer(results: Any, timeout: float = 60) -> tuple[int, Any]:
+def answer(results: Any, timeout: float = 100) -> tuple[int, Any]:
     """The next rank that has answered, and what."""
     try:
         rank, failed, value = results.get(timeout=timeout)

@@ -25,7 +25,7 @@ def expected_attention(q, keys, values, slopes, at: int) -> torch.Tensor:
 
 
 @dtypes
-@pytest.mark.parametrize("heads, length, head_dim", [(2, 40, 24), (3, 600, 16)])
+@pytest.mark.parametrize("heads, length, head_dim", [(3, 40, 24), (1, 600, 16)])
 def test_tokens_attend_over_what_is_filled(dtype, heads, length, head_dim):
     positions = torch.tensor([0, length // 2, length - 1, length + 3], dtype=torch.int32)
     fused = random(4, heads, 3, head_dim, dtype=dtype)

@@ -152,6 +152,7 @@ def test_products_of_replicas(group, rows, once):
 # --- whether they are used ---
 
 
+@pytest.mark.timeout(300)
 def test_kernels_that_are_right_are_used():
     gpu.checked.cache_clear()
     assert gpu.checked(DEVICE) is kernels
@@ -205,6 +206,7 @@ def test_a_device_that_a_kernel_has_broken_is_said_to_be(monkeypatch):
 # --- without a GPU ---
 
 
+@pytest.mark.timeout(300)
 def test_what_is_launched_compiles_for_an_h100(tmp_path):
     script = Path(__file__).with_name("compile_gpu_kernels.py")
     environment = os.environ | {
