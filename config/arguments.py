@@ -29,7 +29,7 @@ def parse_arguments(
     `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options,
     shown first in the help, under `title`. `--memmap-dir` is `--memmap_dir`, and so for every
     option. `model_of` gives the settings of a checkpoint, which are taken where `--hf_model` is
-    given and no preset is. `extra_of` gives defaults of `extra` from the configuration, and from the
+    given and no preset is. `extra_of` gives defaults of `extra` from the configuration, and the
     names of what was given.
 
     Raises:
