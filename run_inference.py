@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
@@ -98,6 +99,7 @@ def main(
         argv,
         extra=GenerationArguments,
         title=TEXT,
+        extra_of=checkpoint_defaults if load is None else None,
         prog="run_inference.py",
         description=DESCRIPTION,
     )
@@ -110,6 +112,21 @@ def main(
     from utils.terminal import Terminal  # late: one shot needs no line editor
 
     return Terminal(generator.steps, arguments.settings()).run()
+
+
+def checkpoint_defaults(config: BloomConfig, given: set[str]) -> dict[str, Any]:
+    """What the checkpoint says of sampling, told in a line where it is not given.
+
+    Raises:
+        UserError: it says what is not possible.
+    """
+    from utils.checkpoints.arguments import described
+    from utils.generation import defaults  # late, as wrong arguments should not wait for torch
+
+    found = defaults.sampling_of(described(config))
+    if distributed.leads():
+        defaults.tell(found, given)
+    return found
 
 
 def load_model(config: BloomConfig) -> LanguageModel:

@@ -22,13 +22,15 @@ def parse_arguments(
     prog: str | None = None,
     description: str | None = None,
     model_of: Callable[[str], ModelConfig] | None = None,
+    extra_of: Callable[[BloomConfig, set[str]], dict[str, Any]] | None = None,
 ) -> tuple[BloomConfig, Any]:
     """The validated configuration and the `extra` dataclass (or None) of a command line.
 
     `argv` is `sys.argv[1:]` when None. `extra` is a dataclass whose fields are further options,
     shown first in the help, under `title`. `--memmap-dir` is `--memmap_dir`, and so for every
     option. `model_of` gives the settings of a checkpoint, which are taken where `--hf_model` is
-    given and no preset is.
+    given and no preset is. `extra_of` gives defaults of `extra` from the configuration, and the
+    names of what was given.
 
     Raises:
         ConfigError: for an unknown preset or option, or a value that is not possible.
@@ -48,7 +50,12 @@ def parse_arguments(
     config = BloomConfig(
         read(ModelConfig, found, preset.model), read(ExecutionConfig, found, preset.execution)
     )
-    return resolve(config), None if extra is None else read(extra, found)
+    config = resolve(config)
+    if extra is None:
+        return config, None
+    given = set(vars(found))
+    defaults = extra(**extra_of(config, given)) if extra_of else None
+    return config, read(extra, found, defaults)
 
 
 def _parser(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from config import REPOSITORY, BloomConfig, ModelConfig, parse_arguments
@@ -17,6 +18,19 @@ def parse_model_arguments(
         ConfigError, CheckpointError: for settings, or a checkpoint, that are not possible.
     """
     return parse_arguments(argv, model_of=model_of, **about)
+
+
+def described(config: BloomConfig) -> Path:
+    """Where the files are that describe the configured model: its maps, folder, or GGUF file.
+
+    Raises:
+        CheckpointError: it cannot be found or fetched.
+    """
+    from utils.checkpoints.hub import described_folder  # late, as in `model_of`
+
+    if config.execution.memmap_dir is not None:
+        return Path(config.execution.memmap_dir).expanduser()
+    return described_folder(config.model.hf_model)
 
 
 def model_of(hf_model: str) -> ModelConfig:

@@ -15,6 +15,7 @@ from modelling.program import InferenceSession, inference
 from modelling.sharding import only_replicas
 from utils import distributed
 from utils.checkpoints.memmap.reader import MemoryMaps
+from utils.generation.defaults import ends_of
 from utils.generation.language_model import LanguageModel
 from utils.generation.passes import Passes
 from utils.generation.tokenizer import open_tokenizer, open_with_transformers
@@ -63,6 +64,7 @@ def _loaded(
         opened = beside.submit(open_tokenizer, folder)
         session = build(config)
     tokenizer = opened.result() or open_with_transformers(folder)
+    tokenizer.ends = ends_of(folder, tokenizer)
     write(session)
     session.__enter__()
     passes = Passes(config, session)

@@ -113,7 +113,7 @@ class Request:
         self.prompt_tokens = len(ids)
         self.sampler = Sampler(sampling)
         self.finish_reason: FinishReason | None = None
-        self._end_of_text = tokenizer.eos_token_id
+        self._ends = getattr(tokenizer, "ends", None) or {tokenizer.eos_token_id}
         self._num_tokens = check_num_tokens(num_tokens)
         self._sequence_length = sequence_length
         self._text = TextStream(tokenizer)
@@ -157,7 +157,7 @@ class Request:
         return self._step(text, token)
 
     def _reason_to_finish(self, token: int) -> FinishReason | None:
-        if token == self._end_of_text:
+        if token in self._ends:
             return "end_of_text"
         if self._stops.found is not None:
             return "stop_string"

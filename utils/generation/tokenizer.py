@@ -213,7 +213,10 @@ class Tokenizer:
 
     Attributes:
         backend_tokenizer: the `tokenizers.Tokenizer`.
+        ends: tokens that end a text, where the checkpoint says more than the tokenizer.
     """
+
+    ends: frozenset[int] = frozenset()
 
     def __init__(self, backend: BackendTokenizer, settings: dict[str, Any]):
         backend.no_truncation()
