@@ -128,3 +128,9 @@ def test_quantised_weights_in_the_cache_know_the_adapter(base, tmp_path):
     lists = [[], [folders[0]], [folders[1]], [f"{folders[0]}=0.5"], folders, folders[::-1]]
     prints = [fingerprint(open_checkpoint(base, lora=[str(f) for f in fs])) for fs in lists]
     assert len(set(prints)) == len(prints)
+
+
+def test_an_adapter_in_the_models_place_is_told_what_to_do(tmp_path):
+    folder = adapter(tmp_path / "one")
+    with pytest.raises(CheckpointError, match="is a LoRA adapter: give its base model"):
+        open_checkpoint(folder)

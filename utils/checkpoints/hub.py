@@ -10,6 +10,7 @@ from utils.escaping import shown
 
 logger = logging.getLogger(__name__)
 
+ADAPTER = "adapter_config.json"
 DESCRIPTION = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"]
 SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
@@ -29,6 +30,10 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
         exists, is_folder = folder.exists(), folder.is_dir()
     except OSError as error:  # a name that no file can have
         raise CheckpointError(f"no folder {shown(str(hf_model))}: {error.strerror}") from None
+    if is_folder and not (folder / "config.json").exists() and (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter: give its base model with --hf_model, and --lora {folder}"
+        )
     if is_folder or (exists and folder.suffix == ".gguf"):
         return folder
     if exists or not _is_model_id(str(hf_model)):
