@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config, arguments = parse_model_arguments(
         argv,
+        makes_maps=True,
         extra=MapArguments,
         title="memory maps",
         prog="generate_memmap.py",

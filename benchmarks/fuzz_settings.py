@@ -53,7 +53,7 @@ from utils.serving.page.handlers import Handlers, stop_strings  # noqa: E402
 from utils.serving.service import Service  # noqa: E402
 from utils.setup import UserError  # noqa: E402
 
-CASE_SECONDS = 10
+CASE_SECONDS = 30
 """That settings may take until they are refused or used."""
 
 LONGEST_LINE = 600

@@ -21,7 +21,7 @@ def parse_arguments(
     title: str = "what to do",
     prog: str | None = None,
     description: str | None = None,
-    model_of: Callable[[str], ModelConfig] | None = None,
+    model_of: Callable[[str, str | None], ModelConfig] | None = None,
     extra_of: Callable[[BloomConfig, set[str]], dict[str, Any]] | None = None,
 ) -> tuple[BloomConfig, Any]:
     """The validated configuration and the `extra` dataclass (or None) of a command line.
@@ -40,7 +40,7 @@ def parse_arguments(
     found = _parser(extra, title, **about).parse(argv)
     named = hasattr(found, "config") or hasattr(found, "config_file")
     if model_of is not None and not named and hasattr(found, "hf_model"):
-        preset = BloomConfig(model_of(found.hf_model))
+        preset = BloomConfig(model_of(found.hf_model, getattr(found, "memmap_dir", None)))
     else:
         file = Path(getattr(found, "config_file", PRESETS_FILE))
         preset = read_preset(getattr(found, "config", None), file)

@@ -85,7 +85,7 @@ def test_text_and_logits_are_those_of_one_process(small, count, tp, senders, row
         for ours, other in zip(logits, theirs[0], strict=True):
             np.testing.assert_allclose(other, ours, atol=1e-5)
     assert counted == predicted
-    collectives, inputs, received = counted["token"]
+    collectives, inputs, received = counted["decode"]
     assert collectives[0] and collectives[1] and inputs[0] == 1
     of_a_row = 4 * config.padded_vocab_size // tp
     assert received == (senders, rows * of_a_row * config.execution.batch_size)

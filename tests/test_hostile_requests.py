@@ -499,6 +499,7 @@ def test_a_slice_of_the_fuzzed_requests() -> None:
     fuzzed(fuzz_requests.fuzz, 120, 30)
 
 
+@pytest.mark.timeout(400)
 def test_a_slice_of_the_fuzzed_settings() -> None:
     import fuzz_settings
 

@@ -14,8 +14,8 @@ from memmap_checkpoints import Small, contents, run_script
 from safetensors import safe_open
 
 import generate_memmap
-from config import parse_arguments
 from utils.benchmark import run_benchmark
+from utils.checkpoints.arguments import parse_model_arguments
 from utils.generation import LanguageModel, generate, load
 from utils.setup import UserError
 
@@ -44,8 +44,10 @@ def answers(loaded: LanguageModel) -> tuple[list[np.ndarray], str]:
 
 def assert_maps_equal_the_checkpoint(words: list[str], maps: Path) -> None:
     generate_memmap.main([*words, "--memmap-dir", str(maps)])
-    from_checkpoint, text = answers(load(parse_arguments(words)[0]))
-    from_maps, same_text = answers(load(parse_arguments([*words, "--memmap_dir", str(maps)])[0]))
+    from_checkpoint, text = answers(load(parse_model_arguments(words)[0]))
+    from_maps, same_text = answers(
+        load(parse_model_arguments([*words, "--memmap_dir", str(maps)])[0])
+    )
     for ours, theirs in zip(from_maps, from_checkpoint, strict=True):
         assert np.array_equal(ours, theirs)
         assert len(np.unique(ours)) > 100  # of a model that says something
@@ -156,7 +158,7 @@ def test_neither_checkpoint_nor_hub_is_needed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["text"] == expected
-    assert load(parse_arguments(words)[0]).config.model.hf_model == "bloom"
+    assert load(parse_model_arguments(words)[0]).passes.config.model.hf_model == "bloom"
 
 
 def test_the_benchmark_runs_on_maps(tmp_path, capsys):

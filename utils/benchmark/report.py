@@ -216,7 +216,7 @@ def _rates(tokens: int, passes: Iterable[Timed]) -> Spread:
 
 def _between_processes(start: Start, samples: Samples) -> dict[str, PassTraffic]:
     passes = start.between_processes
-    return passes | {"token": traffic.typical(samples.exchanged)} if passes else {}
+    return passes | {"decode": traffic.typical(samples.exchanged)} if passes else {}
 
 
 def _comparison(samples: Samples, peer: str) -> Comparison:

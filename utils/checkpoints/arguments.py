@@ -8,16 +8,26 @@ from typing import Any
 
 from config import REPOSITORY, BloomConfig, ModelConfig, parse_arguments
 
+AS_MADE = ("precision", "weight_precision", "group_size")
+"""Settings that memory maps are made with."""
+
 
 def parse_model_arguments(
-    argv: Sequence[str] | None = None, **about: Any
+    argv: Sequence[str] | None = None, *, makes_maps: bool = False, **about: Any
 ) -> tuple[BloomConfig, Any]:
     """As `config.parse_arguments`, where `--hf_model` alone is enough to run any checkpoint.
+
+    Args:
+        makes_maps: `--memmap_dir` is where maps are written, and none are read.
 
     Raises:
         ConfigError, CheckpointError: for settings, or a checkpoint, that are not possible.
     """
-    return parse_arguments(argv, model_of=model_of, **about)
+
+    def settings(hf_model: str, memmap_dir: str | None) -> ModelConfig:
+        return model_of(hf_model, None if makes_maps else memmap_dir)
+
+    return parse_arguments(argv, model_of=settings, **about)
 
 
 def described(config: BloomConfig) -> Path:
@@ -33,18 +43,29 @@ def described(config: BloomConfig) -> Path:
     return described_folder(config.model.hf_model)
 
 
-def model_of(hf_model: str) -> ModelConfig:
+def model_of(hf_model: str, memmap_dir: str | None = None) -> ModelConfig:
     """The settings of a checkpoint: a folder, a `.gguf` file, or an id of the Hugging Face hub.
 
+    Args:
+        memmap_dir: maps of it, which are looked at in its place.
+
     Raises:
-        CheckpointError: it cannot be found or read, or is of another family.
+        UserError: it cannot be found or read, or is of another family.
     """
     from utils.checkpoints.gguf_file import SUFFIX, GgufFile  # late: it takes torch
     from utils.checkpoints.hub import described_folder
+    from utils.checkpoints.memmap.verification import open_manifest
     from utils.checkpoints.model_settings import model_settings
     from utils.checkpoints.weight_files import CheckpointError
     from utils.outside import read_mapping
 
+    if memmap_dir is not None:
+        folder = Path(memmap_dir).expanduser()
+        values = read_mapping(folder / "config.json", CheckpointError)
+        found = model_settings(values, folder / "config.json")
+        made = open_manifest(folder).settings  # in another precision, perhaps
+        found |= {name: made[name] for name in AS_MADE if made.get(name) is not None}
+        return ModelConfig(hf_model=hf_model, **found)
     shipped = REPOSITORY / hf_model
     path = described_folder(str(shipped) if shipped.is_dir() else hf_model)
     if path.suffix == SUFFIX:
