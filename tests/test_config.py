@@ -114,6 +114,13 @@ def test_every_preset_is_possible():
         load_config(name).validate()
 
 
+@pytest.mark.parametrize("size", ["560M", "1B1", "1B7", "3B", "7B1", "176B_pod16"])
+def test_bloomz_is_bloom_with_other_weights(size):
+    bloom, bloomz = (settings_of(load_config(f"{name}_{size}")) for name in ("bloom", "bloomz"))
+    assert bloomz["hf_model"] == bloom["hf_model"].replace("bigscience/bloom", "bigscience/bloomz")
+    assert bloomz | {"hf_model": bloom["hf_model"]} == bloom
+
+
 def test_default_is_the_tiny_model():
     assert load_config() == load_config("bloom_tiny") == parse_arguments([])[0]
 
