@@ -188,6 +188,7 @@ class Page:
     def __init__(self) -> None:
         tokenizer = byte_level_tokenizer()
         self.engine = Engine(ScriptedPasses(tokenizer, "a cat ", sequence_length=64, endless=True))
+        self.engine.start()
         self.handlers = Handlers(Service(self.engine, tokenizer))
 
     def values(self, choose: random.Random, folder: Path) -> None:

@@ -129,6 +129,11 @@ def text_of(page: Page) -> str:
     return page.locator("#output .text").inner_text()
 
 
+def shows(page: Page, text: str) -> None:
+    """The output becomes this text: a page draws its parts one after another."""
+    wait_until(lambda: text_of(page) == text)
+
+
 def bars(page: Page) -> Locator:
     return page.locator("#next_tokens button dt")
 
@@ -139,7 +144,7 @@ def test_generate_shows_prompt_and_continuation_told_apart_and_why_it_ended(
     with tab(browser, site) as page:
         generate(page, PROMPT, num_tokens="12", temperature="0")
         ended_by(page, "budget")
-        assert text_of(page) == PROMPT + generated_text(model, tokenizer, PROMPT, 12)
+        shows(page, PROMPT + generated_text(model, tokenizer, PROMPT, 12))
         expect(status(page)).to_have_value(
             re.compile(r"^12 tokens, first after \d\.\d\d s.*, [\d.]+ tokens/s, ended by: ")
         )
@@ -174,7 +179,7 @@ def test_the_text_grows_while_it_is_made(browser: Browser, story: Served) -> Non
         assert "ended by" not in status(page).input_value()
         story.passes.let_all()
         ended_by(page, "end_of_text")
-        assert text_of(page) == PROMPT + STORY
+        shows(page, PROMPT + STORY)
 
 
 def test_stop_ends_it_and_frees_the_row(browser: Browser, story: Served) -> None:
@@ -283,7 +288,7 @@ def test_a_stop_string_ends_the_text_before_it(browser: Browser, story: Served) 
     with tab(browser, story) as page:
         generate(page, PROMPT, stop_strings="nothing such\n\\n  is")
         ended_by(page, "stop_string")
-        assert text_of(page) == PROMPT + STORY.partition("\n")[0]
+        shows(page, PROMPT + STORY.partition("\n")[0])
 
 
 def test_a_seed_is_shown_and_repeats_the_text(browser: Browser, site: Served) -> None:
@@ -416,8 +421,8 @@ def test_two_tabs_at_once_have_their_own_texts(
         passes.let_all()
         ended_by(one, "budget")
         ended_by(other, "budget")
-        assert text_of(one) == "A dog" + generated_text(model, tokenizer, "A dog", 20)
-        assert text_of(other) == "Ein Hund" + generated_text(model, tokenizer, "Ein Hund", 20)
+        shows(one, "A dog" + generated_text(model, tokenizer, "A dog", 20))
+        shows(other, "Ein Hund" + generated_text(model, tokenizer, "Ein Hund", 20))
 
 
 def test_stop_in_one_tab_leaves_the_other_alone(browser: Browser, story: Served) -> None:
@@ -432,7 +437,7 @@ def test_stop_in_one_tab_leaves_the_other_alone(browser: Browser, story: Served)
         ended_by(one, "stopped")
         story.passes.let_all()
         ended_by(other, "end_of_text")
-        assert text_of(other) == "B" + STORY
+        shows(other, "B" + STORY)
 
 
 def test_a_tab_that_is_closed_frees_its_row_and_its_place(browser: Browser, story: Served) -> None:
@@ -466,7 +471,7 @@ def test_html_and_markdown_are_shown_as_text(
     ):
         generate(page, prompt, num_tokens="300")
         ended_by(page, "end_of_text")
-        assert text_of(page) == prompt + text
+        shows(page, prompt + text)
         page.locator("#look").click()
         expect(bars(page)).to_have_count(10)
         assert page.locator("#output :is(script, img, a, b, strong)").count() == 0
