@@ -224,7 +224,7 @@ def test_clear_empties_the_page_and_frees_the_row(browser: Browser, story: Serve
         page.locator("#clear").click()
         expect(page.locator("#prompt textarea")).to_have_value("")
         advance_until(story, lambda: story.running() == 0)
-        assert story.engine.statistics().ended["stopped"] == before + 1
+        wait_until(lambda: story.engine.statistics().ended.get("stopped", 0) == before + 1)
         expect(page.locator("#output .text")).to_have_text("")
         expect(status(page)).to_have_value("")
         expect(bars(page)).to_have_count(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from html import escape
@@ -16,6 +17,10 @@ from utils.setup import UserError
 
 GAP = "   "
 """Between a probability and its token in the name of a bar."""
+
+
+LAST_AGAIN = 0.2
+"""Seconds after which the last text and status are sent once more."""
 
 
 class Handlers:
@@ -35,8 +40,13 @@ class Handlers:
             async with aclosing(
                 self.service.generate(prompt, settings, _owner(request))
             ) as progresses:
+                shown = None
                 async for progress in progresses:
-                    yield told_apart(prompt, progress.text), said(status(progress))
+                    shown = told_apart(prompt, progress.text), said(status(progress))
+                    yield shown
+            if shown is not None:  # a busy browser may draw an older text over the last one
+                await asyncio.sleep(LAST_AGAIN)
+                yield shown
         except (UserError, ServerError) as error:
             yield gr.skip(), failed(error)
 
