@@ -49,7 +49,7 @@ $(VENV)/bin/python:
 
 # The stamps are newer than all they stand for: a second call installs nothing.
 $(VENV)/.installed: requirements.txt runtime/pyproject.toml | $(VENV)/bin/python
-	@echo "Installing what the program needs, once: about a minute, and longer on a slow line"
+	@echo "Installing what the program needs, once: some minutes, as PyTorch is large"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements.txt
 	@touch $@
 

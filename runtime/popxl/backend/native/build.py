@@ -35,7 +35,7 @@ LIMIT = 300
 """Seconds that the compiler may take."""
 TOLD_AFTER = 2.0
 """Seconds after which a person at a terminal wonders what takes so long."""
-COMPILING = "compiling kernels for this processor, once (about 15 s, more on a busy machine)"
+COMPILING = "compiling kernels for this processor, once; later runs find them"
 NAME, HANDLER = "kernels.so", "bus_error.cpp"
 
 _log = logging.getLogger(__name__)
