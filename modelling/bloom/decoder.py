@@ -10,38 +10,16 @@ import popxl_addons as addons
 
 from config import BloomConfig
 from modelling.attention import SelfAttentionTP2D
+from modelling.decoder import DecoderBlockTP2D
 from modelling.feed_forward import FeedForwardTP2D
 from modelling.layer_norm import LayerNormTP2D
 
 
-class BloomDecoderBlockTP2D(addons.Module):
-    """`h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`.
-
-    With `residual_after_norm` the norms stand before the sums, too: `norm(x) + attention(norm(x))`.
-    """
+class BloomDecoderBlockTP2D(DecoderBlockTP2D):
+    """A block whose attention has ALiBi."""
 
     def __init__(self, config: BloomConfig):
-        super().__init__()
-        self.residual_after_norm = config.model.residual_after_norm
-        self.ln_1 = LayerNormTP2D(config)
-        self.attention = SelfAttentionTP2D(config, alibi=True)
-        self.ln_2 = LayerNormTP2D(config)
-        self.feed_forward = FeedForwardTP2D(config)
-
-    def build(
-        self,
-        x: popxl.Tensor,
-        key_cache: popxl.TensorByRef,
-        value_cache: popxl.TensorByRef,
-        position: popxl.Tensor,
-        row: popxl.Tensor | None = None,
-    ) -> popxl.Tensor:
-        """From `(tokens, hidden_size / tp2)` to the same; the rest as for the attention."""
-        normed = self.ln_1(x)
-        shortcut = normed if self.residual_after_norm else x
-        x = shortcut + self.attention(normed, key_cache, value_cache, position, row)
-        normed = self.ln_2(x)
-        return (normed if self.residual_after_norm else x) + self.feed_forward(normed)
+        super().__init__(config, alibi=True)
 
     @staticmethod
     def hf_mapping(

@@ -11,6 +11,7 @@ import popxl_addons as addons
 
 from config import BloomConfig
 from modelling.attention import SelfAttentionTP2D
+from modelling.decoder import DecoderBlockTP2D
 from modelling.feed_forward import FeedForwardTP2D
 from modelling.layer_norm import LayerNormTP2D
 
@@ -18,27 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 
-class GPT2DecoderBlockTP2D(addons.Module):
-    """`h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`."""
+class GPT2DecoderBlockTP2D(DecoderBlockTP2D):
+    """A block whose attention has no bias: positions are in the embedding."""
 
     def __init__(self, config: BloomConfig):
-        super().__init__()
-        self.ln_1 = LayerNormTP2D(config)
-        self.attention = SelfAttentionTP2D(config, alibi=False)
-        self.ln_2 = LayerNormTP2D(config)
-        self.feed_forward = FeedForwardTP2D(config)
-
-    def build(
-        self,
-        x: popxl.Tensor,
-        key_cache: popxl.TensorByRef,
-        value_cache: popxl.TensorByRef,
-        position: popxl.Tensor,
-        row: popxl.Tensor | None = None,
-    ) -> popxl.Tensor:
-        """From `(tokens, hidden_size / tp2)` to the same; the rest as for the attention."""
-        x = x + self.attention(self.ln_1(x), key_cache, value_cache, position, row)
-        return x + self.feed_forward(self.ln_2(x))
+        super().__init__(config, alibi=False)
 
     @staticmethod
     def hf_mapping(
