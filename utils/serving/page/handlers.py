@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -17,10 +15,6 @@ from utils.setup import UserError
 
 GAP = "   "
 """Between a probability and its token in the name of a bar."""
-
-
-LAST_AGAIN = 0.2
-"""Seconds after which the last text and status are sent once more."""
 
 
 class Handlers:
@@ -40,13 +34,8 @@ class Handlers:
             async with aclosing(
                 self.service.generate(prompt, settings, _owner(request))
             ) as progresses:
-                shown = None
                 async for progress in progresses:
-                    shown = told_apart(prompt, progress.text), said(status(progress))
-                    yield shown
-            if shown is not None:  # a busy browser may draw an older text over the last one
-                await asyncio.sleep(LAST_AGAIN)
-                yield shown
+                    yield prompt + progress.text, said(status(progress))
         except (UserError, ServerError) as error:
             yield gr.skip(), failed(error)
 
@@ -81,18 +70,11 @@ class Handlers:
 
     def clear(self) -> tuple[Any, ...]:
         """Output, status, chart, what is known of it and remark as they were at first."""
-        return told_apart("", ""), said(""), gr.update(visible=False), {}, remark("")
+        return "", said(""), gr.update(visible=False), {}, remark("")
 
     async def settle(self, request: gr.Request) -> None:
         """Wait for the end of what was cancelled."""
         await self.service.settled(_owner(request))
-
-
-def told_apart(prompt: str, continuation: str) -> str:
-    """A value for the output: both as text, whatever they have in them."""
-    parts = {"prompt": prompt, "continuation": continuation}
-    spans = [f'<span class="{kind}">{escape(text)}</span>' for kind, text in parts.items()]
-    return f'<div class="text">{"".join(spans)}</div>'
 
 
 def stop_strings(lines: Any) -> Any:

@@ -12,7 +12,7 @@ import gradio as gr
 from utils.generation.settings import Setting, settings_of
 from utils.serving.page import words
 from utils.serving.page.api import add_endpoints
-from utils.serving.page.handlers import Handlers, told_apart
+from utils.serving.page.handlers import Handlers
 from utils.serving.service import FAULT, Service
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class _Writing:
     generate: gr.Button
     stop: gr.Button
     clear: gr.Button
-    output: gr.HTML
+    output: gr.Textbox
     status: gr.Textbox
     look: gr.Button
     chart: gr.Label
@@ -126,10 +126,16 @@ class _Writing:
             )
             stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
             clear = gr.Button("Clear", scale=1, min_width=80, elem_id="clear")
-        output = gr.HTML(
-            told_apart("", ""), container=True, padding=True, apply_default_css=False,
+        # Not HTML: where a browser is busy, Gradio's component keeps an older text for good.
+        output = gr.Textbox(
+            label="Text",
+            placeholder=words.NO_OUTPUT,
+            lines=8,
+            max_lines=30,
+            interactive=False,
+            buttons=["copy"],
             elem_id="output",
-        )  # fmt: skip
+        )
         status = gr.Textbox(
             label="Status", show_label=False, interactive=False, max_lines=4, elem_id="status"
         )

@@ -23,21 +23,11 @@ def theme() -> gr.Theme:
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 
-#output { padding: 0.4em 0.3em; }
-#output .text {
-    white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
-    font-size: var(--text-lg); min-height: 8em; line-height: 1.6;
+#output textarea {
+    font-size: var(--text-lg); line-height: 1.6; color: var(--neutral-900);
+    -webkit-text-fill-color: currentColor; overflow-wrap: anywhere; unicode-bidi: plaintext;
 }
-#output .prompt { color: var(--neutral-500); }
-#output .continuation {
-    color: var(--neutral-900); background: var(--primary-100); border-radius: 0.2em;
-    box-decoration-break: clone; -webkit-box-decoration-break: clone;
-}
-#output .prompt:empty + .continuation:empty { background: none; color: var(--neutral-500); }
-#output .prompt:empty + .continuation:empty::before { content: "The text appears here."; }
-.dark #output .prompt { color: var(--neutral-400); }
-.dark #output .continuation { color: var(--neutral-50); background: var(--primary-950); }
-.dark #output .prompt:empty + .continuation:empty { color: var(--neutral-400); }
+.dark #output textarea { color: var(--neutral-50); }
 
 .form:has(> :is(#status, #remark)) { border: none; background: none; }
 :is(#status, #remark) { border: none; background: none; padding: 0 0.3em; }

@@ -27,6 +27,8 @@ CONTEXT_HINT = "Prompt and text together have at most {context} tokens."
 NEXT_TOKEN_HINT = (
     "The ten likeliest next tokens for the prompt as it stands. Click one to append it."
 )
+NO_OUTPUT = "The text appears here."
+
 NO_TEXT = (
     "{shown} has no text of its own to append: it is the end of the text, or a part of a character "
     "that takes several tokens."
