@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -53,9 +55,11 @@ class Job:
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's, and no one's choice
             here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        self._changed, self._waiting, self._closed = threading.Condition(), 0, False
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         given = {"store": self.watch.store, "rank": self.index, "world_size": self.count}
-        self._do(lambda: dist.init_process_group(backend, timeout=self._timeout, **given))
+        self.do(lambda: dist.init_process_group(backend, timeout=self._timeout, **given))
+        atexit.register(self._close)  # before the watch leaves
 
     def group(self, members: tuple[int, ...]) -> Any:
         """The process group of some of the processes; made at first use, by all processes."""
@@ -70,12 +74,20 @@ class Job:
         self.watch.end(1, f"rank {self.index} waited in vain for another: {first}", self.index)
         raise JobError(first)
 
+    def do(self, operation: Callable[[], Any]) -> Any:
+        """What an operation gives in which this rank waits for others, unless one is `lost`."""
+        try:
+            with self._under_way():
+                return operation()
+        except RuntimeError as error:
+            self.lost(error)
+
     def publish(self, array: np.ndarray) -> None:
         """Let other ranks `read` an array; waits for none of them."""
         number = self._seen[self.index]
         with self.sent.counted(array.nbytes):
-            self._do(lambda: self._store.set(f"{self.index}/{number}", array.tobytes()))
-            self._do(lambda: self._store.delete_key(f"{self.index}/{number - KEPT}"))
+            self.do(lambda: self._store.set(f"{self.index}/{number}", array.tobytes()))
+            self.do(lambda: self._store.delete_key(f"{self.index}/{number - KEPT}"))
         self._seen[self.index] += 1
 
     def read(self, array: np.ndarray, rank: int, alone: bool = False) -> None:
@@ -86,11 +98,11 @@ class Job:
         """
         key = f"{rank}/{self._seen[rank]}"
         with self.received.counted(array.nbytes):
-            while (content := self._do(lambda: self._got(key))) is None:
+            while (content := self.do(lambda: self._got(key))) is None:
                 pass  # here signals are handled
             array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
             if alone:
-                self._do(lambda: self._store.delete_key(key))
+                self.do(lambda: self._store.delete_key(key))
         self._seen[rank] += 1
 
     def _got(self, key: str) -> bytes | None:
@@ -100,11 +112,32 @@ class Job:
         except dist.DistStoreError:
             return None
 
-    def _do(self, operation: Callable[[], Any]) -> Any:
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """A wait for other ranks; none begins once the main thread has ended."""
+        main = threading.current_thread() is threading.main_thread()
+        with self._changed:
+            self._changed.wait_for(lambda: main or not self._closed)
+            self._waiting += 1
         try:
-            return operation()
-        except RuntimeError as error:
-            self.lost(error)
+            yield
+        finally:
+            with self._changed:
+                self._waiting -= 1
+                self._changed.notify_all()
+
+    def _close(self) -> None:
+        """At exit: who waits for this rank in a collective learns that it has gone.
+
+        A thread that comes back from torch while the interpreter ends would abort the process: one
+        that waits for others gets some seconds to end, and none begins to wait.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._waiting, PATIENCE)
+        self._groups.clear()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 _job: Job | None = None

@@ -118,7 +118,8 @@ class Watch:
                 break
             time.sleep(LOOK / 5)
         self._closing.set()
-        self._thread.join(4 * LOOK)
+        # A thread that comes back from torch while the interpreter ends would abort the process.
+        self._thread.join(self.silence if self._met.is_set() else PATIENCE)
 
     # --- the thread ---
 

@@ -59,11 +59,21 @@ def test_what_seldom_runs_takes_no_thread(monkeypatch):
     assert set(machine.compute(20)) == {2}
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.2])
+def test_what_runs_for_a_moment_takes_no_thread(monkeypatch, seconds):
+    machine = Machine(monkeypatch, 2)
+    for _ in range(20):
+        machine.busy = 1
+        counts = machine.compute(seconds)
+        machine.busy = 0
+        assert set(counts + machine.compute(0.5)) == {2}
+
+
 @pytest.mark.parametrize("cores, busy, left", [(2, 1, 1), (2, 2, 1), (4, 1, 3), (16, 4, 12)])
-def test_beside_busy_processes_fewer_compute_within_half_a_second(monkeypatch, cores, busy, left):
+def test_beside_busy_processes_fewer_compute_within_a_second(monkeypatch, cores, busy, left):
     machine = Machine(monkeypatch, cores)
     machine.busy = busy
-    machine.compute(0.5)
+    machine.compute(1)
     assert set(machine.compute(20)) == {left}
 
 

@@ -74,12 +74,9 @@ class Processes:
         incoming, group = _bytes(received), self.job.group(members)
 
         def send() -> None:
-            try:
-                dist.all_to_all_single(incoming, outgoing, taken, given, group=group)
-            except RuntimeError as error:
-                self.job.lost(error)
+            dist.all_to_all_single(incoming, outgoing, taken, given, group=group)
 
-        effects.do(send, incoming)
+        effects.do(lambda: self.job.do(send), incoming)
         return received
 
 

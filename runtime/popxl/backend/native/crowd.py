@@ -22,6 +22,10 @@ FIXED_THREADS = "POPXL_FIXED_THREADS"
 WINDOW = 0.1
 """Seconds that are judged together while all threads compute."""
 
+LASTS = 3
+"""Windows, one after another, with too many threads after which fewer compute: what wants a core
+for a moment costs less than a thread that is missing until more are tried."""
+
 TOO_MANY = 0.3
 """Threads without a core, on average, above which fewer compute. Beside a process that never
 sleeps two threads on two cores are 0.67 too many."""
@@ -70,6 +74,7 @@ class Crowd:
         self._most = self._threads = 0
         self._before, self._began, self._until = Usage(0, 0, 0), 0.0, 0.0
         self._pause, self._full_since, self._fewer_since = PAUSE, -math.inf, 0.0
+        self._short = 0  # windows with too many threads so far
         self._follows = os.environ.get(FIXED_THREADS) != "1"
 
     def threads(self, most: int) -> int:
@@ -93,19 +98,23 @@ class Crowd:
         waited = max(self._before.waited - before.waited, 0.0)  # less where threads have ended
         surplus = self._threads * waited / max(waited + computed, 1e-9)
         room = (self._before.idle - before.idle + computed) / passed - self._threads
-        if self._threads > 1 and surplus > TOO_MANY:
+        self._short = self._short + 1 if self._threads > 1 and surplus > TOO_MANY else 0
+        if self._short >= (1 if self._soon(now) else LASTS):
             self._take(max(1, round(surplus)), now)
-        elif self._threads < self._most:
+        elif self._threads < self._most and not self._short:
             self._tell(now)
             if room > ROOM:
                 self._give(int(room + 1 - ROOM), now)
 
+    def _soon(self, now: float) -> bool:
+        """Whether it was too many threads a while ago, too."""
+        return self._threads < self._most or now - self._full_since < 4 * self._pause
+
     def _take(self, threads: int, now: float) -> None:
         if self._threads == self._most:
-            soon = now - self._full_since < 4 * self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE) if soon else PAUSE
+            self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._soon(now) else PAUSE
             self._fewer_since = now
-        self._threads = max(1, self._threads - threads)
+        self._threads, self._short = max(1, self._threads - threads), 0
         self._until = now + self._pause
 
     def _give(self, threads: int, now: float) -> None:
