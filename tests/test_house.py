@@ -75,7 +75,7 @@ def test_every_room_of_the_house_stands_on_a_floor():
     assert rooms <= set(FLOOR_OF)
 
 
-OURS = ("popxl.backend", "popxl.cost", "popxl.machine", "popdist.")
+OURS = ("popxl.backend", "popxl_torch.analysis.cost", "popxl_torch.machine", "popdist.")
 """Modules that another runtime does not have; `popdist` itself is the vendor's."""
 
 EXTRAS = {"cost", "fill_variable_data", "memory", "traffic"}

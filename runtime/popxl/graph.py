@@ -11,7 +11,8 @@ from popxl.context import get_current_context
 from popxl.tensor import Constant, Tensor, Variable
 
 if TYPE_CHECKING:
-    from popxl.cost import Cost
+    from popxl_torch.analysis.cost import Cost
+
     from popxl.ir import Ir
 
 
@@ -124,7 +125,7 @@ class Graph:
 
     def cost(self) -> Cost:
         """Ours: bytes, operations and collectives of one run on one replica."""
-        from popxl.cost import cost_of
+        from popxl_torch.analysis.cost import cost_of
 
         return cost_of(self)
 

@@ -12,8 +12,7 @@ from popxl.tensor import Variable
 
 if TYPE_CHECKING:
     import torch
-
-    from popxl.backend.engine import Engine
+    from popxl_torch.engine import Engine
 
 
 class HostValues:

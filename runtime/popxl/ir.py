@@ -186,7 +186,7 @@ class Ir:
 
     def memory(self) -> tuple[int, int]:
         """Ours: bytes a replica of variables, and of remote slots that the program fills itself."""
-        from popxl.cost import memory_of
+        from popxl_torch.analysis.cost import memory_of
 
         return memory_of(list(self._main_graph.variables), self._remote_buffers)
 

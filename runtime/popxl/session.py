@@ -18,7 +18,7 @@ from popxl.tensor import Constant, Tensor, Variable
 from popxl.utils import to_numpy
 
 if TYPE_CHECKING:
-    from popxl.traffic import Traffic
+    from popxl_torch.traffic import Traffic
 
 DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 
@@ -49,7 +49,7 @@ class Session:
         *,
         composite_kernels: bool = True,
     ):
-        from popxl.backend.engine import Engine
+        from popxl_torch.engine import Engine
 
         self._ir = ir
         self._attached = 0

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import popxl
 from popxl import ops
-from popxl.cost import Collective
+from popxl_torch.analysis.cost import Collective
 
 
 def test_operations_with_state_are_counted_apart_from_those_with_weights(main_graph):

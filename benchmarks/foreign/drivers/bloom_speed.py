@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import popxl
-from popxl.machine import fastest_matmul_type, matmul_rate
+from popxl_torch.machine import fastest_matmul_type, matmul_rate
 from timing import fill_randomly, inputs_of, share, show
 
 from config import BloomConfig
