@@ -18,7 +18,7 @@ import popxl
 
 try:
     from popxl_torch import cache, machine
-    from popxl_torch.analysis.cost import Collective, Cost
+    from popxl_torch.analysis.cost import Collective, Cost, cost_of, memory_of
     from popxl_torch.memory import system as memory
     from popxl_torch.private_folder import NotPrivateError, PrivateFolder
     from popxl_torch.traffic import Traffic
@@ -38,12 +38,12 @@ SMALL = 1 << 18
 
 def cost(graph: popxl.Graph) -> Cost:
     """What a run of a graph costs one replica."""
-    return graph.cost()
+    return cost_of(graph)
 
 
 def program_bytes(session: popxl.Session) -> tuple[int, int]:
     """Bytes of a replica's weights, and of what its program writes to."""
-    return session.ir.memory()
+    return memory_of(session.ir)
 
 
 def device_of(session: popxl.Session) -> str:

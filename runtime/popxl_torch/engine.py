@@ -30,6 +30,7 @@ from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.collectives.processes import Processes
 from popxl_torch.collectives.share import Share
 from popxl_torch.collectives.within import Collectives
+from popxl_torch.device import memory_told, torch_device, without_torch_traces
 from popxl_torch.fusion.declared import Composites
 from popxl_torch.lowering.graphs import Lowering, Surroundings
 from popxl_torch.lowering.placement import load, load_stream
@@ -48,11 +49,13 @@ class Engine:
 
     Args:
         ir: the program, which must not change any more.
-        device: where tensors are.
+        device_desc: where tensors are, as `Session` takes it.
         composite_kernels: whether kernels stand in for the graphs they know.
     """
 
-    def __init__(self, ir: Ir, device: torch.device, composite_kernels: bool = True):
+    @memory_told()
+    def __init__(self, ir: Ir, device_desc: str, composite_kernels: bool = True):
+        device = torch_device(device_desc)
         self.ir, self.device = ir, device
         if device.type == "cuda":
             cuda.sum_in_float32()
@@ -85,6 +88,7 @@ class Engine:
         self._arguments = [self._cells[v] for v in variables]
         self.written = _written(ir.main_graph.variables, variables, lowered.writes)
 
+    @without_torch_traces()
     def run(
         self, inputs: dict[HostToDeviceStream, np.ndarray], outputs: set[DeviceToHostStream]
     ) -> dict[DeviceToHostStream, np.ndarray]:
@@ -137,6 +141,7 @@ class Engine:
         for variable, tensor in held.items():
             self._cells[variable].move(tensor, True)
 
+    @memory_told()
     def write(self, variable: Variable, array: np.ndarray) -> None:
         """Set the variable to `array`, in host shape; its memory is used as it is on a CPU."""
         self.pager.forget()
@@ -144,6 +149,7 @@ class Engine:
         value = self._value(variable, array, cell.tensor)
         cell.move(value, self._is_shared(value))
 
+    @memory_told()
     def fill(self, variable: Variable, values: np.ndarray, swapped: bool) -> None:
         """Set the variable to `values` over and over; see `Session.fill_variable_data`."""
         self.pager.forget()

@@ -162,9 +162,9 @@ def _native_rate(read: Callable[[int, int, int], float], bytes_count: int) -> fl
 
 
 def _device(device_desc: str) -> Any:
-    from popxl.session import _torch_device
+    from popxl_torch.device import torch_device
 
-    return _torch_device(device_desc)
+    return torch_device(device_desc)
 
 
 def _timed(run: Callable[[], object], kind: str) -> float:

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from popxl.graph import Graph, Op
+from popxl.ir import Ir
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Shard, Tensor, Variable
 
@@ -99,8 +100,9 @@ def cost_of(graph: Graph) -> Cost:
     return _Walk(graph).cost(graph, tuple(None for _ in graph._inputs))[0]
 
 
-def memory_of(variables: list[Variable], buffers: list) -> tuple[int, int]:
-    """Bytes a replica of the variables, and of the remote buffers' slots that hold none."""
+def memory_of(ir: Ir) -> tuple[int, int]:
+    """Bytes a replica of variables, and of remote slots that the program fills itself."""
+    variables, buffers = ir.main_graph.variables, ir._remote_buffers
     held = sum(num_bytes(v) for v in variables)
     slots = sum(
         math.prod(b.tensor_shape) * b.tensor_dtype.as_numpy().itemsize * b.entries for b in buffers
