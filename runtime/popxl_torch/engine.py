@@ -18,6 +18,7 @@ from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Variable
 
 from popxl_torch.analysis.aliasing import Key
+from popxl_torch.analysis.op_facts import facts_of
 from popxl_torch.backends import cuda as gpu
 from popxl_torch.backends.cpu import library
 from popxl_torch.backends.cuda import graphs as cuda
@@ -348,4 +349,4 @@ def _layout(ir: Ir, device: torch.device) -> tuple[Mesh, Collectives | AcrossPro
 
 
 def _collective_groupings(ir: Ir) -> list[ReplicaGrouping]:
-    return [op.group for op in ir._reachable_ops() if "group" in op.attributes]
+    return [op.group for op in ir._reachable_ops() if facts_of(op).exchanges]

@@ -10,6 +10,9 @@ from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Tensor
 
+from popxl_torch.analysis.op_facts import facts_of, is_view
+from popxl_torch.analysis.reach import buffers_of_called, touches
+
 Key = tuple[str, int]
 """Memory that lasts: ("in", index of a graph's input), ("remote", id of a buffer) or HOST."""
 
@@ -21,7 +24,7 @@ class Views:
     """The tensors that share elements of others: what `reshape_` and its like make."""
 
     def __init__(self, graph: Graph):
-        self._ops = {op.outputs[0]: op for op in graph._ops if op.attributes.get("alias")}
+        self._ops = {op.outputs[0]: op for op in graph._ops if is_view(op)}
         self._roots: dict[Tensor, tuple[Tensor, ...]] = {}
 
     def op(self, tensor: Tensor) -> Op | None:
@@ -103,24 +106,6 @@ class Uses:
         return self._last.get(root, -1)
 
 
-def buffers_of(
-    graph: Graph, seen: dict[Graph, set[RemoteBuffer]] | None = None
-) -> set[RemoteBuffer]:
-    """The remote buffers that a graph, or one it calls, loads from or stores to."""
-    seen = {} if seen is None else seen
-    if graph not in seen:
-        seen[graph] = {op.buffer for op in graph._ops if op.kind.startswith("remote_")}
-        for called in graph.called_graphs:
-            seen[graph] |= buffers_of(called, seen)
-    return seen[graph]
-
-
-def buffers_of_called(graph: Graph) -> dict[Graph, set[RemoteBuffer]]:
-    """`buffers_of` of each graph that an op of `graph` calls."""
-    seen: dict[Graph, set[RemoteBuffer]] = {}
-    return {called: buffers_of(called, seen) for called in graph.called_graphs}
-
-
 def slots_updated_in_place(graph: Graph, views: Views) -> set[Op]:
     """The loads of slots that may be worked on where they are.
 
@@ -131,7 +116,7 @@ def slots_updated_in_place(graph: Graph, views: Views) -> set[Op]:
     return {
         op
         for position, op in enumerate(graph._ops)
-        if op.kind == "remote_load" and _ends_in_its_slot(graph, position, called, views)
+        if facts_of(op).cost == "loaded" and _ends_in_its_slot(graph, position, called, views)
     }
 
 
@@ -146,7 +131,7 @@ def _ends_in_its_slot(
     store, between = graph._ops[uses[-1]], graph._ops[start + 1 : uses[-1]]
     written = roots_of(views, [op.inputs[i] for op in between for i in op.modifies])
     return (
-        store.kind == "remote_store"
+        facts_of(store).remote == "store"
         and store.inputs[0] is loaded
         and store.buffer is load.buffer
         and store.offset == load.offset
@@ -160,10 +145,3 @@ def _ends_in_its_slot(
 def roots_of(views: Views, tensors: Iterable[Tensor]) -> set[Tensor]:
     """The tensors whose elements any of these share."""
     return {root for tensor in tensors for root in views.roots(tensor)}
-
-
-def touches(op: Op, buffer: RemoteBuffer, called: dict[Graph, set[RemoteBuffer]]) -> bool:
-    """Whether an op loads from or stores to a buffer, or calls a graph that does."""
-    if op.kind.startswith("remote_"):
-        return op.buffer is buffer
-    return any(buffer in called[graph] for graph in op.graphs)

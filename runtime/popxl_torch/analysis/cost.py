@@ -14,12 +14,12 @@ from popxl.ir import Ir
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Shard, Tensor, Variable
 
+from popxl_torch.analysis.op_facts import facts_of, is_view
+
 Origin = str | None
 """Where a tensor's memory is from: "weights", "state" (memory that the program writes) or None."""
 
 ORIGINS: tuple[Origin, ...] = (None, "weights", "state")
-
-VIEWS = ("identity", "reshape", "transpose", "slice", "split", "dynamic_slice")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ class _Walk:
     def __init__(self, graph: Graph):
         self._known: dict = {}
         self._together = graph.ir.instance_replication_factor
-        self._written = {op.buffer for op in graph.ir._reachable_ops() if op.kind == "remote_store"}
+        self._written = {
+            op.buffer for op in graph.ir._reachable_ops() if facts_of(op).remote == "store"
+        }
 
     def cost(self, graph: Graph, origins: tuple[Origin, ...]) -> tuple[Cost, tuple[Origin, ...]]:
         """The cost of a graph whose inputs come from `origins`, and where its outputs come from."""
@@ -140,18 +142,17 @@ class _Walk:
         return total, tuple(origin.get(t) for t in graph._outputs)
 
     def _op(self, op: Op, given: tuple[Origin, ...]) -> tuple[Cost, tuple[Origin, ...]]:
-        if op.kind == "call":
-            return self.cost(op.graphs[0], given)
-        if op.kind == "repeat":
-            cost, made = self.cost(op.graphs[0], given)
-            return cost * op.count, made
-        if op.kind == "conditional":
+        kind = facts_of(op).cost
+        if kind == "called" and len(op.graphs) > 1:
             return self._dearer(op, given)
-        if op.kind == "remote_load":
+        if kind == "called":
+            cost, made = self.cost(op.graphs[0], given)
+            return cost * op.attributes.get("count", 1), made
+        if kind == "loaded":
             return Cost(), ("state" if op.buffer in self._written else "weights",)
-        if op.kind in VIEWS:
+        if kind == "view":
             return Cost(), (given[0],) * len(op.outputs)
-        if op.attributes.get("alias"):  # what joins tensors: read where it is used
+        if is_view(op):  # what joins tensors: read where it is used
             return Cost(), (max(given, key=ORIGINS.index),)
         return self._plain(op, given), (None,) * len(op.outputs)
 
@@ -164,12 +165,13 @@ class _Walk:
         return max(branches, key=lambda branch: branch[0]._counts())
 
     def _plain(self, op: Op, given: tuple[Origin, ...]) -> Cost:
-        if op.kind == "remote_store":
+        kind = facts_of(op).cost
+        if kind == "written":
             return Cost(calls=1)
         read = {"weights": 0, "state": 0}
         for index, (tensor, origin) in enumerate(zip(op.inputs, given, strict=True)):
             if origin and index not in op.modifies:
-                picked = op.kind == "gather" and index == 0
+                picked = kind == "picked" and index == 0
                 read[origin] += num_bytes(op.outputs[0] if picked else tensor)
         operations = _operations(op)
         between = self._between_processes(op)
@@ -197,12 +199,12 @@ def _own_origin(t: Tensor) -> Origin:
 
 
 def _operations(op: Op) -> int:
-    if op.kind != "matmul":
+    if facts_of(op).cost != "matmul":
         return 0
     return 2 * op.outputs[0].nelms * op.inputs[0].shape[-1]
 
 
 def _collectives(op: Op) -> Counter[Collective]:
-    if "group" not in op.attributes or max(Counter(op.group.assignment).values()) == 1:
+    if not facts_of(op).exchanges or max(Counter(op.group.assignment).values()) == 1:
         return Counter()
     return Counter([Collective(op.kind, num_bytes(op.inputs[0]), op.group)])

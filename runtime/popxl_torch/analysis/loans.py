@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
-from popxl_torch.analysis.aliasing import Views, buffers_of_called, roots_of, touches
+from popxl_torch.analysis.aliasing import Views, roots_of
+from popxl_torch.analysis.op_facts import facts_of
+from popxl_torch.analysis.reach import buffers_of_called, touches
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,19 @@ def loans(graph: Graph, views: Views) -> list[Loan]:
     for op in graph._ops:
         for root in roots_of(views, op.inputs):
             users.setdefault(root, []).append(op)
-    for root in roots_of(views, graph._outputs):
-        users.setdefault(root, []).append(_OUTSIDE)
+    outputs = roots_of(views, graph._outputs)
     found = []
     for op in graph._ops:
-        loan = _loan(op, users) if op.kind == "remote_load" else None
+        loan = _loan(op, users, outputs) if facts_of(op).cost == "loaded" else None
         if loan is not None and _is_undisturbed(graph, loan, views):
             found.append(loan)
     return found
 
 
-_OUTSIDE = Op("output", (), ())
-
-
-def _loan(load: Op, users: dict[Tensor, list[Op]]) -> Loan | None:
+def _loan(load: Op, users: dict[Tensor, list[Op]], outputs: set[Tensor]) -> Loan | None:
     (loaded,) = load.outputs
+    if loaded in outputs:
+        return None
     call = _only(users, loaded)
     if call is None or call.kind != "call" or call.graphs[0]._declaration is not None:
         return None
@@ -67,8 +67,8 @@ def _loan(load: Op, users: dict[Tensor, list[Op]]) -> Loan | None:
     if len(numbers) != 1:
         return None
     returned = call.outputs[numbers[0]]
-    store = _only(users, returned)
-    if store is None or store.kind != "remote_store" or store.inputs[0] is not returned:
+    store = None if returned in outputs else _only(users, returned)
+    if store is None or facts_of(store).remote != "store" or store.inputs[0] is not returned:
         return None
     same = (store.buffer, store.offset) == (load.buffer, load.offset)
     return Loan(load, call, store, index) if same and store.inputs[1:] == load.inputs else None

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
-from popxl_torch.analysis.aliasing import buffers_of_called
+from popxl_torch.analysis.op_facts import facts_of, is_view
+from popxl_torch.analysis.reach import buffers_of_called
 
 
 class Fusion:
@@ -34,7 +35,7 @@ class Fusion:
         self._reaches = [
             bool(op.modifies)
             or op in writing
-            or op.kind.startswith("remote_")
+            or facts_of(op).remote is not None
             or not called.isdisjoint(op.graphs)
             for op in graph._ops
         ]
@@ -55,7 +56,7 @@ class Fusion:
         reads, and a group that makes one of them ends before the op that reads it.
         """
         group, last = set(ops), ops[-1]
-        if group & self._taken or any(op.modifies or op.attributes.get("alias") for op in ops):
+        if group & self._taken or any(op.modifies or is_view(op) for op in ops):
             return False
         places = [self._position[op] for op in ops]
         if places[-1] != max(places):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from popxl.graph import Graph
 
 from popxl_torch.analysis.aliasing import Key
 
@@ -53,14 +52,3 @@ def repeated(body: Lowered, by_ref: frozenset[int]) -> tuple[Lowered, list[bool]
             for shared in shares
         ]
     return Lowered(body.module, tuple(shares), writes), copied
-
-
-def reaches_outside(graph: Graph) -> str:
-    """What it, or a graph it calls, does outside of its replica's tensors; empty where nothing."""
-    together = graph.ir.instance_replication_factor
-    for op in graph._ops:
-        if op.kind in ("host_load", "host_store", "remote_store"):
-            return "stores to a remote buffer or uses a stream"
-        if "group" in op.attributes and op.group._crosses(together):
-            return f"has an {op.kind} between processes"
-    return next(filter(None, map(reaches_outside, graph.called_graphs)), "")

@@ -20,6 +20,8 @@ from torch.fx import GraphModule, Node
 
 from popxl_torch.analysis.aliasing import HOST, Key, slots_updated_in_place
 from popxl_torch.analysis.loans import loans
+from popxl_torch.analysis.op_facts import facts_of, is_view
+from popxl_torch.analysis.reach import is_steady, only_loads, reaches_outside
 from popxl_torch.backends.cpu.elementwise import OUTER_AXES, Concat
 from popxl_torch.backends.cpu.library import FLOATS
 from popxl_torch.backends.cuda import graphs as cuda  # noqa: F401
@@ -34,16 +36,16 @@ from popxl_torch.fusion.groups import Fusion
 from popxl_torch.fusion.products import Product, RunProduct, products
 from popxl_torch.lowering import placement, rules_nn, rules_random, rules_updates  # noqa: F401
 from popxl_torch.lowering.batched import RunBatched
-from popxl_torch.lowering.callees import Callee, Lowered, reaches_outside, repeated
+from popxl_torch.lowering.callees import Callee, Lowered, repeated
 from popxl_torch.lowering.control import Conditional, Repeat
 from popxl_torch.lowering.norms import RunNorm
 from popxl_torch.lowering.parts import Update
-from popxl_torch.lowering.rules import MOVES, SHARING, region, rule_of
+from popxl_torch.lowering.rules import region, rule_of
 from popxl_torch.lowering.values import NOWHERE, Values
 from popxl_torch.memory import cells  # noqa: F401
 from popxl_torch.memory.arrays import to_torch
 from popxl_torch.memory.cells import RemoteStore
-from popxl_torch.replay.recording import Recorded, is_steady, only_loads
+from popxl_torch.replay.recording import Recorded
 from popxl_torch.replay.scratch import Scratch
 
 SMALL = 1 << 12
@@ -177,17 +179,18 @@ class _GraphLowering:
     # --- ops ---
 
     def _lower_op(self, op: Op) -> None:
+        facts_of(op)  # raises where the table lacks the kind
         special = getattr(self, f"_lower_{op.kind}", None)
         if special is not None:
             special(op)
         elif op.modifies:
             self._lower_inplace(op)
-        elif not op.attributes.get("alias"):
+        elif not is_view(op):
             self._define(op, self._apply_rule(op), self._shared_by_rule(op))
 
     def _apply_rule(self, op: Op) -> list[Node]:
         """The nodes of a plain op. Wide unsigned integers are computed with as int64."""
-        moved = len(op.inputs) if op.kind in MOVES else int(op.kind == "gather")
+        moved = min(facts_of(op).moved, len(op.inputs))
         args = [self.values.node(t) for t in op.inputs]
         for i in range(moved, len(args)):
             args[i] = self._computable(args[i], op.inputs[i])
@@ -201,7 +204,7 @@ class _GraphLowering:
     def _placed(self, op: Op, args: list[Node]) -> list[Node]:
         """The inputs in one place; see `placement.py`."""
         whole = [t for t in op.inputs if not t.dtype.is_floating_point]
-        if self.device.type == "cpu" or not whole or op.kind in placement.PLACE_THEMSELVES:
+        if self.device.type == "cpu" or not whole or facts_of(op).integers == "apart":
             return args
         if op.kind == "cast" and op.outputs[0].dtype.is_floating_point:
             return [self.call(placement.move, args[0], self.device)]
@@ -220,7 +223,7 @@ class _GraphLowering:
 
     def _shared_by_rule(self, op: Op) -> frozenset[Key]:
         """The memory that the results of a plain op may lie in."""
-        if op.kind not in SHARING:
+        if not facts_of(op).shares:
             return NOWHERE
         return NOWHERE.union(*(self.values.memory(t) for t in op.inputs))
 
@@ -325,7 +328,7 @@ class _GraphLowering:
         self.values.bind(op.outputs[0], made)
 
     def _lower_concat(self, op: Op) -> None:
-        if op.attributes.get("alias"):
+        if is_view(op):
             return
         native, dtype = self.around.composites.native, op.outputs[0].dtype.as_torch()
         nodes = [self.values.node(t) for t in op.inputs]

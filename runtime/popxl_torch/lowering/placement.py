@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import torch
 
-PLACE_THEMSELVES = {"gather", "dynamic_slice", "dynamic_update"}
-"""Kinds whose indices are better left where they are."""
-
 
 def load(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`host` on the device, its strides kept; an axis that repeats its elements is sent once."""

@@ -39,12 +39,6 @@ class Emitter(Protocol):
 Rule = Callable[[Emitter, Op, list[Node]], Any]
 RULES: dict[str, Rule] = {}
 
-MOVES = {"identity", "reshape", "transpose", "slice", "split", "dynamic_slice", "print_tensor"}
-"""Kinds that compute nothing, so that every dtype is as good as another."""
-
-SHARING = MOVES | {"cast", "clip", "maximum", "all_reduce", "all_gather", "reduce_scatter"}
-"""Kinds whose result may lie in the memory of an input."""
-
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
     """Register a rule."""

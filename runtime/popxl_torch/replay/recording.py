@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from popxl.graph import Graph
 
 from popxl_torch.backends.cpu.library import Library
 from popxl_torch.memory.cells import Cell
@@ -29,23 +28,6 @@ MOST_TRIES = 4
 """Recordings that may become useless before a graph is no longer recorded."""
 
 Arguments = tuple[Any, ...]
-
-
-def is_steady(graph: Graph, seen: set[Graph] | None = None) -> bool:
-    """Whether a graph, and all that it calls, has no branches and does nothing outside itself."""
-    seen = set() if seen is None else seen
-    if graph in seen:
-        return True
-    seen.add(graph)
-    outside = ("host_load", "host_store", "print_tensor", "conditional")
-    return not any(op.kind in outside for op in graph._ops) and all(
-        is_steady(called, seen) for called in graph.called_graphs
-    )
-
-
-def only_loads(graph: Graph) -> bool:
-    """Whether a graph gives what slots hold, where they lie: a recording would copy that."""
-    return all(op.kind == "remote_load" for op in graph._ops)
 
 
 class Recorded(torch.nn.Module):

@@ -15,6 +15,7 @@ from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Variable
 
 from popxl_torch.analysis.cost import memory_of, num_bytes
+from popxl_torch.analysis.op_facts import facts_of
 from popxl_torch.backends.cuda.lanes import Lanes
 from popxl_torch.backends.cuda.places import PLACES, SLOT_PLACES
 
@@ -66,7 +67,7 @@ class _Needs:
     def __init__(self, ir: Ir):
         self.replicas = ir.instance_replication_factor
         self.weights, self.slots = (size * self.replicas for size in memory_of(ir))
-        stored = {op.buffer for op in ir._reachable_ops() if op.kind == "remote_store"}
+        stored = {op.buffer for op in ir._reachable_ops() if facts_of(op).remote == "store"}
         variables: dict[RemoteBuffer, list[Variable]] = {}
         for variable in ir.main_graph.variables:
             if variable._remote is not None:
