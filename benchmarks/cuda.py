@@ -96,7 +96,7 @@ def run_case(case: Case, arguments: argparse.Namespace, left: float) -> Outcome 
     Args:
         left: seconds for this case and those after it.
     """
-    from popxl import machine
+    from popxl_torch import machine
 
     seconds = min(CASE_SECONDS, left)
     if seconds < LEAST_SECONDS:

@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from popxl_torch.analysis.cost import memory_of  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from config import BloomConfig, ConfigError  # noqa: E402 - found just above
@@ -167,7 +168,7 @@ def measure(
         for piece in pieces:
             nats += loss(passes, piece)
             bar.update(len(piece) - 1)
-    return Result(name, session.ir.memory()[0], math.exp(nats / tokens))
+    return Result(name, memory_of(session.ir)[0], math.exp(nats / tokens))
 
 
 def loss(passes: Passes, piece: list[int]) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from popxl import machine as popxl_machine  # noqa: E402 - found just above
+from popxl_torch import machine as popxl_machine  # noqa: E402 - found just above
 
 from config import BloomConfig, load_config  # noqa: E402
 from utils.checkpoints.random_weights import fill_randomly  # noqa: E402

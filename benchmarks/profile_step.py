@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "runtime")]
 
 import torch  # noqa: E402 - its profiler is what shows the ops
-from popxl.backend.native import library  # noqa: E402 - found just above
-from popxl.backend.native.library import Library  # noqa: E402
+from popxl_torch.backends.cpu import library  # noqa: E402 - found just above
+from popxl_torch.backends.cpu.library import Library  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from config import BloomConfig, parse_arguments  # noqa: E402
@@ -100,7 +100,7 @@ def _kernels(step) -> tuple[float, Counter]:
         run(self, kind, result, *fields)
         parts[KINDS[kind]] += time.perf_counter() - begin
 
-    from popxl.backend.recording import Recorded
+    from popxl_torch.replay.recording import Recorded
 
     recorded, Recorded._may_record = Recorded._may_record, lambda self, inputs: False
     Library.run = timed

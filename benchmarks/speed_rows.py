@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from popxl_torch.analysis.cost import memory_of
 from random_checkpoint import make_checkpoint
 
 from config import BloomConfig, parse_arguments
@@ -120,7 +121,7 @@ def sharded(bench: Bench) -> Value:
     four = bench.config("--tensor_parallel_1", "4", "--tensor_parallel_2", "4")
     one = bench.config("--tensor_parallel_1", "1", "--tensor_parallel_2", "1")
     sessions = build(four), build(one)
-    needed = 2.2 * sessions[1].ir.memory()[0]
+    needed = 2.2 * memory_of(sessions[1].ir)[0]
     if needed > available_memory():
         raise NotMeasuredError(f"both need {needed / 1e9:.0f} GB, more than there is")
     for session in sessions:

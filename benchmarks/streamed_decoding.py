@@ -20,6 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from popxl_torch.analysis.cost import cost_of
+
 from config import BloomConfig, parse_arguments  # noqa: E402 - found just above
 from config.options import field  # noqa: E402
 from utils.generation import LanguageModel, load  # noqa: E402
@@ -78,7 +80,7 @@ def decoded(config: BloomConfig, rounds: int) -> dict:
 def weight_bytes(loaded: LanguageModel) -> int:
     """Of all replicas, that a token pass reads."""
     token_pass = loaded.passes.session.pass_graphs["decode"]
-    return loaded.passes.config.execution.replicas * token_pass.cost().weight_bytes
+    return loaded.passes.config.execution.replicas * cost_of(token_pass).weight_bytes
 
 
 def bytes_read() -> int:

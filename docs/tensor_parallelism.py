@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import popxl  # noqa: E402
+from popxl_torch.analysis.cost import cost_of  # noqa: E402
 
 from config import BloomConfig, load_config  # noqa: E402 - found just above
 from modelling.architecture import architecture_of  # noqa: E402
@@ -140,7 +141,7 @@ def _step(op: Any) -> Step | None:
         sent = result.nelms * result.dtype.as_numpy().itemsize
         return Step("sum", name, result.shape, groups=groups_of(op), sent=sent)
     if op.kind == "call":
-        exchanged = list(op.graphs[0].cost().collectives)
+        exchanged = list(cost_of(op.graphs[0]).collectives)
         if not exchanged:
             return Step("attention", name, result.shape)
         (one,) = exchanged
@@ -154,7 +155,7 @@ def _step(op: Any) -> Step | None:
 def tables() -> dict[str, str]:
     """The page's tables in Markdown, by name."""
     config, session = program()
-    cost = next(iter(session.pass_graphs.values())).cost()  # the first pass: one token a sequence
+    cost = cost_of(next(iter(session.pass_graphs.values())))  # the first pass: one token a sequence
     numbers = {
         "collectives": cost.collective_calls,
         "bytes": cost.collective_bytes,

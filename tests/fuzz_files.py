@@ -222,7 +222,7 @@ class Bench:
     def __init__(self, folder: Path):
         import torch
         from memmap_checkpoints import Small
-        from popxl.backend import cache
+        from popxl_torch import cache
 
         from utils.generation.loading import build
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from popxl.backend.cuda import CUDA_GRAPHS, Graphed
-from popxl.backend.gpu import GPU_KERNELS, lanes
-from popxl.backend.gpu.room import DEVICE_MEMORY
+from popxl_torch.backends.cuda import GPU_KERNELS, lanes
+from popxl_torch.backends.cuda.graphs import CUDA_GRAPHS, Graphed
+from popxl_torch.backends.cuda.room import DEVICE_MEMORY
 
 from modelling.program import inference
 from utils.checkpoints.random_weights import fill_randomly

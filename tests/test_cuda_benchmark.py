@@ -128,7 +128,7 @@ def test_logits_of_a_cpu_are_its_own(cuda):
 def test_what_has_no_time_or_no_memory_is_not_run(cuda, monkeypatch):
     arguments = cuda.parse(["--device", "cpu"])
     assert cuda.run_case(cuda.CASES[0], arguments, 5) == "580 s are over; --cases runs it alone"
-    from popxl import machine
+    from popxl_torch import machine
 
     monkeypatch.setattr(machine, "free_memory", lambda device: 80e9)
     arguments.device = "cuda"

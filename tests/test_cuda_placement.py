@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, random_bloom
-from popxl.backend import cuda, gpu
-from popxl.backend.products import _by_group
+from popxl_torch.backends import cuda as gpu
+from popxl_torch.backends.cuda import graphs as cuda
+from popxl_torch.fusion.products import _by_group
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from modelling.program import hf_mapping, inference
@@ -121,7 +122,7 @@ class Launched:
 def kernels(monkeypatch):
     """Those of a GPU, for the stand-in: tensors without numbers need nothing done to them."""
     pytest.importorskip("triton", reason="triton is not installed: it is in requirements-dev.txt")
-    from popxl.backend.gpu import attention_kernels, kernels, matrix_kernels, row_kernels
+    from popxl_torch.backends.cuda import attention_kernels, kernels, matrix_kernels, row_kernels
 
     for module, names in (
         (row_kernels, ("arranged", "row_times_floats")),

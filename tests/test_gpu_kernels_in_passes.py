@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from popxl.backend import engine, gpu
+from popxl_torch import engine
+from popxl_torch.backends import cuda as gpu
 from triton_here import DEVICE, kernels
 
 LENGTH, ROWS, STEPS = 24, 2, 1

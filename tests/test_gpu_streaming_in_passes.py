@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from popxl.backend.gpu import lanes
+from popxl_torch.backends.cuda import lanes
 from recording_lanes import RecordingLanes
 
 LAYERS, LENGTH, ROWS = 5, 24, 2

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from memmap_checkpoints import REPOSITORY, Small, environment, identities, refusal
-from popxl.backend.native.build import built_library
+from popxl_torch.backends.cpu.build import built_library
 from safetensors.torch import load_file, save_file
 
 from config import BloomConfig

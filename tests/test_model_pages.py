@@ -16,6 +16,7 @@ PAGE = (DOCS / "tensor-parallelism.md").read_text()
 sys.path.insert(0, str(DOCS))
 import tensor_parallelism  # noqa: E402 - found just above
 import tensor_parallelism_pictures  # noqa: E402
+from popxl_torch.analysis.cost import cost_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_a_layers_exchanges_are_those_that_a_pass_costs(tables):
     """Beside the layers: two norms, the embedding's sum and the head's."""
     config, session = tensor_parallelism.program()
     of_a_layer = [step for step in tensor_parallelism.steps(config) if step.groups]
-    cost = next(iter(session.pass_graphs.values())).cost()
+    cost = cost_of(next(iter(session.pass_graphs.values())))
     assert cost.collective_calls == len(of_a_layer) * config.model.layers + 4
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import yaml
-from popxl import machine as popxl_machine
+from popxl_torch import machine as popxl_machine
 
 from config import BloomConfig, ExecutionConfig, ModelConfig
 from utils.benchmark import run_benchmark

@@ -80,7 +80,7 @@ HOSTILE = r"\x1b]0;owned\x07 \x9b31m \u202e \ud800"
         "raise UserError({})",
         "raise RuntimeError({})",
         "setup_logging('info')\nlogging.warning('%s', {})",
-        "setup_logging('info')\nlogging.getLogger('popxl.backend.cache').warning({})",
+        "setup_logging('info')\nlogging.getLogger('popxl_torch.cache').warning({})",
         "setup_logging('info')\ntry:\n    raise ValueError({0})\n"
         "except ValueError:\n    logging.exception('a fault')",
         "import warnings\nwarnings.warn({})",

@@ -116,7 +116,7 @@ def meet(device: str) -> None:
         SystemExit: the others do not come, which one line says.
     """
     from popdist.job import JobError, join
-    from popxl import machine
+    from popxl_torch import machine
 
     global job
     try:

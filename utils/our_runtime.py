@@ -17,11 +17,11 @@ import numpy as np
 import popxl
 
 try:
-    from popxl import machine
-    from popxl.backend import cache, memory
-    from popxl.backend.private_folder import NotPrivateError, PrivateFolder
-    from popxl.cost import Collective, Cost
-    from popxl.traffic import Traffic
+    from popxl_torch import cache, machine
+    from popxl_torch.analysis.cost import Collective, Cost, cost_of, memory_of
+    from popxl_torch.memory import system as memory
+    from popxl_torch.private_folder import NotPrivateError, PrivateFolder
+    from popxl_torch.traffic import Traffic
 except ImportError:
     cache = machine = memory = None  # type: ignore[assignment]
     Collective = Cost = PrivateFolder = Traffic = Any  # type: ignore[assignment,misc]
@@ -38,12 +38,12 @@ SMALL = 1 << 18
 
 def cost(graph: popxl.Graph) -> Cost:
     """What a run of a graph costs one replica."""
-    return graph.cost()
+    return cost_of(graph)
 
 
 def program_bytes(session: popxl.Session) -> tuple[int, int]:
     """Bytes of a replica's weights, and of what its program writes to."""
-    return session.ir.memory()
+    return memory_of(session.ir)
 
 
 def device_of(session: popxl.Session) -> str:
@@ -105,7 +105,7 @@ class MappedPages:
 def tell_bus_errors() -> None:
     """Have a mapped file that is cut short end this process with a line that names it."""
     if memory is not None:
-        from popxl.backend import bus_errors  # late: it takes torch
+        from popxl_torch.backends.cpu import bus_errors  # late: it takes torch
 
         bus_errors.tell_bus_errors()
 

@@ -27,10 +27,10 @@ sys.path[:0] = [str(ROOT / "runtime")]
 import popxl  # noqa: E402 - found just above
 import popxl_addons as addons  # noqa: E402
 from popxl import ops  # noqa: E402
-from popxl.machine import read_bandwidth  # noqa: E402
 from popxl_addons.layers import Linear  # noqa: E402
 from popxl_addons.named_tensors import NamedTensors  # noqa: E402
 from popxl_addons.remote import load_remote_graph, named_variable_buffers  # noqa: E402
+from popxl_torch.machine import read_bandwidth  # noqa: E402
 
 FAR = -1e4
 """What is added to the scores of positions that are not there yet."""

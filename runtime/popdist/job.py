@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torch.distributed as dist
-from popxl.traffic import Traffic
+from popxl_torch.traffic import Traffic
 
 import popdist
 from popdist.watch import PATIENCE, JobError, Watch, seconds

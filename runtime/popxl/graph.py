@@ -11,7 +11,6 @@ from popxl.context import get_current_context
 from popxl.tensor import Constant, Tensor, Variable
 
 if TYPE_CHECKING:
-    from popxl.cost import Cost
     from popxl.ir import Ir
 
 
@@ -121,12 +120,6 @@ class Graph:
     def called_graphs(self) -> tuple[Graph, ...]:
         """The graphs that its ops call, each once, in order of the first call."""
         return tuple(dict.fromkeys(g for op in self._ops for g in op.graphs))
-
-    def cost(self) -> Cost:
-        """Ours: bytes, operations and collectives of one run on one replica."""
-        from popxl.cost import cost_of
-
-        return cost_of(self)
 
     def get_tensor(self, tensor_id: str) -> Tensor:
         """The tensor with this id (or name).

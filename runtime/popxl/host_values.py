@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from popxl.memory_maps import is_writable
 from popxl.tensor import Variable
 
-if TYPE_CHECKING:
-    import torch
 
-    from popxl.backend.engine import Engine
+class Device(Protocol):
+    """What keeps the variables of a session where they are computed with.
+
+    What it holds of a variable (`held`) is its own affair; it is given back to it.
+    """
+
+    written: list[Variable]
+
+    def held(self, variables: Iterable[Variable] | None = None) -> dict[Variable, Any]: ...
+
+    def put(self, held: Mapping[Variable, Any]) -> None: ...
+
+    def read(
+        self, variable: Variable, every_replica: bool = False, held: Any = None
+    ) -> np.ndarray: ...
 
 
 class HostValues:
@@ -28,14 +40,14 @@ class HostValues:
     `written`, for those that the user wrote. Files mapped read-only are never written to.
     """
 
-    def __init__(self, engine: Engine, variables: Iterable[Variable], to_host_on_exit: bool):
+    def __init__(self, device: Device, variables: Iterable[Variable], to_host_on_exit: bool):
         variables = list(variables)
-        self._engine = engine
+        self._device = device
         self._maps = {v: v._map for v in variables if v._map is not None and is_writable(v._map)}
         read_only = [v for v in variables if v._map is not None and v not in self._maps]
         self.read_only: Variable | None = read_only[0] if read_only else None
         self.keeps = not to_host_on_exit or self.read_only is not None
-        self._kept: dict[Variable, torch.Tensor] = {}
+        self._kept: dict[Variable, Any] = {}
         self._in_sync = True
 
     def attached(self) -> None:
@@ -43,8 +55,8 @@ class HostValues:
         if not self.keeps:
             return
         if not self._in_sync:
-            self._engine.put(self._kept)
-        self._kept, self._in_sync = self._engine.held(), True
+            self._device.put(self._kept)
+        self._kept, self._in_sync = self._device.held(), True
 
     def ran(self) -> None:
         """The device's values may be others than the host's from now on."""
@@ -63,10 +75,10 @@ class HostValues:
             )
         self._in_sync = True
         if self.keeps:
-            self._kept = self._engine.held()
+            self._kept = self._device.held()
         for variable, array in self._maps.items():
-            if variable in self._engine.written:
-                array[...] = self._engine.read(variable).reshape(array.shape)
+            if variable in self._device.written:
+                array[...] = self._device.read(variable).reshape(array.shape)
             array.flush()
 
     def sync(self) -> None:
@@ -85,7 +97,7 @@ class HostValues:
     def taken(self, variable: Variable) -> None:
         """The device has taken what was written."""
         if variable in self._kept:
-            self._kept.update(self._engine.held([variable]))
+            self._kept.update(self._device.held([variable]))
 
     def read(self, variable: Variable, attached: bool) -> np.ndarray:
         """The value in host shape (`(replicas, *shape)` with retrieval mode "all_replicas")."""
@@ -93,5 +105,5 @@ class HostValues:
         if attached or variable not in self._kept:
             if variable in self._maps and not every:
                 return self._maps[variable]
-            return self._engine.read(variable, every)
-        return self._engine.read(variable, every, self._kept[variable])
+            return self._device.read(variable, every)
+        return self._device.read(variable, every, self._kept[variable])

@@ -184,12 +184,6 @@ class Ir:
             options.dotChecks = {"ALL"}
         self._drawings.checkpoint(check)
 
-    def memory(self) -> tuple[int, int]:
-        """Ours: bytes a replica of variables, and of remote slots that the program fills itself."""
-        from popxl.cost import memory_of
-
-        return memory_of(list(self._main_graph.variables), self._remote_buffers)
-
     def _reachable_ops(self) -> Iterable[Any]:
         """The ops of every graph that the main graph calls, each graph once, callees first."""
         return (op for graph in self._reachable_graphs() for op in graph._ops)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +14,6 @@ from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.utils import to_numpy
-
-if TYPE_CHECKING:
-    from popxl.traffic import Traffic
-
-DEVICES = ("auto", "cpu", "cuda", "ipu_model", "ipu_hw")
 
 
 class Session:
@@ -49,13 +42,12 @@ class Session:
         *,
         composite_kernels: bool = True,
     ):
-        from popxl.backend.engine import Engine
+        from popxl_torch.engine import Engine  # late: building a program takes no torch
 
         self._ir = ir
         self._attached = 0
         ir._drawings.checkpoint("FINAL")
-        with _memory_told():
-            self._engine = Engine(ir, _torch_device(device_desc), composite_kernels)
+        self._engine = Engine(ir, device_desc, composite_kernels)
         self._host = HostValues(self._engine, ir.main_graph.variables, weights_to_host_on_exit)
         self._inputs = ir.get_all_h2d_streams()
         self._outputs = ir.get_all_d2h_streams()
@@ -78,8 +70,8 @@ class Session:
         """Programs written for the SDK set an IPU here: this session stays where it is."""
 
     @property
-    def traffic(self) -> Traffic:
-        """Ours: the collectives that this process took part in with others so far."""
+    def traffic(self) -> Any:
+        """Ours: the collectives that this process took part in with others so far, a `Traffic`."""
         return self._engine.traffic()
 
     def __enter__(self) -> Session:
@@ -124,7 +116,7 @@ class Session:
         self._need_attached("run")
         given = self._checked_inputs(inputs or {}, downcast_inputs)
         self._host.ran()
-        results = _without_torch_traces(lambda: self._engine.run(given, self._outputs))
+        results = self._engine.run(given, self._outputs)
         return {
             stream: array.reshape(self._host_shape(stream)) for stream, array in results.items()
         }
@@ -200,10 +192,9 @@ class Session:
     def write_variables_data(self, tensors: Mapping[Variable, Any]) -> None:
         """`write_variable_data` of several; nothing is written unless all can be."""
         arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
-        with _memory_told():
-            for tensor, array in arrays.items():
-                self._engine.write(tensor, self._host.written(tensor, array))
-                self._host.taken(tensor)
+        for tensor, array in arrays.items():
+            self._engine.write(tensor, self._host.written(tensor, array))
+            self._host.taken(tensor)
 
     def fill_variable_data(
         self, tensor: Variable, values: np.ndarray, swapped: bool = False
@@ -230,9 +221,8 @@ class Session:
             )
         if values.ndim != 1 or not values.size:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
-        with _memory_told():
-            self._engine.fill(tensor, values, swapped)
-            self._host.taken(tensor)
+        self._engine.fill(tensor, values, swapped)
+        self._host.taken(tensor)
 
     def _data_of(self, tensor: Tensor) -> np.ndarray:
         if isinstance(tensor, Constant):
@@ -356,47 +346,3 @@ def _fits(
     lead = len(expected) - len(shape)
     single = math.prod(shape) == 1 == math.prod(given[lead:])
     return given == expected or (single and given[:lead] == expected[:lead])
-
-
-def _torch_device(device_desc: str) -> Any:
-    """Of several processes on a machine each has a GPU of its own, as far as there are."""
-    import popdist
-    import torch
-
-    if device_desc not in DEVICES:
-        raise ValueError(f"device {device_desc!r}: allowed are {', '.join(DEVICES)}")
-    if device_desc == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device 'cuda': PyTorch sees no CUDA device here; use 'cpu'")
-    if device_desc == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex()))
-    device = torch.device("cuda", number % torch.cuda.device_count())
-    torch.cuda.set_device(device)  # kernels and collectives go by it
-    return device
-
-
-def _without_torch_traces(run: Any) -> Any:
-    """Let what goes wrong inside torch be one line of ours."""
-    try:
-        with _memory_told():
-            return run()
-    except RuntimeError as error:
-        if type(error) is RuntimeError and "\n" not in str(error):
-            raise
-        raise RuntimeError(f"the program failed: {str(error).splitlines()[0]}") from None
-
-
-@contextmanager
-def _memory_told() -> Iterator[None]:
-    """Let it be one line that a device's memory does not suffice."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        # PyTorch goes on with what may help a program that it is the only runtime of.
-        wanted, there, *_ = [*str(error).split(". ")[1:3], "", ""]
-        raise MemoryError(
-            f"the device is out of memory: {wanted}; {there}. Weights and caches beyond the bytes "
-            "that POPXL_DEVICE_MEMORY is set to stay on the host"
-        ) from None

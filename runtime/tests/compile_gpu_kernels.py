@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import triton
-from popxl.backend.gpu import attention_kernels, check, kernels, matrix_kernels, row_kernels
-from popxl.backend.native.linear import Weight
+from popxl_torch.backends.cpu.linear import Weight
+from popxl_torch.backends.cuda import attention_kernels, check, kernels, matrix_kernels, row_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

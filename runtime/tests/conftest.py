@@ -7,7 +7,7 @@ import popxl
 import pytest
 import torch
 from misuse import Things
-from popxl.backend.native import build
+from popxl_torch.backends.cpu import build
 
 
 def pytest_configure(config: pytest.Config) -> None:

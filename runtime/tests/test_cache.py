@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from popxl.backend import cache
-from popxl.backend.native.build import built_library
+from popxl_torch import cache
+from popxl_torch.backends.cpu.build import built_library
 
 KEY = {"source": "1", "flags": "-O3"}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from popxl.backend.native import build, crowd
-from popxl.backend.native.crowd import Crowd, Usage, usage_of_process
-from popxl.backend.native.library import Library
-from popxl.backend.native.linear import Weight, linear
+from popxl_torch.backends.cpu import build, crowd
+from popxl_torch.backends.cpu.crowd import Crowd, Usage, usage_of_process
+from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.cpu.linear import Weight, linear
 
 STEP = 0.002
 """Seconds between what is computed."""

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from popxl.backend import cuda
-from popxl.backend.attention import _attend
-from popxl.backend.cells import Cell
-from popxl.backend.cuda import CudaCapture, Graphed
-from popxl.backend.decisions import numbers
-from popxl.backend.indexing import dynamic_slice, picked_range
-from popxl.backend.rows_attention import rows_attention
+from popxl_torch.backends.cuda import graphs as cuda
+from popxl_torch.backends.cuda.graphs import CudaCapture, Graphed
+from popxl_torch.backends.reference.indexing import dynamic_slice, picked_range
+from popxl_torch.backends.reference.rows_attention import rows_attention
+from popxl_torch.lowering.attention import _attend
+from popxl_torch.memory.cells import Cell
+from popxl_torch.replay.decisions import numbers
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 3, 2, 9, 4
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from popxl.backend import elementwise
-from popxl.backend.fusion import Fusion
+from popxl_torch.fusion import chains as elementwise
+from popxl_torch.fusion.groups import Fusion
 from programs import (
     FLOATS,
     LAYOUTS,

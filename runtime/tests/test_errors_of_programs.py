@@ -10,8 +10,8 @@ import popxl
 import pytest
 from misuse import Things, add_up
 from popxl import ops
-from popxl.backend.rules import RULES
 from popxl.ops import collectives
+from popxl_torch.lowering.rules import RULES
 from programs import run_program
 
 CASES = {

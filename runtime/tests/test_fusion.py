@@ -8,8 +8,8 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from popxl.backend.fusion import Fusion
 from popxl.ops.collectives import replicated_all_reduce
+from popxl_torch.fusion.groups import Fusion
 from programs import run_program
 
 SIZE = 8

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
-from popxl.backend import gpu
-from popxl.backend.gpu import check
-from popxl.backend.native.linear import Weight
+from popxl_torch.backends import cuda as gpu
+from popxl_torch.backends.cpu.linear import Weight
+from popxl_torch.backends.cuda import check
 from triton_here import DEVICE, TOLERANCE, dtypes, held_once, kernels, matrix_kernels, random
 
 

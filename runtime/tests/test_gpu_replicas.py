@@ -7,7 +7,8 @@ import popxl
 import programs
 import pytest
 from popxl import ops
-from popxl.backend import engine, gpu
+from popxl_torch import engine
+from popxl_torch.backends import cuda as gpu
 from programs import by_replica, numbers, run_on_layout
 from triton_here import DEVICE, kernels
 

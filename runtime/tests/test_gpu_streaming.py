@@ -11,7 +11,7 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend.gpu import lanes, room
+from popxl_torch.backends.cuda import lanes, room
 from recording_lanes import RecordingLanes
 
 LAYERS, WIDTH = 6, 64
@@ -72,7 +72,7 @@ def device(monkeypatch) -> RecordingLanes:
 
 
 def watch_products(monkeypatch, device: RecordingLanes) -> None:
-    from popxl.backend import matmul
+    from popxl_torch.backends.reference import matmul
 
     compute = matmul.torch.matmul
 

@@ -7,7 +7,7 @@ import itertools
 import popxl
 import pytest
 import torch
-from popxl import machine
+from popxl_torch import machine
 
 PRODUCTS = [(4, 8, 16), (4, 16, 2)]
 OPERATIONS = 2 * (4 * 8 * 16 + 4 * 16 * 2)

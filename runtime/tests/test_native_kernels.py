@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from popxl.backend import cache
-from popxl.backend.native import build, read_bandwidth
-from popxl.backend.native.attention import chunk_attention, token_attention
-from popxl.backend.native.library import Library
-from popxl.backend.native.linear import FEW_ROWS, Weight, decompressed, finish, linear
-from popxl.backend.native.norm import norm
 from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
     group_quantize_decompress_numpy,
 )
+from popxl_torch import cache
+from popxl_torch.backends.cpu import build, read_bandwidth
+from popxl_torch.backends.cpu.attention import chunk_attention, token_attention
+from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.cpu.linear import FEW_ROWS, Weight, decompressed, finish, linear
+from popxl_torch.backends.cpu.norm import norm
 from programs import in_turn
 
 pytestmark = [

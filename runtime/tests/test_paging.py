@@ -12,8 +12,8 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend import paging
-from popxl.backend.memory import (
+from popxl_torch.memory import paging
+from popxl_torch.memory.system import (
     PAGEOUT,
     WILLNEED,
     Region,

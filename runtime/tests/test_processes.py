@@ -12,6 +12,7 @@ import pytest
 from collectives_on_numpy import IRREGULAR, REPLICAS, STRIDED, check_all, own_replicas
 from popxl import ops
 from popxl.ops.collectives import replicated_all_reduce
+from popxl_torch.analysis.cost import cost_of
 from processes import run_in_processes, started
 from programs import run_program
 
@@ -149,7 +150,7 @@ def collectives_counted() -> tuple[tuple[int, int], tuple[int, int]]:
             x = x + replicated_all_reduce(x, group=group)
         x = x + replicated_all_reduce(x, "local")
         ops.host_store(popxl.d2h_stream(x.shape, x.dtype, "y"), x)
-    cost = ir.main_graph.cost()
+    cost = cost_of(ir.main_graph)
     with popxl.Session(ir) as session:
         (stream,) = session.expected_inputs()
         session.run({stream: np.zeros((ir.instance_replication_factor, 5), np.float32)})

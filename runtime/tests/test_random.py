@@ -10,8 +10,8 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend import philox
 from popxl.random_seed import create_seeds, two_uint32_to_uint64, uint64_to_two_uint32
+from popxl_torch.backends.reference import philox
 from processes import run_in_processes
 from programs import FLOATS, LAYOUTS, in_turn, run_on_layout, run_program, store
 

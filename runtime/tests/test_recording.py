@@ -11,8 +11,8 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend import recording
-from popxl.backend.scratch import Copies, Scratch
+from popxl_torch.replay import recording
+from popxl_torch.replay.scratch import Copies, Scratch
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 RUNS = 5
@@ -176,7 +176,7 @@ RECORDS = """
 import sys
 import numpy as np, popxl
 from popxl import ops
-from popxl.backend import recording
+from popxl_torch.replay import recording
 ir = popxl.Ir()
 with ir.main_graph:
     x, y = popxl.h2d_stream((2, 3), popxl.float32), popxl.d2h_stream((2, 3), popxl.float32)

@@ -8,8 +8,8 @@ import numpy as np
 import popxl
 import pytest
 import torch
-from popxl.backend.arrays import to_torch
-from popxl.backend.mesh import Mesh
+from popxl_torch.collectives.mesh import Mesh
+from popxl_torch.memory.arrays import to_torch
 
 
 def strided(replicas: int, stride: int, size: int) -> list[int]:

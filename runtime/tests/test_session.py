@@ -7,6 +7,7 @@ import popxl
 import pytest
 import torch
 from popxl import ops
+from popxl_torch import engine
 from programs import run_program, store
 
 X = np.array([1, 2, 3], np.float32)
@@ -140,19 +141,22 @@ def test_devices():
 @pytest.mark.parametrize("what", ["run", "write"])
 def test_too_little_memory_of_a_device_is_one_line(monkeypatch, what):
     ir = popxl.Ir()
+    stream = popxl.h2d_stream((), popxl.float32)
     with ir.main_graph:
         variable = popxl.variable(1.0)
+        ops.host_load(stream)
 
-    def fail(*args):
+    def fail(array):
         raise torch.OutOfMemoryError(
             "CUDA out of memory. Tried to allocate 7.20 GiB. GPU 0 has a total capacity of 79.15 "
             "GiB of which 1.50 GiB is free. Including other memory, more is in use.\nTrace"
         )
 
     with popxl.Session(ir) as session:
-        monkeypatch.setattr(session._engine, what, fail)
+        monkeypatch.setattr(engine, "to_torch", fail)
         with pytest.raises(MemoryError) as raised:
-            session.run()
+            if what == "run":
+                session.run({stream: np.float32(1)})
             session.write_variable_data(variable, 2.0)
     assert str(raised.value).startswith(
         "the device is out of memory: Tried to allocate 7.20 GiB; GPU 0 has a total capacity of "

@@ -9,9 +9,9 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl.backend.gpu import lanes, room
-from popxl.backend.gpu.streamed_slots import StreamedStore
-from popxl.backend.parts import Update
+from popxl_torch.backends.cuda import lanes, room
+from popxl_torch.backends.cuda.streamed_slots import StreamedStore
+from popxl_torch.lowering.parts import Update
 from programs import store
 from recording_lanes import RecordingLanes
 

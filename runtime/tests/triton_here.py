@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytest.importorskip("triton", reason="triton is not installed: it is in requirements-dev.txt")
 
 import triton.language as tl  # noqa: E402
-from popxl.backend.gpu import kernels, matrix_kernels  # noqa: E402
+from popxl_torch.backends.cuda import kernels, matrix_kernels  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 __all__ = ["DEVICE", "TOLERANCE", "dtypes", "held_once", "kernels", "matrix_kernels", "random"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import popxl
-from popxl.machine import fastest_matmul_type, matmul_rate
+from popxl_torch.analysis.cost import cost_of
+from popxl_torch.machine import fastest_matmul_type, matmul_rate
 from timing import fill_randomly, inputs_of, share, show
 
 from config import BloomConfig
@@ -24,7 +25,7 @@ def main(rounds: int = 3, layers: int = LAYERS) -> None:
     model.embedding.vocab_size = VOCABULARY
     execution.tensor_parallel_1 = execution.tensor_parallel_2 = 1
     session = inference(config)
-    work = session.ir.main_graph.cost().operations
+    work = cost_of(session.ir.main_graph).operations
     dtype = fastest_matmul_type(PRODUCTS, popxl.float16)
     with session:
         fill_randomly(session)

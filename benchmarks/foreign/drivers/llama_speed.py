@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import popxl
-from popxl.machine import read_bandwidth
+from popxl_torch.machine import read_bandwidth
 from timing import fill_randomly, inputs_of, share, show
 
 from config import LlamaConfig

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import popxl
-import popxl_torch
 from popxl import ops
 
 from ..graph_cache import GraphCache
@@ -22,7 +21,8 @@ def composite(name: str, build: Callable[..., popxl.Tensor]) -> Callable[..., po
     The graph is made once in an Ir for each set of shapes, dtypes and settings.
     """
     build.__name__ = build.__qualname__ = f"popxl_addons.{name}"  # the graph's name
-    popxl_torch.composite(name)(build)
+    # What `popxl_torch.composite` does; `popxl.Ir.create_graph` reads it, and the SDK does not.
+    setattr(build, "__popxl_composite__", (name, 1, {}))  # noqa: B010
     cache = GraphCache()
 
     def call(*args: Any) -> popxl.Tensor:

@@ -1,1 +1,0 @@
-"""How a program is run: graphs lowered to torch, replicas as axes of one computation."""

@@ -1,0 +1,143 @@
+"""Attention of one token a row over a KV cache: one call for all rows, heads and shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from popxl_torch.backends.cpu.library import (
+    ATTENTION,
+    CHUNK,
+    FLOATS,
+    KEEP,
+    TYPES,
+    Library,
+    is_packed,
+    joint_mesh,
+    mesh_sizes,
+    mesh_strides,
+)
+
+
+def token_attention(
+    native: Library,
+    lead: int,
+    tokens: Sequence[torch.Tensor],
+    caches: Sequence[torch.Tensor],
+    slopes: torch.Tensor,
+    positions: torch.Tensor,
+    row: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Put each row's key and value in its caches and attend over what is filled.
+
+    Args:
+        lead: the number of mesh axes in front of every tensor.
+        tokens: queries, keys and values, `(*mesh, rows, heads, size)`.
+        caches: of keys and values, `(*mesh, rows, heads, length, size)`, written to.
+        slopes: float32 `(*mesh, heads)`.
+        positions: int32 `(*mesh, rows)`, the same for all shards.
+        row: int32; the row of the caches that all tokens belong to, one after the other. Without
+            it they are one of each row.
+
+    Returns:
+        `(*mesh, rows, heads, size)`; None where this kernel does not do it, and nothing is
+        written.
+    """
+    count, heads, size = tokens[0].shape[lead:]
+    rows, _, length, _ = caches[0].shape[lead:]
+    if not _fits(lead, tokens, caches, slopes, positions, count) or not _is_number(row):
+        return None
+    mesh = joint_mesh(lead, *tokens, *caches, slopes)
+    if any(cache.shape[:lead] != mesh for cache in caches):
+        return None  # two shards would write to one place
+    result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
+    together = [slice(0, count)] if row is None else [slice(i, i + 1) for i in range(count)]
+    for some in together:
+        index = (slice(None),) * lead + (some,)
+        q, k, v, out = (t[index] for t in (*tokens, result))
+        native.run(
+            ATTENTION,
+            out,
+            *(t.data_ptr() for t in (q, k, v, slopes, positions[..., some])),
+            0 if row is None else row.data_ptr(),
+            *(t.data_ptr() for t in (*caches, out)),
+            *(TYPES[q.dtype], some.stop - some.start, heads, size, rows, length),
+            *mesh_sizes(mesh),
+            *(s for t in (q, k, v) for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 2])),
+            *(s for t in caches for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 3])),
+            *mesh_strides(slopes, lead),
+            *(*mesh_strides(out, lead), *out.stride()[lead : lead + 2]),
+        )
+    return result
+
+
+def _is_number(value: torch.Tensor | None) -> bool:
+    """Whether a number is held once, as the kernels read it, or not given."""
+    return value is None or (value.numel() == 1 and value.dtype == torch.int32)
+
+
+def _fits(
+    lead: int,
+    tokens: Sequence[torch.Tensor],
+    caches: Sequence[torch.Tensor],
+    slopes: torch.Tensor,
+    positions: torch.Tensor,
+    count: int,
+) -> bool:
+    alike = (*tokens, *caches)
+    return (
+        lead <= 3
+        and positions.numel() == count
+        and positions.dtype == torch.int32
+        and is_packed(positions)
+        and slopes.dtype == torch.float32
+        and is_packed(slopes)
+        and tokens[0].dtype in FLOATS
+        and all(t.dtype == tokens[0].dtype and t.device.type == "cpu" for t in alike)
+        and all(is_packed(t) for t in alike)
+    )
+
+
+def chunk_attention(
+    native: Library,
+    lead: int,
+    tokens: Sequence[torch.Tensor],
+    caches: Sequence[torch.Tensor],
+    slopes: torch.Tensor,
+    position: torch.Tensor,
+    row: torch.Tensor,
+) -> torch.Tensor | None:
+    """Put a chunk of tokens of one row in its caches and attend over what is filled.
+
+    Args:
+        lead: the number of mesh axes in front of every tensor.
+        tokens: queries, keys and values, `(*mesh, tokens, heads, size)`.
+        caches: of keys and values, `(*mesh, rows, heads, length, size)`, written to.
+        slopes: float32 `(*mesh, heads)`.
+        position, row: int32, of the first token and of all; the same for all shards.
+
+    Returns:
+        `(*mesh, tokens, heads, size)`; None where this kernel does not do it, and nothing is
+        written.
+    """
+    count, heads, size = tokens[0].shape[lead:]
+    rows, _, length, _ = caches[0].shape[lead:]
+    if not (_fits(lead, tokens, caches, slopes, position, 1) and _is_number(row)) or count > length:
+        return None
+    mesh = joint_mesh(lead, *tokens, *caches, slopes)
+    if any(cache.shape[:lead] != mesh for cache in caches):
+        return None  # two shards would write to one place
+    result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
+    fields = (
+        *(t.data_ptr() for t in (*tokens, slopes, position, row, *caches, result)),
+        *(TYPES[tokens[0].dtype], count, heads, size, rows, length),
+        *mesh_sizes(mesh),
+        *(s for t in tokens for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 2])),
+        *(s for t in caches for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 3])),
+        *mesh_strides(slopes, lead),
+        *(*mesh_strides(result, lead), *result.stride()[lead : lead + 2]),
+    )
+    native.run(KEEP, result, *fields)
+    native.run(CHUNK, result, *fields)
+    return result

@@ -1,0 +1,149 @@
+"""Elementwise ops and reductions of rows, done one after another while a row is in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from popxl_torch.backends.cpu.library import ELEMENTWISE, TYPES, Library
+from popxl_torch.memory.arrays import broadcast_shapes
+
+OUTER_AXES, MOST_OPERANDS, MOST_STEPS, MOST_REGISTERS = 7, 8, 24, 16
+"""What the kernel has room for."""
+
+LOADED = {**TYPES, torch.int32: 5, torch.bool: 6}
+"""The numbers of the types that operands may have."""
+
+KINDS = (
+    "load",
+    "constant",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "maximum",
+    "negate",
+    "abs",
+    "sqrt",
+    "exp",
+    "log",
+    "tanh",
+    "relu",
+    "swish",
+    "cos",
+    "sin",
+    "greater",
+    "equal",
+    "where",
+    "cast",
+    "sum",
+    "mean",
+    "max",
+    "softmax",
+)
+"""What a step may do, in the order of the kernel's numbers."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `kind` of the registers `of` into the register `to`.
+
+    Attributes:
+        dtype: what the result is rounded to.
+        one: whether there is one element a row.
+        value: of a constant.
+    """
+
+    kind: str
+    to: int
+    of: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    one: bool = False
+    value: float = 0.0
+
+
+class RowProgram:
+    """Steps, the last of which makes the result.
+
+    Args:
+        shape: of the result, without the mesh.
+        dtype: of the result.
+        lead: the number of mesh axes in front of every operand.
+    """
+
+    def __init__(
+        self,
+        native: Library,
+        steps: list[Step],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        lead: int,
+    ):
+        assert len(steps) <= MOST_STEPS
+        self.native, self.shape, self.dtype, self.lead = native, shape, dtype, lead
+        packed = [number for step in steps for number in _packed(step)]
+        self._program = packed + [0] * (9 * (MOST_STEPS - len(steps)))
+        self._steps = len(steps)
+        self.__name__ = "elementwise"
+
+    def __call__(self, *operands: torch.Tensor) -> torch.Tensor:
+        mesh = broadcast_shapes(*(t.shape[: self.lead] for t in operands))
+        result = torch.empty((*mesh, *self.shape), dtype=self.dtype)
+        self.into(result, operands)
+        return result
+
+    def into(self, result: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> None:
+        """Write the result to memory that is there, `(*mesh, *shape)`."""
+        if not result.numel():
+            return
+        *outer, row = result.shape
+        fill = OUTER_AXES - len(outer)
+        strided: list[int] = []
+        for t in operands:
+            strided += [t.data_ptr(), LOADED[t.dtype], *[0] * fill, *self._strides(t, result)]
+        strided += [0] * (10 * (MOST_OPERANDS - len(operands)))
+        self.native.run(
+            ELEMENTWISE,
+            result,
+            *(*[1] * fill, *outer, row, self._steps),
+            *(result.data_ptr(), TYPES[result.dtype], *[0] * fill, *result.stride()),
+            *strided,
+            *self._program,
+        )
+
+    def _strides(self, t: torch.Tensor, result: torch.Tensor) -> list[int]:
+        """Of an operand along the result's axes, 0 where it is repeated."""
+        missing, steps = result.ndim - t.ndim, list(zip(t.shape, t.stride(), strict=True))
+        aligned = [*steps[: self.lead], *[(1, 0)] * missing, *steps[self.lead :]]
+        return [0 if size == 1 else stride for size, stride in aligned]
+
+
+class Concat:
+    """Tensors joined along an axis, each copied to its part of the result.
+
+    Args:
+        lead: the number of mesh axes.
+        axis: counted from the end.
+    """
+
+    def __init__(self, native: Library, lead: int, axis: int, dtype: torch.dtype):
+        self.lead, self.axis, self.dtype = lead, axis, dtype
+        self._copy = RowProgram(native, [Step("load", 0, (0,))], (), dtype, lead)
+        self.__name__ = "concat"
+
+    def __call__(self, *parts: torch.Tensor) -> torch.Tensor:
+        mesh = broadcast_shapes(*(t.shape[: self.lead] for t in parts))
+        shape = [*mesh, *parts[0].shape[self.lead :]]
+        sizes = [t.shape[self.axis] for t in parts]
+        shape[self.axis] = sum(sizes)
+        result = torch.empty(shape, dtype=self.dtype)
+        for place, part in zip(result.split(sizes, self.axis), parts, strict=True):
+            self._copy.into(place, (part,))
+        return result
+
+
+def _packed(step: Step) -> list:
+    a, b, c = (*step.of, 0, 0, 0)[:3]
+    number = TYPES.get(step.dtype, TYPES[torch.float32])
+    return [KINDS.index(step.kind), step.to, a, b, c, number, int(step.one), 0, step.value]

@@ -1,0 +1,74 @@
+"""A part of a tensor replaced at a place that is read when it is done: no decision of Python's."""
+
+from __future__ import annotations
+
+import torch
+
+from popxl_torch.backends.cpu.library import PUT, Library
+from popxl_torch.memory.arrays import broadcast_shapes
+
+AXES = 8
+"""The axes that the kernel knows, those of the mesh included."""
+
+
+def put(
+    native: Library,
+    lead: int,
+    target: torch.Tensor,
+    index: torch.Tensor,
+    update: torch.Tensor,
+    axes: tuple[int, ...],
+    sizes: tuple[int, ...],
+) -> bool:
+    """Replace a part of `target`, in its memory.
+
+    Args:
+        lead: the number of mesh axes in front of every tensor.
+        target: `(*mesh, *shape)`, its mesh that of all three.
+        index: where the part begins along each of `axes`, `(*mesh, ..., len(axes))`.
+        update: `(*mesh, *shape)` but for `axes`, along which it has `sizes`.
+        axes: counted from the end.
+
+    Returns:
+        False where the kernel does not do it.
+    """
+    rank = target.ndim
+    starts = index.reshape(*index.shape[:lead], -1)
+    # Threads write lines of one place each: none may be held once for several shards.
+    if (
+        rank > AXES
+        or target.device.type != "cpu"
+        or starts.shape[-1] != len(axes)
+        or index.dtype not in (torch.int32, torch.int64)
+        or update.dtype != target.dtype
+        or broadcast_shapes(target.shape[:lead], starts.shape[:lead]) != target.shape[:lead]
+        or not update.numel()
+    ):
+        return False
+    part = list(target.shape)
+    for axis, size in zip(axes, sizes, strict=True):
+        part[axis] = size
+    update = update.expand(*part)
+    spread = starts.expand(*target.shape[:lead], len(axes))
+    fill = AXES - rank
+    size, zeros = target.element_size(), [0] * fill
+    moved = [0] * (AXES - len(axes))
+    native.run(
+        PUT,
+        target,
+        *(t.data_ptr() for t in (update, spread, target)),
+        *(size, int(index.dtype == torch.int64)),
+        *([1] * fill + part),
+        *(zeros + _bytes(target.stride(), size)),
+        *(zeros + _bytes(update.stride(), size)),
+        *(zeros + _bytes(spread.stride()[:lead], spread.element_size()) + [0] * (rank - lead)),
+        len(axes),
+        *([target.stride(axis) * size for axis in axes] + moved),
+        *([target.shape[axis] - n for axis, n in zip(axes, sizes, strict=True)] + moved),
+        spread.stride(-1) * spread.element_size(),
+    )
+    return True
+
+
+def _bytes(strides: tuple[int, ...], size: int) -> list[int]:
+    return [stride * size for stride in strides]

@@ -1,0 +1,1 @@
+"""Every op in torch: what other back ends are tested against."""

@@ -1,0 +1,1 @@
+"""Replicas as mesh axes, and collectives over these, within a process and across processes."""

@@ -1,0 +1,1 @@
+"""Which ops are computed at once: found by the structure of a graph, or declared."""

@@ -1,0 +1,88 @@
+"""Kernels that stand in for whole graphs.
+
+A graph that the program declared (`popxl_torch.composite`), under a name and version that a kernel
+knows and with the signature that it expects, is not run op by op: the kernel is called instead. The
+graph remains the meaning; tests hold the kernel against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import ModuleType
+
+import torch
+from popxl.graph import Graph, Op
+
+from popxl_torch.backends.cpu.library import Library
+from popxl_torch.collectives.mesh import Mesh
+
+Factory = Callable[[Graph, Mesh, "Composites", torch.nn.Module], torch.nn.Module | None]
+"""Makes the kernel of one graph, with the kernels of the device, and the lowered graph to fall back
+on; None where the graph is not what the kernel knows."""
+
+_FACTORIES: dict[tuple[str, int], Factory] = {}
+
+
+def kernel_for(name: str, version: int = 1) -> Callable[[Factory], Factory]:
+    """Register the kernel for graphs declared as `name` of that version."""
+
+    def register(factory: Factory) -> Factory:
+        _FACTORIES[name, version] = factory
+        return factory
+
+    return register
+
+
+def is_declared(graph: Graph, name: str, version: int = 1) -> bool:
+    """Whether the program declared that a graph, unchanged since, computes `name`."""
+    declared = graph._declaration
+    return declared is not None and (declared.name, declared.version) == (name, version)
+
+
+def has_signature(
+    graph: Graph,
+    inputs: Iterable[tuple[str, tuple[int, ...]]],
+    outputs: Iterable[tuple[str, tuple[int, ...]]],
+    by_ref: tuple[int, ...] = (),
+    attributes: Iterable[str] = (),
+) -> bool:
+    """Whether a declared graph has just these inputs and outputs, dtype and shape, and attributes.
+
+    Args:
+        by_ref: the inputs that are by reference.
+        attributes: the names of the declared attributes.
+    """
+    declared = graph._declaration
+    return (
+        declared is not None
+        and set(declared.attributes) == set(attributes)
+        and [(t.dtype.name, t.shape) for t in graph.inputs] == list(inputs)
+        and [(t.dtype.name, t.shape) for t in graph.outputs] == list(outputs)
+        and tuple(i for i, t in enumerate(graph.inputs) if t in graph._by_ref_inputs) == by_ref
+    )
+
+
+class Composites:
+    """The kernels that a session uses: all that are known, or none."""
+
+    def __init__(
+        self, enabled: bool = True, native: Library | None = None, gpu: ModuleType | None = None
+    ):
+        """
+        Args:
+            native, gpu: the kernels for the device, `gpu/kernels.py` on a GPU, where there are any.
+        """
+        self.enabled = enabled
+        self.native, self.gpu = (native, gpu) if enabled else (None, None)
+        if enabled:
+            # They register their kernels.
+            from popxl_torch.lowering import attention, decompression, norms  # noqa: F401
+
+    def find(self, op: Op, mesh: Mesh, lowered: torch.nn.Module) -> torch.nn.Module | None:
+        """The kernel for the graph that `op` calls, if there is one."""
+        graph = op.graphs[0]
+        declared = graph._declaration
+        if not self.enabled or declared is None:
+            return None
+        factory = _FACTORIES.get((declared.name, declared.version))
+        return factory(graph, mesh, self, lowered) if factory else None

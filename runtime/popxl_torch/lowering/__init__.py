@@ -1,0 +1,1 @@
+"""From graphs to torch.fx, one module a graph."""

@@ -1,0 +1,318 @@
+"""How each kind of op becomes torch: a small function a kind, which adds nodes to a torch.fx graph.
+
+A rule gets the op, the nodes of its inputs and an `Emitter`; it returns the node of the output (a
+list of nodes for several).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's custom
+from popxl.graph import Op
+from torch.fx import Node
+
+from popxl_torch.backends.reference import functions as kernels
+from popxl_torch.backends.reference import indexing
+from popxl_torch.backends.reference.matmul import matmul
+from popxl_torch.collectives.across import AcrossProcesses
+from popxl_torch.collectives.within import Collectives
+
+
+class Emitter(Protocol):
+    """What a rule may use."""
+
+    lead: int
+    device: torch.device
+    collectives: Collectives | AcrossProcesses
+
+    def call(self, function: Callable, *args: Any, **kwargs: Any) -> Node:
+        """Add a call."""
+
+    def collective(self, op: Op, x: Node) -> Node:
+        """Add the collective that `op` asks for."""
+
+
+Rule = Callable[[Emitter, Op, list[Node]], Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*kinds: str) -> Callable[[Rule], Rule]:
+    """Register a rule."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+def rule_of(kind: str) -> Rule:
+    """The rule of a kind of op.
+
+    Raises:
+        NotImplementedError: where none is registered.
+    """
+    if kind not in RULES:
+        files = __name__.replace(".", "/")
+        raise NotImplementedError(
+            f"op {kind!r} has no entry in RULES: register a function with @rule({kind!r}) in one "
+            f"of runtime/{files}*.py"
+        )
+    return RULES[kind]
+
+
+def aligned(b: Emitter, op: Op, args: list[Node], rank: int) -> list[Node]:
+    """The inputs with axes inserted so that they broadcast behind the mesh."""
+    if not b.lead:
+        return args
+    return [
+        a if t.rank == rank else b.call(kernels.align, a, b.lead, rank - t.rank)
+        for a, t in zip(args, op.inputs, strict=True)
+    ]
+
+
+_ELEMENTWISE: dict[str, Callable] = {
+    "abs": torch.abs,
+    "negate": torch.neg,
+    "sign": torch.sign,
+    "ceil": torch.ceil,
+    "floor": torch.floor,
+    "cos": torch.cos,
+    "sin": torch.sin,
+    "exp": torch.exp,
+    "log": torch.log,
+    "log2": torch.log2,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "swish": kernels.swish,
+    "isfinite": torch.isfinite,
+    "isinf": torch.isinf,
+    "isnan": torch.isnan,
+    "logical_not": torch.logical_not,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "pow": torch.pow,
+    "equal": torch.eq,
+    "greater": torch.gt,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "maximum": kernels.maximum,
+    "where": torch.where,
+    "scaled_add": kernels.scaled_add,
+}
+
+
+@rule(*_ELEMENTWISE)
+def _elementwise(b: Emitter, op: Op, args: list[Node]) -> Node:
+    rank = max(t.rank for t in op.inputs)
+    return b.call(_ELEMENTWISE[op.kind], *aligned(b, op, args, rank))
+
+
+@rule("div", "fmod")
+def _divide(b: Emitter, op: Op, args: list[Node]) -> Node:
+    args = aligned(b, op, args, max(t.rank for t in op.inputs))
+    if op.inputs[0].dtype.is_floating_point:
+        return b.call(torch.div if op.kind == "div" else torch.fmod, *args)
+    return b.call(kernels.integer_div if op.kind == "div" else kernels.integer_fmod, *args)
+
+
+@rule("gelu")
+def _gelu(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(F.gelu, args[0], approximate="tanh")
+
+
+@rule("geluerf")
+def _geluerf(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(F.gelu, args[0])
+
+
+@rule("cast")
+def _cast(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.cast, args[0], op.outputs[0].dtype.as_torch())
+
+
+@rule("clip")
+def _clip(b: Emitter, op: Op, args: list[Node]) -> Node:
+    bounds = {"min": op.min, "max": op.max}
+    finite = {k: v for k, v in bounds.items() if abs(v) != float("inf")}
+    return b.call(kernels.clip, args[0], **finite) if finite else args[0]
+
+
+@rule("increment_mod")
+def _increment_mod(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.increment_mod, args[0], op.increment, op.modulus)
+
+
+# --- reductions ---
+
+_REDUCTIONS: dict[str, Callable] = {
+    "sum": kernels.reduce_sum,
+    "mean": kernels.reduce_mean,
+    "prod": kernels.reduce_prod,
+    "sumsquare": kernels.reduce_sumsquare,
+    "logsumexp": kernels.reduce_logsumexp,
+    "logsum": kernels.reduce_logsum,
+    "median": kernels.reduce_median,
+    "max": torch.amax,
+    "min": torch.amin,
+}
+
+
+_OF_ONE: dict[str, Callable] = {"sumsquare": torch.square, "logsum": torch.log}
+"""What a reduction of single elements is, where it is not the element."""
+
+
+@rule(*_REDUCTIONS)
+def _reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
+    dims = tuple(a - op.inputs[0].rank for a in op.axes)
+    if not dims:
+        return b.call(_OF_ONE.get(op.kind, kernels.clone), args[0])
+    return b.call(_REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
+
+
+@rule("argmax", "argmin")
+def _arg(b: Emitter, op: Op, args: list[Node]) -> Node:
+    function = kernels.argmax if op.kind == "argmax" else kernels.argmin
+    return b.call(function, args[0], op.axis - op.inputs[0].rank, op.keepdims)
+
+
+@rule("topk")
+def _topk(b: Emitter, op: Op, args: list[Node]) -> list[Node]:
+    dim = op.axis - op.inputs[0].rank
+    both = b.call(kernels.topk, args[0], op.k, dim, op.largest, op.sorted)
+    return [b.call(operator.getitem, both, i) for i in (0, 1)]
+
+
+@rule("cumsum", "softmax")
+def _along_axis(b: Emitter, op: Op, args: list[Node]) -> Node:
+    function = kernels.cumsum if op.kind == "cumsum" else kernels.softmax
+    return b.call(function, args[0], op.axis - op.inputs[0].rank)
+
+
+@rule("layer_norm")
+def _layer_norm(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.layer_norm, *args, b.lead, op.eps)
+
+
+# --- shape ---
+
+
+@rule("identity")
+def _identity(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return args[0]
+
+
+@rule("reshape")
+def _reshape(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.reshape, args[0], b.lead, op.shape)
+
+
+@rule("transpose")
+def _transpose(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.permute, args[0], b.lead, op.permutation)
+
+
+@rule("slice")
+def _slice(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.take_part, args[0], op.bounds)
+
+
+@rule("split")
+def _split(b: Emitter, op: Op, args: list[Node]) -> list[Node]:
+    parts = b.call(torch.split, args[0], list(op.sizes), op.axis - op.inputs[0].rank)
+    return [b.call(operator.getitem, parts, i) for i in range(len(op.sizes))]
+
+
+@rule("concat")
+def _concat(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.concat, args, b.lead, op.axis - op.inputs[0].rank)
+
+
+# --- matmul ---
+
+
+@rule("matmul")
+def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
+    (x, w), dtype = args, op.outputs[0].dtype.as_torch()
+    x_rank, w_rank = (t.rank for t in op.inputs)
+    if x_rank == 1:
+        x = b.call(torch.unsqueeze, x, -2)
+    if w_rank == 1:
+        w = b.call(torch.unsqueeze, w, -1)
+    product = b.call(matmul, x, w, b.lead, dtype)
+    if x_rank == 1:
+        product = b.call(torch.squeeze, product, -2 if w_rank > 1 else -1)
+    if w_rank == 1:
+        product = b.call(torch.squeeze, product, -1)
+    return product
+
+
+# --- indexing ---
+
+
+@rule("gather")
+def _gather(b: Emitter, op: Op, args: list[Node]) -> Node:
+    groups = int(op.attributes.get("grouped", False))  # their axis is as another one of the mesh
+    lead, axis = b.lead + groups, op.axis - groups
+    return b.call(indexing.gather, *args, lead, axis, op.zero_out_of_range)
+
+
+@rule("scatter")
+def _scatter(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(indexing.scatter, *args, b.lead, op.axis - op.inputs[0].rank)
+
+
+def region(op: Op) -> dict[str, tuple[int, ...]]:
+    """Axes (from the end) and sizes of a dynamic slice or update."""
+    rank = op.inputs[0].rank
+    return {"axes": tuple(a - rank for a in op.axes), "sizes": op.sizes}
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(indexing.dynamic_slice, *args, b.lead, **region(op))
+
+
+@rule("dynamic_update")
+def _dynamic_update(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(indexing.dynamic_update, *args, b.lead, **region(op))
+
+
+@rule("onehot")
+def _onehot(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(indexing.onehot, *args, b.lead, op.num_classes, op.axis)
+
+
+# --- creation, copies, host ---
+
+
+@rule("init")
+def _init(b: Emitter, op: Op, args: list[Node]) -> Node:
+    out = op.outputs[0]
+    return b.call(
+        torch.zeros, (1,) * b.lead + out.shape, dtype=out.dtype.as_torch(), device=b.device
+    )
+
+
+@rule("copy")
+def _copy(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.clone, args[1])
+
+
+@rule("print_tensor")
+def _print(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(kernels.print_tensor, args[0], **op.attributes)
+
+
+# --- collectives ---
+
+
+@rule("all_reduce", "all_gather", "reduce_scatter")
+def _collective(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.collective(op, args[0])

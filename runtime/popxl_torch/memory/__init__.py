@@ -1,0 +1,1 @@
+"""Where values lie: cells, arrays, mapped files and their paging."""

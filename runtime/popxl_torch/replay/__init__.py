@@ -1,0 +1,1 @@
+"""What a graph did once, done again without Python."""

@@ -1,0 +1,71 @@
+"""The rooms of the runtime: which package may import which, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+RUNTIME = Path(__file__).resolve().parents[1]
+OWN = ("popxl", "popxl_addons", "popxl_torch", "popdist")
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((RUNTIME / Path(*package.split("."))).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(RUNTIME).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[tuple[str, bool]]:
+    """Each module of ours that a file imports, and whether it does so inside a function."""
+    tree = ast.parse(path.read_text())
+    late = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = str(node.module or "")
+            if node.level:
+                package = name_of(path).split(".")
+                package = package if path.name == "__init__.py" else package[:-1]
+                upper = package[: len(package) - node.level + 1]
+                base = ".".join([*upper, base] if base else upper)
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in OWN:
+                yield name, id(node) in late
+
+
+def stands_in(module: str, *rooms: str) -> bool:
+    return any(f"{module}.".startswith(f"{room}.") for room in rooms)
+
+
+@pytest.mark.parametrize("path", sources("popxl"), ids=name_of)
+def test_the_front_end_reaches_what_runs_it_only_where_a_session_is_made(path):
+    for module, late in imported(path):
+        if stands_in(module, "popxl_torch"):
+            assert (path.name, late) == ("session.py", True), f"{name_of(path)} imports {module}"
+        assert not stands_in(module, "popxl_addons"), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", sources("popxl_addons"), ids=name_of)
+def test_the_addons_stand_on_popxl_alone(path):
+    for module, _ in imported(path):
+        assert not stands_in(module, "popxl_torch"), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", sources("popxl_torch"), ids=name_of)
+def test_what_runs_programs_knows_nothing_of_the_addons(path):
+    for module, _ in imported(path):
+        assert not stands_in(module, "popxl_addons"), f"{name_of(path)} imports {module}"
