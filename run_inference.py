@@ -24,7 +24,7 @@ from utils import distributed
 from utils.checkpoints.arguments import parse_model_arguments
 from utils.generation.language_model import Generation, LanguageModel, stream_generate
 from utils.generation.request import GenerationStep
-from utils.generation.settings import TEXT, GenerationSettings, settings_of
+from utils.generation.settings import TEXT, GenerationSettings, settings_of, with_line_ends
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import say, summary, write
 
@@ -46,7 +46,8 @@ class GenerationArguments(GenerationSettings):
 
     def settings(self) -> GenerationSettings:
         """Those of the request alone."""
-        return GenerationSettings(**{name: getattr(self, name) for name in settings_of()})
+        values = {name: getattr(self, name) for name in settings_of()}
+        return GenerationSettings(**values | {"stop": tuple(map(with_line_ends, self.stop))})
 
 
 @dataclass(frozen=True)
