@@ -131,10 +131,10 @@ def checkpoint_defaults(config: BloomConfig, given: set[str]) -> dict[str, Any]:
 
 
 def load_model(config: BloomConfig) -> LanguageModel:
-    """The configured model."""
-    from utils.generation import load  # late: wrong arguments should not wait for it
+    """The configured model; its defaults are told already."""
+    from utils.generation.loading import open_model  # late: wrong arguments should not wait for it
 
-    return load(config)
+    return open_model(config)
 
 
 def given_prompt(arguments: GenerationArguments) -> str | None:

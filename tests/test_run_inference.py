@@ -61,7 +61,9 @@ def test_stop_strings_and_a_text_at_once() -> None:
 
 
 def test_a_stop_string_on_the_command_line_is_that_of_the_page() -> None:
-    done = one_shot("--prompt", "A", "--stop", r"\n--- END-OF TEXT", text="one\n--- END-OF TEXT two")
+    done = one_shot(
+        "--prompt", "A", "--stop", r"\n--- END-OF TEXT", text="one\n--- END-OF TEXT two"
+    )
     assert (done.returncode, done.stdout) == (0, b"one\n")
 
 

@@ -15,7 +15,7 @@ from modelling.program import InferenceSession, inference
 from modelling.sharding import only_replicas
 from utils import distributed
 from utils.checkpoints.memmap.reader import MemoryMaps
-from utils.generation.defaults import ends_of
+from utils.generation.defaults import ends_of, sampling_of, tell
 from utils.generation.language_model import LanguageModel
 from utils.generation.passes import Passes
 from utils.generation.tokenizer import open_tokenizer, open_with_transformers
@@ -40,7 +40,13 @@ def load(model: str | BloomConfig, **settings: Any) -> LanguageModel:
         UserError: the checkpoint or the memory maps cannot be read, are of another model than
             configured, or need more memory than there is.
     """
-    config = load_config(model, settings) if isinstance(model, str) else model
+    loaded = open_model(load_config(model, settings) if isinstance(model, str) else model)
+    tell(loaded.defaults)
+    return loaded
+
+
+def open_model(config: BloomConfig) -> LanguageModel:
+    """As `load`, without a word of the checkpoint's defaults."""
     distributed.join(config)
     if config.execution.memmap_dir is not None:
         maps = MemoryMaps(config)
@@ -59,6 +65,7 @@ def _loaded(
     config: BloomConfig, folder: Path, write: Callable[[InferenceSession], None]
 ) -> LanguageModel:
     """With the tokenizer of `folder` and the weights that `write` gives the session."""
+    defaults = sampling_of(folder)
     check_memory(config, weights=False)  # these are mapped, or given to the session part by part
     with ThreadPoolExecutor(1) as beside:  # building the session imports torch: both take long
         opened = beside.submit(open_tokenizer, folder)
@@ -71,7 +78,7 @@ def _loaded(
     if not distributed.leads():
         passes.replicas.follow()
         sys.exit()
-    return LanguageModel(passes, tokenizer)
+    return LanguageModel(passes, tokenizer, defaults)
 
 
 def check_memory(config: BloomConfig, weights: bool) -> None:
