@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from utils.generation.chat import Message, encode_chat
 from utils.generation.engine import Engine, Progress
 from utils.generation.request import GenerationStep, Request, encode_prompt
 from utils.generation.sampling import SamplingConfig
@@ -63,7 +64,7 @@ class Generation:
 
 def stream_generate(
     model: LanguageModel,
-    prompt: str,
+    prompt: str | Sequence[Message],
     sampling: SamplingConfig | None = None,
     *,
     num_tokens: int | None = None,
@@ -76,6 +77,8 @@ def stream_generate(
     iterated in turn, or in threads; each step runs what all of them wait for.
 
     Args:
+        prompt: a text, or the turns of a conversation, `{"role": …, "content": …}` each, for the
+            tokenizer's chat template.
         sampling: how tokens are chosen; as the checkpoint's generation_config.json says where None,
             and the likeliest one where that says nothing.
         num_tokens: to be generated at most, 1 or more; the checkpoint's, else 64, where None.
@@ -84,9 +87,10 @@ def stream_generate(
 
     Raises:
         UserError: when called, before anything runs: the prompt is empty or longer than the
-            context, or a setting of the request is out of bounds.
+            context, there is no chat template, or a setting of the request is out of bounds.
     """
-    ids = encode_prompt(model.tokenizer, prompt, model.passes)
+    encode: Any = encode_prompt if isinstance(prompt, str) else encode_chat
+    ids = encode(model.tokenizer, prompt, model.passes)
     if num_tokens is None:
         num_tokens = model.defaults.get("num_tokens", NUM_TOKENS)
     request = Request(
@@ -102,7 +106,7 @@ def stream_generate(
 
 def generate(
     model: LanguageModel,
-    prompt: str,
+    prompt: str | Sequence[Message],
     sampling: SamplingConfig | None = None,
     *,
     num_tokens: int | None = None,
