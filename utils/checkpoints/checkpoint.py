@@ -85,7 +85,8 @@ class Checkpoint:
         self.plain = Names(self._architecture.tensor_shapes(model))
         self.adapters: list[LoraTensors] = []
         for adapter in lora:
-            self._tensors = LoraTensors(self._tensors, self.plain, *parsed(adapter))
+            turned = self._architecture.turned_linear
+            self._tensors = LoraTensors(self._tensors, self.plain, *parsed(adapter), turned)
             self.adapters.append(self._tensors)
         self._stored = self.plain.of_all(self._tensors.names())
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from modelling.quantization import packed
-from utils.checkpoints.weight_files import CheckpointError, Stored, Tensors
+from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors
 from utils.escaping import cell, shown
 
 GPTQ_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
@@ -36,16 +36,23 @@ class GptqSettings:
         bits: of a number: 2, 4 or 8.
         group_size: inputs that share a scale; -1: all of them.
         zero_shift: what is added to stored zeros: 1 in the first version of the format.
+        act_order: whether inputs may be of groups in any order.
     """
 
     bits: int
     group_size: int
     zero_shift: int
+    act_order: bool
 
     @classmethod
     def read(cls, settings: dict[str, Any], place: str) -> GptqSettings:
         bits, group = settings.get("bits"), settings.get("group_size", -1)
-        if bits not in (2, 4, 8) or type(group) is not int or not (group == -1 or group > 0):
+        if (
+            type(bits) is not int
+            or bits not in (2, 4, 8)
+            or type(group) is not int
+            or not (group == -1 or group > 0)
+        ):
             raise CheckpointError(
                 f"{place}: GPTQ of bits {shown(bits)} and group_size {shown(group)} is not "
                 "supported: bits must be 2, 4 or 8, group_size -1 or more than 0"
@@ -55,7 +62,7 @@ class GptqSettings:
             raise CheckpointError(
                 f"{place}: checkpoint_format {cell(version)} is not supported: gptq and gptq_v2 are"
             )
-        return cls(bits, group, 1 if version == "gptq" else 0)
+        return cls(bits, group, 1 if version == "gptq" else 0, bool(settings.get("desc_act")))
 
 
 class GptqTensors:
@@ -83,10 +90,12 @@ class GptqTensors:
             return self._tensors.stored(name)
         words, zeros, scales = (self._part(module, part) for part in GPTQ_PARTS[:3])
         each = WORD // self._settings.bits
-        if len(words.shape) != 2 or words.dtype != "int32":
-            raise CheckpointError(
-                f"{words} is {words.dtype} {shown(words.shape)}, not rows of int32"
-            )
+        if len(words.shape) != 2:
+            raise CheckpointError(f"{words} has shape {shown(words.shape)}, not rows of words")
+        _check_type(words, "int32")
+        _check_type(zeros, "int32")
+        _check_type(scales, *FLOATS)
+        self._check_index(module)
         inputs, outputs = words.shape[0] * each, words.shape[1]
         size = inputs if self._settings.group_size == -1 else self._settings.group_size
         groups = -(-inputs // size)
@@ -120,6 +129,12 @@ class GptqTensors:
             words = self._tensors.stored(f"{module}.qweight")
             raise CheckpointError(f"{words} has no {part.removeprefix('.')} beside it")
         return self._tensors.stored(module + part)
+
+    def _check_index(self, module: str) -> None:
+        if f"{module}.g_idx" in self._all:
+            _check_type(self._tensors.stored(f"{module}.g_idx"), "int32", "int64")
+        elif self._settings.act_order:
+            self._part(module, ".g_idx")  # which says that it is missing
 
     def _groups(self, module: str, inputs: int, groups: int) -> torch.Tensor:
         """The group of each input."""
@@ -191,6 +206,11 @@ class PackedMatrix:
             return words, halves[begin:end, :, np.newaxis], bias[begin:end, :, np.newaxis]
 
         return rows
+
+
+def _check_type(found: Stored, *types: str) -> None:
+    if found.dtype not in types:
+        raise CheckpointError(f"{found} is of type {cell(found.dtype)}, not {' or '.join(types)}")
 
 
 def group_size_of(settings: Any) -> int | None:

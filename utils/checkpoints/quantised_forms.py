@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from utils.checkpoints.gptq import GptqTensors
-from utils.checkpoints.weight_files import CheckpointError, Stored, Tensors
+from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors
 from utils.escaping import cell, shown
 from utils.outside import read_mapping
 
@@ -86,10 +86,11 @@ class Int8Tensors:
         if not self._is_scaled(name):
             return stored
         scale = self._tensors.stored(f"{name.removesuffix('.weight')}.SCB")
-        if stored.dtype != "int8" or scale.shape != stored.shape[:1]:
+        fits = scale.shape == stored.shape[:1] and scale.dtype in FLOATS
+        if stored.dtype != "int8" or not fits:
             raise CheckpointError(
-                f"{stored} is {stored.dtype} {shown(stored.shape)} with scales "
-                f"{shown(scale.shape)}, not int8 with a scale for each output"
+                f"{stored} is {cell(stored.dtype)} {shown(stored.shape)} with scales "
+                f"{cell(scale.dtype)} {shown(scale.shape)}, not int8 with a scale for each output"
             )
         return replace(stored, dtype="float32")
 
