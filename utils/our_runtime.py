@@ -83,6 +83,11 @@ class MappedPages:
         """Those of an array without gaps."""
         return cls(array.__array_interface__["data"][0], array.nbytes)
 
+    @property
+    def mapped(self) -> bool:
+        """Whether it is a mapped file's."""
+        return self._mapped
+
     def bring(self, begin: int, end: int) -> None:
         """Read bytes `begin:end` at once, which is faster than page by page."""
         self._advise(begin, end, POPULATE_READ)
