@@ -22,9 +22,10 @@ from config import BloomConfig
 from config.options import field
 from utils import distributed
 from utils.checkpoints.arguments import parse_model_arguments
+from utils.generation.chat import Message, chat_text
 from utils.generation.language_model import Generation, LanguageModel, stream_generate
 from utils.generation.request import GenerationStep
-from utils.generation.settings import TEXT, GenerationSettings, settings_of
+from utils.generation.settings import TEXT, GenerationSettings, settings_of, with_line_ends
 from utils.setup import UserError, run_script, setup_logging
 from utils.writing import say, summary, write
 
@@ -39,6 +40,11 @@ class GenerationArguments(GenerationSettings):
     """What to continue, how, and how to show it."""
 
     prompt: str | None = field(default=None, help="continue this text, and leave")
+    chat: bool = field(
+        default=False,
+        help="answer the prompt as a turn of a conversation, by the tokenizer's chat template; "
+        "at the interactive prompt turns are kept until /new",
+    )
     no_stream: bool = field(default=False, help="print the text once it is complete")
     json: bool = field(
         default=False, help="print one JSON object with text, token ids, times and settings"
@@ -46,21 +52,50 @@ class GenerationArguments(GenerationSettings):
 
     def settings(self) -> GenerationSettings:
         """Those of the request alone."""
-        return GenerationSettings(**{name: getattr(self, name) for name in settings_of()})
+        values = {name: getattr(self, name) for name in settings_of()}
+        return GenerationSettings(**values | {"stop": tuple(map(with_line_ends, self.stop))})
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A loaded model with the settings of the command line."""
+    """A loaded model with the settings of the command line.
+
+    Attributes:
+        turns: of the conversation so far, where there is one.
+    """
 
     model: LanguageModel
     arguments: GenerationArguments
+    turns: list[Message] = dataclasses.field(default_factory=list)
 
     def steps(
         self,
         prompt: str,
         settings: GenerationSettings,
         between_chunks: Callable[[], None] = lambda: None,
+    ) -> Iterator[GenerationStep]:
+        """What continues the prompt, or answers it where `--chat` is given."""
+        if not self.arguments.chat:
+            yield from self._steps(prompt, settings, between_chunks)
+            return
+        asked, answer = {"role": "user", "content": prompt}, ""
+        steps = self._steps([*self.turns, asked], settings, between_chunks)
+        try:
+            for step in steps:
+                answer += step.text
+                yield step
+        except UserError as error:
+            hint = "; /new forgets the turns before" if self.turns else ""
+            raise UserError(f"{error}{hint}") from None
+        finally:  # an answer that is interrupted counts as far as it was shown
+            if answer:
+                self.turns.extend([asked, {"role": "assistant", "content": answer}])
+
+    def _steps(
+        self,
+        prompt: str | Sequence[Message],
+        settings: GenerationSettings,
+        between_chunks: Callable[[], None],
     ) -> Iterator[GenerationStep]:
         """Steps of `stream_generate`, with a progress bar while the prompt is read."""
         # On a terminal only (`disable=None`), and only if it takes longer than two seconds.
@@ -106,12 +141,15 @@ def main(
     setup_logging(config.execution.log_level)
     distributed.join(config)  # before what only the leader does, and may fail at
     prompt = given_prompt(arguments) if distributed.leads() else None
+    if arguments.chat and load is None and distributed.leads():
+        check_template(config)
     generator = Generator((load or load_model)(config), arguments)
     if prompt is not None:
         return one_shot(generator, prompt)
     from utils.terminal import Terminal  # late: one shot needs no line editor
 
-    return Terminal(generator.steps, arguments.settings()).run()
+    forget = generator.turns.clear if arguments.chat else None
+    return Terminal(generator.steps, arguments.settings(), forget).run()
 
 
 def checkpoint_defaults(config: BloomConfig, given: set[str]) -> dict[str, Any]:
@@ -129,11 +167,22 @@ def checkpoint_defaults(config: BloomConfig, given: set[str]) -> dict[str, Any]:
     return found
 
 
-def load_model(config: BloomConfig) -> LanguageModel:
-    """The configured model."""
-    from utils.generation import load  # late: wrong arguments should not wait for it
+def check_template(config: BloomConfig) -> None:
+    """Return if the checkpoint's tokenizer has a chat template; else raises a `UserError`.
 
-    return load(config)
+    It is opened for that before the weights, which may take long.
+    """
+    from utils.checkpoints.arguments import described  # late, as above
+    from utils.generation.tokenizer import load_tokenizer
+
+    chat_text(load_tokenizer(described(config)), [{"role": "user", "content": "Hello"}])
+
+
+def load_model(config: BloomConfig) -> LanguageModel:
+    """The configured model; its defaults are told already."""
+    from utils.generation.loading import open_model  # late: wrong arguments should not wait for it
+
+    return open_model(config)
 
 
 def given_prompt(arguments: GenerationArguments) -> str | None:

@@ -169,6 +169,7 @@ def serve(
             max_tokens=arguments.max_tokens or None,
             log_prompts=arguments.log_prompts,
             about=About.of(config),
+            defaults=loaded.defaults,
         )
 
         unwritten: list[OutputError] = []

@@ -6,7 +6,10 @@ what they cost together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from config.config import BloomConfig, ModelConfig
@@ -39,6 +42,7 @@ QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5}
 """Of an element of a matrix; scales come on top, some percent."""
 
 GIGABYTE = 1e9
+MAPS = "memory maps (generate_memmap.py, --memmap_dir)"
 
 
 def parameters(model: ModelConfig) -> int:
@@ -71,23 +75,120 @@ def pass_bytes(config: BloomConfig) -> int:
     return 4 * rows * model.hidden_size * BYTES[model.precision] + logits
 
 
-def excess(config: BloomConfig, available: int, weights: bool, share: float = 1.0) -> str:
-    """What needs more memory than there is, in a sentence; empty where nothing does.
+def needed(config: BloomConfig, weights: bool, share: float = 1.0) -> dict[str, float]:
+    """Bytes of what lies in memory, by what it is.
 
     Args:
-        available: bytes.
-        weights: whether they lie in memory, and are no mapped file's.
+        weights: whether they do, and are no mapped file's.
         share: of all replicas that lie in this memory.
     """
     parts = {"the KV cache": cache_bytes(config), "a pass": pass_bytes(config)}
     if weights:
         parts["the weights"] = weight_bytes(config)
-    needed = {name: share * count for name, count in parts.items()}
-    if sum(needed.values()) <= available:
+    return {name: share * count for name, count in parts.items()}
+
+
+def excess(config: BloomConfig, available: int, weights: bool, share: float = 1.0) -> str:
+    """What needs more memory than there is, and what would fit, in a sentence; else empty.
+
+    Args:
+        available: bytes.
+        weights, share: as of `needed`.
+    """
+    parts = needed(config, weights, share)
+    if sum(parts.values()) <= available:
         return ""
-    each = ", ".join(f"{name} {count / GIGABYTE:,.1f} GB" for name, count in needed.items())
+    each = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+    fitting = ", or ".join(_fitting(config, available, weights, share))
     return (
-        f"this needs more memory than the {available / GIGABYTE:,.1f} GB that are free: {each}: "
-        f"choose a smaller batch_size ({config.execution.batch_size}), sequence_length "
-        f"({config.model.sequence_length}) or model"
+        f"this needs {_size(sum(parts.values()))}, more memory than the {_size(available)} that "
+        f"are free: {each}; "
+        + (f"what would fit: {fitting}" if fitting else "choose a smaller model")
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / GIGABYTE:,.1f} GB"
+
+
+def fitting_layers(config: BloomConfig, available: int, share: float = 1.0) -> int:
+    """The most layers of a model whose weights, cache and passes fit; 0 where none does."""
+
+    def fits(layers: int) -> bool:
+        return sum(needed(_changed(config, layers=layers), True, share).values()) <= available
+
+    return _most(fits, config.model.layers)
+
+
+def _fitting(config: BloomConfig, available: int, weights: bool, share: float) -> list[str]:
+    """Changes of which each alone is enough; where none is, of a precision or maps with others."""
+    found = _single(config, available, weights, share)
+    if found:
+        return found
+    for precision in _smaller(config, "weight_precision"):
+        changed = _changed(config, weight_precision=precision)
+        more = _single(changed, available, weights, share) if _possible(changed) else []
+        found = found or [f"--weight_precision {precision} with {option}" for option in more]
+    if weights:
+        more = _single(config, available, False, share)
+        found += [f"{MAPS} with {option}" for option in more]
+    return found
+
+
+def _single(config: BloomConfig, available: int, weights: bool, share: float) -> list[str]:
+    """Options of which each alone is enough, the least change first."""
+
+    def fits(name: str, value: Any) -> bool:
+        changed = _changed(config, **{name: value})
+        small = sum(needed(changed, weights, share).values()) <= available
+        return small and _possible(changed)
+
+    found = []
+    for name in ("precision", "weight_precision"):
+        fitting = next((value for value in _smaller(config, name) if fits(name, value)), None)
+        found += [f"--{name} {fitting}"] if fitting else []
+    for name, now in (
+        ("batch_size", config.execution.batch_size),
+        ("sequence_length", config.model.sequence_length),
+    ):
+        most = _most(partial(fits, name), now - 1)
+        found += [f"--{name} {most}"] if most else []
+    if weights and sum(needed(config, False, share).values()) <= available:
+        found.append(MAPS)
+    return found
+
+
+def _smaller(config: BloomConfig, name: str) -> tuple[str, ...]:
+    """Precisions of fewer bits than the configured one."""
+    if name == "precision":
+        return ("bfloat16",) if config.model.precision == "float32" else ()
+    return {"full": ("int8", "int4"), "int8": ("int4",)}.get(config.model.weight_precision, ())
+
+
+def _possible(config: BloomConfig) -> bool:
+    try:
+        config.validate()
+    except ValueError:  # such as groups that do not divide a shard
+        return False
+    return True
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, 0 where none does; less fits where more does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _changed(config: BloomConfig, **changes: Any) -> BloomConfig:
+    """With other values of settings, whichever section they are of."""
+    sections = {
+        section: dataclasses.replace(
+            getattr(config, section),
+            **{n: v for n, v in changes.items() if hasattr(getattr(config, section), n)},
+        )
+        for section in ("model", "execution")
+    }
+    return dataclasses.replace(config, **sections)

@@ -33,6 +33,7 @@ class Architecture:
             its `hf_module` is the whole checkpoint.
         settings: a setting of ours -> its names in config.json, of which the first counts, and what
             transformers takes where there is none.
+        turned_linear: whether a checkpoint has the weights of linear layers as `(in, out)`.
         exact: settings that must be the checkpoint's.
         fixed_settings: what the builders implement, and what config.json means by saying nothing.
         table: the name of the embedding's weight, without ``transformer.``; a tied head has it too.
@@ -46,6 +47,7 @@ class Architecture:
     settings: Mapping[str, tuple[tuple[str, ...], Any]]
     table: str
     tensor_shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
+    turned_linear: bool = False
     exact: tuple[str, ...] = EXACT
     fixed_settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -42,6 +42,9 @@ Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 Those with a second one have it in proportion to the columns.
 """
 
+Quantized = Callable[[int, int], tuple[np.ndarray, ...]]
+"""From the first row and the one after the last to such arrays, of a matrix that has them."""
+
 
 def channel_quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 `(rows, columns)` and the float32 scale of each row: its largest magnitude / 127.
@@ -80,7 +83,7 @@ def group_quantized(rows: np.ndarray, group_size: int) -> tuple[np.ndarray, ...]
     for _ in range(ROUNDS):
         scale, bias = _halves(*_line(groups, numbers, low))
         numbers = _numbers(groups, scale, bias)
-    return _packed(numbers), scale, bias
+    return packed(numbers), scale, bias
 
 
 def _halves(scale: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +120,8 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("rgi,rgi->rg", a, b)[..., np.newaxis]
 
 
-def _packed(numbers: np.ndarray) -> np.ndarray:
-    """Four numbers a word, the first in its highest bits."""
+def packed(numbers: np.ndarray) -> np.ndarray:
+    """Four numbers a uint16 word, the first in its highest bits: a quarter of the last axis."""
     four = numbers.astype(np.uint8).view("<u4")
     words = (four & 0xF) << 12
     words |= four & 0xF00
@@ -128,12 +131,18 @@ def _packed(numbers: np.ndarray) -> np.ndarray:
 
 
 def quantize_matrix(
-    config: BloomConfig, weight: Any, rows: Axis, height: int, quantize: Quantize
+    config: BloomConfig,
+    weight: Any,
+    rows: Axis,
+    height: int,
+    quantize: Quantize,
+    quantized: Quantized | None = None,
 ) -> list[np.ndarray]:
     """The arrays of a checkpoint's `(n, m)`, rows over one axis and columns over the other.
 
     Args:
         height: of the whole; zeros are added up to it.
+        quantized: gives them where the checkpoint has them, and `quantize` only their shapes.
 
     Returns:
         Each as a variable's host data: with two axes or more `(replicas, *shard)`, those of rows
@@ -148,9 +157,13 @@ def quantize_matrix(
     def convert(top: int) -> None:
         part, begin = divmod(top, height)
         end = min(top - begin + min(begin + step, height), count)
-        with reading:  # in order: what was read leaves memory
-            block = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
-        for of_array, array in zip(shards, quantize(block), strict=True):
+        if quantized is not None:
+            arrays = quantized(top, end)
+        else:
+            with reading:  # in order: what was read leaves memory
+                block = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
+            arrays = quantize(block)
+        for of_array, array in zip(shards, arrays, strict=True):
             of_array.put(part, begin, array)
 
     tops = [

@@ -159,9 +159,11 @@ class GroupQuantizedWeight(Weight):
         return group_decompressed(words, scale, bias, self.config.model.dtype)
 
     def values(self, weight, height=None):
-        quantize = partial(group_quantized, group_size=self.config.model.group_size)
-        height = height or weight.shape[0]
-        arrays = quantize_matrix(self.config, weight, self.rows, height, quantize)
+        size, height = self.config.model.group_size, height or weight.shape[0]
+        quantize = partial(group_quantized, group_size=size)
+        in_groups = getattr(weight, "in_groups", None)  # of a matrix that is stored in 4 bits
+        ready = in_groups(size) if in_groups else None
+        arrays = quantize_matrix(self.config, weight, self.rows, height, quantize, ready)
         return dict(zip(self.names, arrays, strict=True))
 
 

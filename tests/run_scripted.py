@@ -1,7 +1,8 @@
 """`run_inference.py` with a text in place of the model, for tests of the front end.
 
 The environment's SCRIPTED_TEXT is what continues any prompt. Where it has PAUSE, a pass waits for
-Ctrl-C; where it has LISTEN, it says LISTENING on stderr.
+Ctrl-C; where it has LISTEN, it says LISTENING on stderr. With CHAT its tokenizer has a chat
+template; CONTEXT is the number of tokens that its context holds.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from utils.setup import run_script
 
 PAUSE, LISTEN = "⏸", "⏺"
 LISTENING = "listening"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 class ScriptedPasses:
@@ -69,7 +75,10 @@ class ScriptedPasses:
 def load(config: object) -> LanguageModel:
     """In place of `utils.generation.load`."""
     tokenizer = byte_level_tokenizer()
+    if "CHAT" in os.environ:
+        tokenizer.chat_template = CHAT_TEMPLATE
     passes = ScriptedPasses(tokenizer, os.environ["SCRIPTED_TEXT"])
+    passes.sequence_length = int(os.environ.get("CONTEXT", passes.sequence_length))
     return LanguageModel(passes, tokenizer)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,16 +10,17 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from config import BloomConfig, ConfigError, parse_arguments
+from config import BloomConfig, ConfigError, costs, parse_arguments
 from utils.benchmark import run_benchmark
 from utils.benchmark.arguments import Combination
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import Limit, MachineLimits
-from utils.benchmark.measuring import Samples, Timed
+from utils.benchmark.measuring import Rounds, Samples, Timed
 from utils.benchmark.plot import draw, picture
-from utils.benchmark.report import Result, Start, result_of
+from utils.benchmark.report import Layers, Result, Start, result_of
 from utils.benchmark.work import Work, work_of
 from utils.checkpoints.random_weights import fill_randomly
+from utils.generation import loading
 from utils.generation.loading import build
 from utils.generation.passes import Passes
 from utils.setup import UserError
@@ -95,7 +97,9 @@ def result_by_hand(**changed: int) -> Result:
     samples = samples_of((0.1, 50, 1000.0, 0.2), (0.2, 60, 600.0, 0.6), (0.1, 70, 700.0, 0.1))
     samples.combination = samples.combination._replace(**changed)
     limits = MachineLimits("cpu", "eyes", "float32", ())
-    return result_of(samples, Start(1.0, 2.0), Work(40, 1, 1, 1, 1), limits, 123, "hf")
+    return result_of(
+        samples, Start(1.0, 2.0), Work(40, 1, 1, 1, 1), limits, 123, Layers(2, 2), "hf"
+    )
 
 
 def test_a_share_is_the_median_of_each_pass_by_the_limit_next_to_it():
@@ -122,6 +126,80 @@ def test_a_limit_is_the_mean_of_before_and_after():
     limit.begin()
     assert limit.end() == 15
     assert limit.end() == 30
+
+
+# --- models larger than memory ---
+
+
+def room_for(layers: int, monkeypatch, *words: str) -> None:
+    """Let so much memory be free that so many layers fit, and no more."""
+    config = config_of(*words)
+    model = dataclasses.replace(config.model, layers=layers)
+    needed = sum(costs.needed(dataclasses.replace(config, model=model), True).values())
+    monkeypatch.setattr(loading, "available_memory", lambda: needed / loading.ROOM + 1)
+
+
+def test_layers_that_fit_are_measured_and_the_whole_model_is_extrapolated(capsys, monkeypatch):
+    words = [*QUICK, "--layers", "50", "--device", "cpu"]
+    room_for(3, monkeypatch, *words)
+    document = measured(capsys, *words)
+    (result,) = document["results"]
+    assert (document["extrapolated"], result["layers"], result["measured_layers"]) == (True, 50, 3)
+    whole = config_of(*words)
+    work = work_of(whole, build(whole))
+    assert result["step_bytes"] == work.step_bytes(1, 6 + 4 // 2)
+    assert result["prompt_operations"] == work.prompt_operations(6)
+
+
+def test_times_are_extrapolated_by_the_work_of_each_pass():
+    """Not by the number of layers: embedding and head are read once, whatever that is."""
+    config = config_of("--device", "cpu")
+    session = build(config)
+    fill_randomly(session, np.random.default_rng(0))
+    little = work_of(config, session)
+    much = dataclasses.replace(little, weight_bytes=7 * little.weight_bytes, cache_bytes=0)
+    samples = Samples(Combination(1, 4, 3))
+    with session:
+        rounds = Rounds(Passes(config, session), little, much, np.random.default_rng(0))
+        rounds.run(samples, MachineLimits.of(config, 4), 1)
+    assert [step.work for step in samples.steps] == [much.weight_bytes] * 2
+    assert samples.prompts[0].work == much.prompt_operations(4)
+
+
+def test_the_table_says_that_it_is_extrapolated(capsys, monkeypatch):
+    words = [*QUICK, "--layers", "50", "--device", "cpu"]
+    room_for(3, monkeypatch, *words)
+    run_benchmark(words)
+    text = capsys.readouterr().out
+    assert "EXTRAPOLATED from 3 measured layers of 50" in text
+    assert "3 of 50" in text
+
+
+def test_where_all_layers_fit_nothing_is_extrapolated(capsys):
+    document = measured(capsys, *QUICK)
+    assert (document["extrapolated"], document["results"][0]["measured_layers"]) == (False, LAYERS)
+
+
+def test_where_no_layer_fits_one_line_says_what_would(monkeypatch):
+    monkeypatch.setattr(loading, "available_memory", lambda: 10_000)
+    with pytest.raises(UserError, match=r"more memory than the 0\.0 MB that are free"):
+        run_benchmark([*QUICK, "--device", "cpu"])
+
+
+@pytest.mark.parametrize("precision", ["full", "int4"])
+def test_random_maps_are_made_once_and_measured(precision, capsys, tmp_path, caplog):
+    maps = tmp_path / "maps"
+    words = [*QUICK, "--weight_precision", precision, "--group_size", "8"]
+    words += ["--memmap_dir", str(maps)]
+    assert measured(capsys, *words)["complete"]
+    assert "random ones are made there" in caplog.text
+    caplog.clear()
+    files = {path: path.stat().st_mtime_ns for path in maps.iterdir()}
+    assert measured(capsys, *words)["complete"]
+    assert {path: path.stat().st_mtime_ns for path in maps.iterdir()} == files
+    assert not caplog.text
+    written = sum(path.stat().st_size for path in maps.glob("*.safetensors"))
+    assert written > 0.9 * costs.weight_bytes(config_of(*words[2:]))
 
 
 # --- what is printed ---

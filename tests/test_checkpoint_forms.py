@@ -255,6 +255,8 @@ def test_settings_of_gptq_may_be_in_a_file_of_their_own(tmp_path):
         ({"group_size": 8}, None, r"shape \(8, 32\).*groups of 8"),
         ({}, ".scales", "has no scales"),
         ({}, ".qzeros", "has no qzeros"),
+        ({"desc_act": True}, ".g_idx", "has no g_idx"),
+        ({"bits": 4.0}, None, "bits 4.0"),
     ],
 )
 def test_gptq_that_does_not_fit_together_is_one_line(settings, part, line, tmp_path):
@@ -265,6 +267,24 @@ def test_gptq_that_does_not_fit_together_is_one_line(settings, part, line, tmp_p
     with pytest.raises(CheckpointError, match=line) as error:
         checked(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"),
+    [("qweight", "int64"), ("qzeros", "int8"), ("scales", "int32"), ("g_idx", "bool")],
+)
+def test_parts_of_gptq_of_another_type_are_one_line(part, dtype, tmp_path):
+    tensors, _ = gptq(16, True, True)
+    tensors[f"{LAYER}.{part}"] = tensors[f"{LAYER}.{part}"].to(getattr(torch, dtype))
+    with pytest.raises(CheckpointError, match=f"{part} in .* is of type {dtype}, not "):
+        checked(write(tmp_path, tensors, quantization_config=gptq_settings(16)))
+
+
+def test_scales_of_int8_that_are_no_floats_are_one_line(tmp_path):
+    tensors = int8_tensors()
+    tensors[f"{LAYER}.SCB"] = tensors[f"{LAYER}.SCB"].to(torch.int8)
+    with pytest.raises(CheckpointError, match="with scales int8"):
+        checked(write(tmp_path, tensors, **INT8))
 
 
 def test_plain_tensors_are_still_mapped_and_not_copied(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,41 @@ def test_weights_count_where_they_lie_in_memory(monkeypatch: pytest.MonkeyPatch)
     loading.check_memory(config, weights=False)
     with pytest.raises(UserError, match="the weights 11"):
         loading.check_memory(config, weights=True)
+
+
+ROOMS = [3_000, 30_000_000, 130_000_000, 2_700_000_000, 2_790_000_000]
+
+
+@pytest.mark.parametrize("available", ROOMS)
+def test_what_would_fit_does_and_a_little_more_would_not(available: int) -> None:
+    settings = {"batch_size": 64, "layers": 40}
+    said = costs.excess(load_config("bloom_tiny", settings), available, weights=True)
+    changes = [c for c in said.partition("what would fit: ")[2].split(", or ") if c]
+    assert changes or (available < 10_000 and "choose a smaller model" in said)
+    for change in changes:
+        words = re.findall(r"--(\w+) (\w+)", change)
+        chosen = {name: int(text) if text.isdigit() else text for name, text in words}
+        weights = "memory maps" not in change
+        assert not costs.excess(load_config("bloom_tiny", settings | chosen), available, weights)
+        for name in chosen.keys() & {"batch_size", "sequence_length"}:
+            more = load_config("bloom_tiny", settings | chosen | {name: chosen[name] + 1})
+            assert costs.excess(more, available, weights)
+
+
+def test_both_figures_are_told() -> None:
+    config = load_config("bloom_176B_pod16")
+    said = costs.excess(config, 14 * 10**9, weights=True)
+    assert "this needs 369.0 GB, more memory than the 14.0 GB that are free" in said
+    assert "memory maps (generate_memmap.py, --memmap_dir) with --sequence_length" in said
+
+
+def test_a_checkpoint_whose_weights_are_made_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapped in place they do not count; in another precision they lie in memory."""
+    monkeypatch.setattr(loading, "available_memory", lambda: 25_000_000)
+    small = {"sequence_length": 64, "prompt_chunks": [16], "device": "cpu"}
+    with pytest.raises(UserError, match=r"the weights 27\.\d MB.*--precision bfloat16"):
+        loading.load("bloom_tiny", **small)
+    assert loading.load("bloom_tiny", **small, precision="float16")
 
 
 COMMANDS = [

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from config import REPOSITORY
 from run_inference import main
+from utils.generation import SamplingConfig, generate, load
 from utils.generation.defaults import ends_of, sampling_of
 from utils.setup import UserError
 
@@ -56,7 +57,15 @@ def test_sampling_is_that_of_a_generation_config_that_transformers_wrote(tmp_pat
 def test_without_do_sample_it_stays_greedy(tmp_path):
     values = {"temperature": 0.6, "top_k": 30, "repetition_penalty": 1.1}
     assert sampling_of(folder(tmp_path, values)) == {"repetition_penalty": 1.1}
-    assert sampling_of(folder(tmp_path, {"do_sample": True})) == {"temperature": 1.0}
+    said = sampling_of(folder(tmp_path, values | {"do_sample": False}))
+    assert said == {"repetition_penalty": 1.1, "temperature": 0.0}
+
+
+def test_drawing_without_a_word_on_how_is_that_of_transformers(tmp_path):
+    found = sampling_of(folder(tmp_path, {"do_sample": True, "top_p": 0.5}))
+    defaults = GenerationConfig._get_default_generation_params()
+    wanted = {name: defaults[name] for name in ("temperature", "top_k")}
+    assert found == {**wanted, "top_p": 0.5}
 
 
 @pytest.mark.parametrize("wrong", [{"top_p": 7}, {"temperature": "hot"}, {"top_k": -3}])
@@ -101,3 +110,14 @@ def test_what_a_person_gives_counts_more(mine, capsys):
     at = [i for i, token in enumerate(whole["ids"]) if token in (2, found["ids"][-1])]
     assert found["ids"] == whole["ids"][: at[0] + 1]
     assert found["finish_reason"] == "end_of_text"
+
+
+def test_the_python_interface_takes_it_too_and_says_so(mine, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = load("bloom_tiny", hf_model=str(mine))
+    assert [r for r in caplog.records if "num_tokens 7" in r.getMessage()]
+    found = generate(model, "And the king said")
+    assert found.last.generated_tokens <= 7
+    wanted = SamplingConfig(repetition_penalty=1.5)
+    assert found.tokens == generate(model, "And the king said", wanted, num_tokens=7).tokens
+    assert model.sampling == wanted

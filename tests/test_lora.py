@@ -71,6 +71,23 @@ def test_an_adapter_is_merged_as_by_peft(settings, base, tmp_path):
     assert_equal_to_pefts(base, [adapter(tmp_path / "one", **settings)])
 
 
+def test_where_linear_layers_lie_is_not_the_adapters_to_say(base, tmp_path):
+    """PEFT goes by the layer, also where a square matrix would fit either way."""
+    folder = adapter(tmp_path, fan_in_fan_out=True, target_modules=["dense"])
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"fan_in_fan_out": True}))
+    assert_equal_to_pefts(base, [folder])
+
+
+@pytest.mark.parametrize("rank", [3, None, "4"])
+def test_a_rank_that_is_not_that_of_the_matrices_is_refused(rank, base, tmp_path):
+    folder = adapter(tmp_path)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"r": rank}))
+    with pytest.raises(CheckpointError, match=r"r is .*of rank 4"):
+        open_checkpoint(base, lora=[str(folder)])
+
+
 def test_several_adapters_are_merged_in_order(base, tmp_path):
     folders = [adapter(tmp_path / str(n), seed=n, r=n + 1) for n in range(2)]
     assert_equal_to_pefts(base, folders)

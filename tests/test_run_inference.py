@@ -60,6 +60,18 @@ def test_stop_strings_and_a_text_at_once() -> None:
     assert b"ended by: stop_string" in done.stderr
 
 
+def test_a_stop_string_on_the_command_line_is_that_of_the_page() -> None:
+    done = one_shot(
+        "--prompt", "A", "--stop", r"\n--- END-OF TEXT", text="one\n--- END-OF TEXT two"
+    )
+    assert (done.returncode, done.stdout) == (0, b"one\n")
+
+
+def test_a_prompt_may_begin_with_hyphens() -> None:
+    done = one_shot("--json", "--prompt", "--well-known fact")
+    assert json.loads(done.stdout)["prompt"] == "--well-known fact"
+
+
 def test_json_has_the_text_its_ids_and_the_settings_that_repeat_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

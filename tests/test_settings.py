@@ -24,6 +24,7 @@ ODD = {int: 3, float: 0.5, tuple: ("a",)}
 
 def stand_in(**more: Any) -> Any:
     """A service for a page that is only looked at."""
+    more = {"defaults": {}, **more}
     passes = SimpleNamespace(sequence_length=64, vocab_size=99, batch_size=1)
     engine = SimpleNamespace(passes=passes, max_queue=4)
     return SimpleNamespace(engine=engine, max_tokens=64, about=About(), **more)
@@ -67,6 +68,23 @@ def test_a_setting_is_a_parameter_of_the_api_with_its_default(page: gr.Blocks, n
     default = settings_of()[name].default
     assert found["parameter_has_default"]
     assert found["parameter_default"] == (list(default) if default == () else default)
+
+
+def test_page_and_api_begin_with_what_the_checkpoint_says() -> None:
+    defaults = {"temperature": 2.5, "top_k": 30, "repetition_penalty": 0.9, "num_tokens": 17}
+    page = build_page(stand_in(defaults=defaults))
+    shown = {getattr(b, "elem_id", ""): getattr(b, "value", None) for b in page.blocks.values()}
+    parameters = page.get_api_info()["named_endpoints"]["/generate"]["parameters"]
+    sent = {p["parameter_name"]: p.get("parameter_default") for p in parameters}
+    for name, value in defaults.items():
+        assert (name, shown[name], sent[name]) == (name, value, value)
+    assert (shown["top_p"], sent["top_p"]) == (1.0, 1.0)
+
+
+def test_a_request_that_gives_a_setting_overrules_the_checkpoint() -> None:
+    defaults = {"temperature": 0.5, "num_tokens": 17}
+    settings = checked({"temperature": 0.0}, 64, defaults=defaults)
+    assert (settings.temperature, settings.num_tokens) == (0.0, 17)
 
 
 @pytest.mark.parametrize("name", settings_of())

@@ -19,8 +19,8 @@ import popxl
 try:
     from popxl_torch import cache, machine
     from popxl_torch.analysis.cost import Collective, Cost, cost_of, memory_of
+    from popxl_torch.cache.private_folder import NotPrivateError, PrivateFolder
     from popxl_torch.memory import system as memory
-    from popxl_torch.private_folder import NotPrivateError, PrivateFolder
     from popxl_torch.traffic import Traffic
 except ImportError:
     cache = machine = memory = None  # type: ignore[assignment]
@@ -82,6 +82,11 @@ class MappedPages:
     def of(cls, array: np.ndarray) -> MappedPages:
         """Those of an array without gaps."""
         return cls(array.__array_interface__["data"][0], array.nbytes)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is a mapped file's."""
+        return self._mapped
 
     def bring(self, begin: int, end: int) -> None:
         """Read bytes `begin:end` at once, which is faster than page by page."""

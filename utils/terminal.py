@@ -28,6 +28,7 @@ COMMANDS = """\
 /settings         show all settings
 /set NAME VALUE   change one, such as: /set temperature 0.8
 /help             show these lines
+/new              forget the turns before, where --chat keeps them
 quit              leave, as Ctrl-D does"""
 INTERRUPTED = 128 + signal.SIGINT
 SHOWN_PROMPT = 40  # characters of the last prompt shown in brackets
@@ -43,10 +44,19 @@ class Terminal:
 
     What is asked and said goes to the terminal or stderr. On stdout is the continuation, after its
     prompt if that is a terminal.
+
+    Args:
+        forget: begins a conversation anew; None where each prompt is on its own.
     """
 
-    def __init__(self, generate: Generate, settings: GenerationSettings):
+    def __init__(
+        self,
+        generate: Generate,
+        settings: GenerationSettings,
+        forget: Callable[[], None] | None = None,
+    ):
         self._generate = generate
+        self._forget = forget
         self._settings = settings
         self._prompt = ""
         self._asked = False
@@ -89,6 +99,9 @@ class Terminal:
                 say(_listed(self._settings))
             elif command == "/set":
                 self._set(rest)
+            elif command == "/new" and self._forget is not None:
+                self._forget()
+                say("The conversation begins anew.")
             elif line:
                 return line
             else:
@@ -120,7 +133,7 @@ class Terminal:
             try:
                 for step in self._generate(prompt, settings, interrupt.check):
                     if step.generated_tokens == 1 and sys.stdout.isatty():
-                        sys.stdout.write(marked(prompt))
+                        sys.stdout.write(marked(prompt) + ("\n" if self._forget else ""))
                     write(step.text)
                     ended_by = step.finish_reason or ended_by
                     interrupt.check()

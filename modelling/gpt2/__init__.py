@@ -15,4 +15,5 @@ ARCHITECTURE = Architecture(
     fixed_settings=FIXED_SETTINGS,
     table=TABLE,
     tensor_shapes=tensor_shapes,
+    turned_linear=True,
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +19,21 @@ from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Rounds, Samples, progress_of
-from utils.benchmark.report import Result, Start, as_json, as_text, result_of
+from utils.benchmark.report import Layers, Result, Start, as_json, as_text, result_of
 from utils.benchmark.work import work_of
+from utils.checkpoints.memmap.manifest import MANIFEST
+from utils.checkpoints.memmap.random_maps import make_random_maps
 from utils.checkpoints.memmap.reader import MemoryMaps
 from utils.checkpoints.random_weights import fill_randomly
-from utils.generation.loading import check_memory
+from utils.generation.loading import build, check_memory, fitting_layers
 from utils.generation.passes import Passes
 from utils.our_runtime import machine, peak_memory, restart_peak_memory
 from utils.planning import Question, traffic
 from utils.planning.needs import timed_build
 from utils.setup import setup_logging
 from utils.writing import show
+
+logger = logging.getLogger(__name__)
 
 
 def run_benchmark(argv: Sequence[str] | None = None) -> None:
@@ -75,13 +81,17 @@ class Measured:
 def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measured) -> None:
     """All combinations of one batch size. What is measured when it is interrupted is kept.
 
-    Where the configuration has a folder of memory maps, these are the weights.
+    Where the configuration has a folder of memory maps, these are the weights; random ones where
+    the folder has none yet. Where random weights do not fit in memory, as many layers are measured
+    as do.
     """
     distributed.join(config)
     gc.collect()  # the session before may be in cycles
     restart_peak_memory()
-    maps = MemoryMaps(config) if config.execution.memmap_dir is not None else None
-    config = maps.config if maps else config
+    maps = maps_of(config, arguments.seed) if config.execution.memmap_dir is not None else None
+    whole = config = maps.config if maps else config
+    if maps is None and arguments.compare is None:
+        config = with_fitting_layers(config)
     check_memory(config, weights=maps is None)
     generator = np.random.default_rng(arguments.seed)
     session, compile_seconds = timed_build(config)
@@ -93,6 +103,7 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     else:
         fill_randomly(session, generator)
     work, wanted = work_of(config, session), combinations(config, arguments)
+    all_work = work if config is whole else work_of(whole, build(whole, spread=False))
     total = sum(progress_of(c, arguments.repeats) for c in wanted)
     with session, _bar(config, total) as bar:
         passes = Passes(config, session)
@@ -101,7 +112,8 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
             return
         warm_up_seconds = _seconds(passes.warm_up)
         start = Start(compile_seconds, warm_up_seconds, traffic.counted(passes))
-        rounds = Rounds(passes, work, generator, peer, bar.update)
+        rounds = Rounds(passes, work, all_work, generator, peer, bar.update)
+        layers = Layers(config.model.layers, whole.model.layers)
         for combination in wanted:
             measured.limits = limits = MachineLimits.of(config, combination.prompt_tokens)
             samples = Samples(combination)
@@ -110,9 +122,33 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
             finally:
                 if samples.steps:
                     peak = peak_memory() - machine.held_bytes()
-                    result = result_of(samples, start, work, limits, peak, arguments.compare)
+                    peer_name = arguments.compare
+                    result = result_of(samples, start, all_work, limits, peak, layers, peer_name)
                     measured.results.append(result)
         passes.replicas.release()
+
+
+def with_fitting_layers(config: BloomConfig) -> BloomConfig:
+    """The model with as many of its layers as fit in memory; all, if none do, to be refused."""
+    count = fitting_layers(config)
+    if count in (0, config.model.layers):
+        return config
+    logger.warning(
+        "%d of %d layers fit in memory: these are measured, and the whole model is extrapolated",
+        count,
+        config.model.layers,
+    )
+    model = dataclasses.replace(config.model, layers=count)
+    return dataclasses.replace(config, model=model)
+
+
+def maps_of(config: BloomConfig, seed: int) -> MemoryMaps:
+    """The maps of the configured folder; random ones are made where it has none."""
+    folder = Path(str(config.execution.memmap_dir)).expanduser()
+    if not (folder / MANIFEST).exists() and not distributed.several():
+        logger.warning("%s has no memory maps: random ones are made there", folder)
+        make_random_maps(config, seed)
+    return MemoryMaps(config)
 
 
 def report(config: BloomConfig, arguments: BenchmarkArguments, measured: Measured) -> None:

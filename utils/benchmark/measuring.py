@@ -93,17 +93,25 @@ class Greedy:
 
 
 class Rounds:
-    """Measures combinations of one session."""
+    """Measures combinations of one session.
+
+    Args:
+        work: of the layers that are measured.
+        whole: of the whole model. Where that is more, times are extrapolated: it is taken to do
+            its work at the same share of the machine's limits.
+    """
 
     def __init__(
         self,
         passes: Passes,
         work: Work,
+        whole: Work,
         generator: np.random.Generator,
         peer: Peer | None = None,
         progress: Callable[[], object] = lambda: None,
     ):
-        self.passes, self.work, self.generator = copy(passes), work, generator
+        self.passes, self.work, self.whole = copy(passes), work, whole
+        self.generator = generator
         self.passes.verify_sizes = ()  # a token a pass: what is measured is decode
         self.peer, self.progress = peer, progress
 
@@ -141,9 +149,12 @@ class Rounds:
             rates.append(limit.end())
             firsts.append(seconds)
         theirs = self._timed_peer(samples, "prefill", prompts, tickets)
-        work = len(prompts) * self.work.prompt_operations(prompts.shape[1])
+        each = self.whole.prompt_operations(prompts.shape[1])
+        factor = each / self.work.prompt_operations(prompts.shape[1])
+        firsts = [factor * seconds for seconds in firsts]
         samples.first_tokens += firsts
-        samples.prompts.append(Timed(sum(firsts), work, float(np.mean(rates)), theirs))
+        rate = float(np.mean(rates))
+        samples.prompts.append(Timed(sum(firsts), len(prompts) * each, rate, theirs))
         self.progress()
         return tickets
 
@@ -159,7 +170,9 @@ class Rounds:
             for _ in range(min(together, left)):
                 filled = len(tickets[0].work.ids)
                 seconds, theirs = self._decode_step(samples, engine, tickets)
-                group.append((seconds, self.work.step_bytes(len(tickets), filled), theirs))
+                work = self.whole.step_bytes(len(tickets), filled)
+                factor = work / self.work.step_bytes(len(tickets), filled)
+                group.append((factor * seconds, work, theirs))
             rate = limit.end()
             samples.steps += [Timed(s, work, rate, theirs) for s, work, theirs in group]
             left -= len(group)

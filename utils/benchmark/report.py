@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,9 @@ class Result:
     """One combination; rates are tokens a second of all rows together.
 
     Attributes:
+        layers, measured_layers: of the model, and of them those that were run. Where these are
+            fewer, rates and times to tokens are extrapolated to all; what starting took and the
+            memory are of those that were run.
         rounds: measured, the last perhaps in part.
         compile_seconds: from settings to a program that can run.
         first_pass_seconds: of every pass run once, with what is made at first use.
@@ -70,6 +73,8 @@ class Result:
             passes run once.
     """
 
+    layers: int
+    measured_layers: int
     batch_size: int
     prompt_tokens: int
     new_tokens: int
@@ -90,6 +95,17 @@ class Result:
     between_processes: dict[str, PassTraffic]
     comparison: Comparison | None = None
 
+    @property
+    def extrapolated(self) -> bool:
+        return self.measured_layers < self.layers
+
+
+class Layers(NamedTuple):
+    """Layers that were run, and those of the whole model."""
+
+    measured: int
+    all: int
+
 
 @dataclass(frozen=True)
 class Start:
@@ -106,12 +122,15 @@ def result_of(
     work: Work,
     limits: MachineLimits,
     peak_memory_bytes: int,
+    layers: Layers,
     peer: str | None = None,
 ) -> Result:
     """The figures of one combination that has a step at least."""
     rows, prompt_tokens, new_tokens = samples.combination
     prompts, steps = samples.prompts, samples.steps
     return Result(
+        layers=layers.all,
+        measured_layers=layers.measured,
         batch_size=rows,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -148,6 +167,7 @@ def as_json(
         "settings": settings,
         "machine": machine,
         "complete": complete,
+        "extrapolated": any(result.extrapolated for result in results),
         "results": [asdict(result) for result in results],
     }
     return json.dumps(whole, indent=2)
@@ -173,10 +193,23 @@ def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Resul
         f"{model.layers} layers, hidden size {model.hidden_size}, {model.heads} heads, vocabulary "
         f"{model.vocab_size}, {model.precisions}, "
         f"{execution.tensor_parallel_1} x {execution.tensor_parallel_2} shards",
+        *_extrapolation(results),
         f"limits: memory read by {limits.reading}; torch.mm in {precisions}",
         f"compiled in {first.compile_seconds:.2f} s, "
         f"each pass run once in {first.first_pass_seconds:.2f} s",
         *traffic.lines(first.between_processes),
+    ]
+
+
+def _extrapolation(results: Sequence[Result]) -> list[str]:
+    """A line, where not all layers were measured."""
+    if not any(result.extrapolated for result in results):
+        return []
+    counts = " or ".join(dict.fromkeys(str(r.measured_layers) for r in results))
+    return [
+        f"EXTRAPOLATED from {counts} measured layers of {results[0].layers}, as many as fit in "
+        "memory: times and rates are the whole model's at their shares of the limits; start and "
+        "peak are of the measured layers"
     ]
 
 
@@ -193,6 +226,8 @@ def _columns(results: Sequence[Result]) -> list[tuple[str, Any]]:
         ("of bandwidth", lambda r: _share(r.decode_share, r.read_bandwidth.median / 1e9, "GB/s")),
         ("peak", lambda r: f"{r.peak_memory_bytes / 1e9:.2f} GB"),
     ]
+    if any(result.extrapolated for result in results):
+        columns.insert(0, ("layers measured", lambda r: f"{r.measured_layers} of {r.layers}"))
     if results[0].comparison is None:
         return columns
     return [

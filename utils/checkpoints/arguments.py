@@ -53,9 +53,11 @@ def model_of(hf_model: str, memmap_dir: str | None = None) -> ModelConfig:
         UserError: it cannot be found or read, or is of another family.
     """
     from utils.checkpoints.gguf_file import SUFFIX, GgufFile  # late: it takes torch
+    from utils.checkpoints.gptq import group_size_of
     from utils.checkpoints.hub import described_folder
     from utils.checkpoints.memmap.verification import open_manifest
     from utils.checkpoints.model_settings import model_settings
+    from utils.checkpoints.quantised_forms import settings_of
     from utils.checkpoints.weight_files import CheckpointError
     from utils.outside import read_mapping
 
@@ -70,7 +72,9 @@ def model_of(hf_model: str, memmap_dir: str | None = None) -> ModelConfig:
     path = described_folder(str(shipped) if shipped.is_dir() else hf_model)
     if path.suffix == SUFFIX:
         return ModelConfig(hf_model=hf_model, **model_settings(GgufFile(path).config, path))
-    place = path / "config.json"
-    return ModelConfig(
-        hf_model=hf_model, **model_settings(read_mapping(place, CheckpointError), place)
-    )
+    values = read_mapping(path / "config.json", CheckpointError)
+    settings = model_settings(values, path / "config.json")
+    size = group_size_of(settings_of(path, values)[0])
+    if size is not None:  # so that its 4 bits may be taken as they are
+        settings["group_size"] = size
+    return ModelConfig(hf_model=hf_model, **settings)

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.checkpoints.weight_files import CheckpointError, Stored
+from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored
 from utils.escaping import cell, shown
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 HEAD = "lm_head.weight"
 MOST_NAMED = 3
 

@@ -7,7 +7,6 @@ sharded copy that is made from it is the only one.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from utils.checkpoints.hub import checkpoint_folder
 from utils.checkpoints.lora import LoraTensors, parsed
 from utils.checkpoints.model_settings import differences, model_settings, table
 from utils.checkpoints.names import Names
-from utils.checkpoints.quantised_forms import dequantised
+from utils.checkpoints.quantised_forms import dequantised, settings_of
 from utils.checkpoints.weight_files import CheckpointError, Tensors, WeightFiles
 from utils.outside import read_mapping
 
@@ -32,9 +31,6 @@ __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoi
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 ROWS_COMPARED = 4096
-
-SEPARATE_SETTINGS = "quantize_config.json"
-"""Where GPTQ's settings are, if config.json does not have them."""
 
 
 class MissingTensorError(CheckpointError, AttributeError):
@@ -66,7 +62,10 @@ class Checkpoint:
         config: the content of config.json.
         settings: those of `ModelConfig` that it has.
         plain: gives transformers' name of a stored tensor.
+        identity: what tells it from others where that is not to be found in files.
     """
+
+    identity: str | None = None
 
     def __init__(self, path: Path, lora: Sequence[str] = ()):
         self.path = path
@@ -78,16 +77,41 @@ class Checkpoint:
         else:
             self.config = read_mapping(path / "config.json", CheckpointError)
             self.files = WeightFiles(path)
-            self._tensors = dequantised(self.files, *_quantization(path, self.config))
+            self._tensors = dequantised(self.files, *settings_of(path, self.config))
+        self._weights = self._tensors  # without adapters
         self.settings = model_settings(self.config, path / "config.json")
         self._architecture = architecture(self.settings["model_type"])
         model = ModelConfig(hf_model=str(path), **self.settings)
         self.plain = Names(self._architecture.tensor_shapes(model))
         self.adapters: list[LoraTensors] = []
         for adapter in lora:
-            self._tensors = LoraTensors(self._tensors, self.plain, *parsed(adapter))
+            turned = self._architecture.turned_linear
+            self._tensors = LoraTensors(self._tensors, self.plain, *parsed(adapter), turned)
             self.adapters.append(self._tensors)
         self._stored = self.plain.of_all(self._tensors.names())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files of weights."""
+        return sum(path.stat().st_size for path in self.files.files)
+
+    @property
+    def form(self) -> str:
+        """How the weights are stored, for a person."""
+        kind = self.files.files[0].suffix.removeprefix(".")
+        adapters = f"{len(self.adapters)} LoRA" if self.adapters else None
+        return ", ".join(filter(None, [kind, getattr(self._weights, "form", None), adapters]))
+
+    def mapped_in(self, config: BloomConfig) -> bool:
+        """Whether a session of this configuration uses its files where they are mapped.
+
+        Otherwise weights are made of them, which lie in memory.
+        """
+        as_stored = self._tensors is self.files and self.files.mapped
+        if not as_stored or config.model.quantized or config.execution.replicas > 1:
+            return False
+        types = {self._tensors.stored(name).dtype for name in self._stored.values()}
+        return types == {config.model.precision}
 
     def keys(self) -> list[str]:
         """Names of the stored tensors, without ``transformer.``."""
@@ -200,12 +224,3 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
         return True
     pairs = zip(a.split(ROWS_COMPARED), b.split(ROWS_COMPARED), strict=True)
     return all(torch.equal(left, right) for left, right in pairs)
-
-
-def _quantization(path: Path, config: dict[str, Any]) -> tuple[Any, str]:
-    """How the weights are quantised, as a file of the folder says, and which file."""
-    settings = config.get("quantization_config")
-    if settings is None and os.path.lexists(path / SEPARATE_SETTINGS):
-        separate = path / SEPARATE_SETTINGS
-        return read_mapping(separate, CheckpointError), str(separate)
-    return settings, str(path / "config.json")

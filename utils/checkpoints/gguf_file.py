@@ -69,6 +69,13 @@ class GgufFile:
         self.config = self._config()
         self._heads = self.config["n_head"]
 
+    mapped = False
+    """Most tensors are dequantised or put in another order."""
+
+    @property
+    def files(self) -> list[Path]:
+        return [self._path]
+
     def names(self) -> list[str]:
         return list(self._tensors)
 

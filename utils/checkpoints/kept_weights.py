@@ -52,6 +52,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
     name = f"weights-{_key(config, checkpoint)}"
     place = root.path / name
     try:
+        used = cache.in_use(root, name)
         held = root.own_folder(name)
         place = held.opened  # from here on nothing is looked up under the name
         execution = dataclasses.replace(config.execution, memmap_dir=str(place / MAPS))
@@ -59,6 +60,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
         with locked(place):
             held.folder(MAPS, make=True)
             maps = _whole_maps(config, held) or _made(config, checkpoint, held)
+        cache.trim(root)
     except CheckpointError:
         raise
     except (OSError, UserError, NotPrivateError) as error:
@@ -66,7 +68,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
             "quantised weights are not cached for the next run: %s", error, place, root.path / name
         )
         return None
-    maps.held = held
+    maps.held = held, used
     return maps
 
 

@@ -54,12 +54,23 @@ def parsed(adapter: str) -> tuple[Path, float]:
 class LoraTensors:
     """Tensors with one adapter, whose change is multiplied with `weight`.
 
+    Args:
+        turned: linear layers are stored `(in, out)`. The adapter's `fan_in_fan_out` says so too,
+            but PEFT goes by the layer where they differ.
+
     Raises:
         CheckpointError: it cannot be read, is of another kind, or does not fit.
     """
 
-    def __init__(self, tensors: Tensors, plain: Names, folder: Path, weight: float = 1.0):
-        self._plain = plain
+    def __init__(
+        self,
+        tensors: Tensors,
+        plain: Names,
+        folder: Path,
+        weight: float = 1.0,
+        turned: bool = False,
+    ):
+        self._plain, self._turned = plain, turned
         self._tensors, self._folder, self.weight = tensors, folder, weight
         self.settings = settings = read_mapping(folder / SETTINGS, CheckpointError)
         if settings.get("peft_type", "LORA") != "LORA" or settings.get("use_dora"):
@@ -113,7 +124,7 @@ class LoraTensors:
         if other not in self.files.names():
             raise CheckpointError(f"{name} in {self._folder} has no {MATRICES[ending]} beside it")
         plain = self._plain(f"{module}.weight")
-        turned = "embedding" in ending or bool(settings.get("fan_in_fan_out"))
+        turned = "embedding" in ending or self._turned
         self._changes[plain] = Change(name, other, weight * _scale(plain, rank, settings), turned)
 
     def _check(self, plain: str) -> None:
@@ -139,10 +150,21 @@ class LoraTensors:
 
 
 def _scale(plain: str, rank: int, settings: dict[str, Any]) -> float:
-    alpha = settings.get("lora_alpha", 8)
-    for key, value in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?{re.escape(key.lstrip('^'))}", plain.removesuffix(".weight")):
-            alpha = value
+    alpha = _of_module(plain, settings, "lora_alpha", "alpha_pattern")
+    said = _of_module(plain, settings, "r", "rank_pattern")
     if type(alpha) not in (int, float) or not rank:
         raise CheckpointError(f"lora_alpha {shown(alpha)} of rank {rank} is not possible")
+    if type(said) is not int or said != rank:
+        raise CheckpointError(
+            f"the LoRA adapter's r is {shown(said)}, its matrices for {plain} are of rank {rank}"
+        )
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _of_module(plain: str, settings: dict[str, Any], name: str, patterns: str) -> Any:
+    """A setting, where a pattern may give a module another value; PEFT's default is 8."""
+    found = settings.get(name, 8)
+    for key, value in (settings.get(patterns) or {}).items():
+        if re.fullmatch(rf"(.*\.)?{re.escape(key.lstrip('^'))}", plain.removesuffix(".weight")):
+            found = value
+    return found

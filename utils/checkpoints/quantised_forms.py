@@ -3,25 +3,43 @@
 A form wraps the tensors of a folder: it offers `…weight` in place of what that was stored as. One
 matrix at a time is dequantised, when it is read.
 
-Formulas: bitsandbytes' LLM.int8 (arXiv 2208.07339), `weight = int8 * SCB / 127`; GPTQ (arXiv
-2210.17323), `weight = scale * (q - zero)` for the group of each input.
+Formula of bitsandbytes' LLM.int8 (arXiv 2208.07339): `weight = int8 * SCB / 127`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.checkpoints.weight_files import CheckpointError, Stored, Tensors
+from utils.checkpoints.gptq import GptqTensors
+from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors
 from utils.escaping import cell, shown
+from utils.outside import read_mapping
 
-WORD = 32
-"""Bits of the integers that GPTQ packs numbers into."""
+SEPARATE_SETTINGS = "quantize_config.json"
+"""Where GPTQ's settings are, if config.json does not have them."""
 
 INT8_PARTS = (".SCB", ".weight_format")
-GPTQ_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
+
+
+def settings_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, str]:
+    """How the weights are quantised, as a file of the folder says, and which file.
+
+    Args:
+        config: the content of config.json.
+
+    Raises:
+        CheckpointError: the other file cannot be read.
+    """
+    settings, separate = config.get("quantization_config"), folder / SEPARATE_SETTINGS
+    if settings is None and os.path.lexists(separate):
+        return read_mapping(separate, CheckpointError), str(separate)
+    return settings, str(folder / "config.json")
 
 
 def dequantised(tensors: Tensors, settings: Any, place: str) -> Tensors:
@@ -54,6 +72,8 @@ def dequantised(tensors: Tensors, settings: Any, place: str) -> Tensors:
 class Int8Tensors:
     """bitsandbytes' int8: a scale for each output."""
 
+    form = "int8 of bitsandbytes"
+
     def __init__(self, tensors: Tensors):
         self._tensors = tensors
         self._scales = {n.removesuffix(".SCB") for n in tensors.names() if n.endswith(".SCB")}
@@ -66,10 +86,11 @@ class Int8Tensors:
         if not self._is_scaled(name):
             return stored
         scale = self._tensors.stored(f"{name.removesuffix('.weight')}.SCB")
-        if stored.dtype != "int8" or scale.shape != stored.shape[:1]:
+        fits = scale.shape == stored.shape[:1] and scale.dtype in FLOATS
+        if stored.dtype != "int8" or not fits:
             raise CheckpointError(
-                f"{stored} is {stored.dtype} {shown(stored.shape)} with scales "
-                f"{shown(scale.shape)}, not int8 with a scale for each output"
+                f"{stored} is {cell(stored.dtype)} {shown(stored.shape)} with scales "
+                f"{cell(scale.dtype)} {shown(scale.shape)}, not int8 with a scale for each output"
             )
         return replace(stored, dtype="float32")
 
@@ -83,111 +104,3 @@ class Int8Tensors:
 
     def _is_scaled(self, name: str) -> bool:
         return name.removesuffix(".weight") in self._scales and name.endswith(".weight")
-
-
-@dataclass(frozen=True)
-class GptqSettings:
-    """What says how numbers are packed.
-
-    Attributes:
-        bits: of a number: 2, 4 or 8.
-        group_size: inputs that share a scale; -1: all of them.
-        zero_shift: what is added to stored zeros: 1 in the first version of the format.
-    """
-
-    bits: int
-    group_size: int
-    zero_shift: int
-
-    @classmethod
-    def read(cls, settings: dict[str, Any], place: str) -> GptqSettings:
-        bits, group = settings.get("bits"), settings.get("group_size", -1)
-        if bits not in (2, 4, 8) or type(group) is not int or not (group == -1 or group > 0):
-            raise CheckpointError(
-                f"{place}: GPTQ of bits {shown(bits)} and group_size {shown(group)} is not "
-                "supported: bits must be 2, 4 or 8, group_size -1 or more than 0"
-            )
-        version = settings.get("checkpoint_format", "gptq")
-        if version not in ("gptq", "gptq_v2"):
-            raise CheckpointError(
-                f"{place}: checkpoint_format {cell(version)} is not supported: gptq and gptq_v2 are"
-            )
-        return cls(bits, group, 1 if version == "gptq" else 0)
-
-
-class GptqTensors:
-    """GPTQ: numbers of a few bits along the inputs, packed into 32-bit words.
-
-    `qweight` int32 `[inputs * bits / 32, outputs]`, `qzeros` int32 `[groups, outputs * bits / 32]`,
-    `scales` `[groups, outputs]`, and `g_idx` `[inputs]`, the group of each input, which need not
-    be in order (act-order).
-    """
-
-    def __init__(self, tensors: Tensors, settings: dict[str, Any], place: str):
-        self._tensors = tensors
-        self._settings = GptqSettings.read(settings, place)
-        self._all = set(tensors.names())
-        self._packed = {n.removesuffix(".qweight") for n in self._all if n.endswith(".qweight")}
-
-    def names(self) -> list[str]:
-        others = [name for name in self._tensors.names() if not name.endswith(GPTQ_PARTS)]
-        return others + [f"{module}.weight" for module in sorted(self._packed)]
-
-    def stored(self, name: str) -> Stored:
-        module = name.removesuffix(".weight")
-        if module not in self._packed or module == name:
-            return self._tensors.stored(name)
-        words, zeros, scales = (self._part(module, part) for part in GPTQ_PARTS[:3])
-        each = WORD // self._settings.bits
-        if len(words.shape) != 2 or words.dtype != "int32":
-            raise CheckpointError(
-                f"{words} is {words.dtype} {shown(words.shape)}, not rows of int32"
-            )
-        inputs, outputs = words.shape[0] * each, words.shape[1]
-        size = inputs if self._settings.group_size == -1 else self._settings.group_size
-        groups = -(-inputs // size)
-        for found, shape in ((scales, (groups, outputs)), (zeros, (groups, outputs // each))):
-            if found.shape != shape:
-                raise CheckpointError(
-                    f"{found} has shape {shown(found.shape)}; for {inputs} inputs, {outputs} "
-                    f"outputs and groups of {size} it must be {shape}"
-                )
-        return Stored(words.name, words.file, (outputs, inputs), "float16")
-
-    def tensor(self, name: str) -> torch.Tensor:
-        module = name.removesuffix(".weight")
-        if module not in self._packed or module == name:
-            return self._tensors.tensor(name)
-        _, inputs = self.stored(name).shape
-        bits = self._settings.bits
-        numbers = _unpacked(self._tensors.tensor(f"{module}.qweight").T, bits)  # [outputs, inputs]
-        zeros = _unpacked(self._tensors.tensor(f"{module}.qzeros"), bits)  # [groups, outputs]
-        zeros = (zeros + self._settings.zero_shift) & (2**bits - 1)
-        scales = self._tensors.tensor(f"{module}.scales").float()
-        group = self._groups(module, inputs, len(scales))
-        return (numbers - zeros.T[:, group]).float() * scales.T[:, group]
-
-    def _part(self, module: str, part: str) -> Stored:
-        if module + part not in self._all:
-            words = self._tensors.stored(f"{module}.qweight")
-            raise CheckpointError(f"{words} has no {part.removeprefix('.')} beside it")
-        return self._tensors.stored(module + part)
-
-    def _groups(self, module: str, inputs: int, groups: int) -> torch.Tensor:
-        """The group of each input."""
-        if f"{module}.g_idx" not in self._all:
-            return torch.arange(inputs) // (-(-inputs // groups))
-        found = self._tensors.tensor(f"{module}.g_idx").long()
-        if found.shape != (inputs,) or not 0 <= int(found.min()) <= int(found.max()) < groups:
-            raise CheckpointError(
-                f"{self._tensors.stored(f'{module}.g_idx')} must hold a group of {groups} for each "
-                f"of {inputs} inputs"
-            )
-        return found
-
-
-def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 `[rows, columns]` as int32 numbers `[rows, columns * 32 / bits]`, the lowest first."""
-    shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
-    numbers = (words[:, :, None] >> shifts) & (2**bits - 1)
-    return numbers.reshape(len(words), -1)

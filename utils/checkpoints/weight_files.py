@@ -45,6 +45,9 @@ LFS_POINTER = b"version https://git-lfs"
 WRAPPERS = ("state_dict", "model", "module")
 """Names under which a `.bin` file may hold the tensors, one in another."""
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""Types that weights may have."""
+
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -107,6 +110,16 @@ class WeightFiles:
             names = list(self._open(present[0]).keys())
             _check_names(names, present[0])
             self._places = dict.fromkeys(names, present[0])
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that hold tensors."""
+        return list(dict.fromkeys(self._places.values()))
+
+    @property
+    def mapped(self) -> bool:
+        """Whether tensors are parts of mapped files; older `.bin` files are read whole."""
+        return all(path.suffix == ".safetensors" or _is_zip(path) for path in self.files)
 
     def names(self) -> list[str]:
         return list(self._places)
@@ -172,7 +185,7 @@ class _PickledShard:
 
     def __init__(self, path: Path, file: BinaryIO):
         try:
-            mappable = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # older files are one pickle
+            mappable = _is_zip(path)  # older files are one pickle
             content = torch.load(
                 _opened_path(path, file), mmap=mappable, weights_only=True, map_location="cpu"
             )
@@ -222,6 +235,11 @@ class _SafetensorsShard:
         found = self._file.get_slice(name)
         dtype = found.get_dtype()
         return tuple(found.get_shape()), DTYPES.get(dtype, dtype.lower())
+
+
+def _is_zip(path: Path) -> bool:
+    with open_regular(path, CheckpointError) as file:
+        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
 def _refuse_pointer(path: Path, file: BinaryIO) -> None:

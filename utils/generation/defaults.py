@@ -7,7 +7,7 @@ transformers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from utils.setup import UserError
 
 GENERATION, MODEL = "generation_config.json", "config.json"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
-RENAMED = {"num_tokens": "max_new_tokens"}
+NUM_TOKENS = "max_new_tokens"
+DRAWN = {"temperature": 1.0, "top_k": 50}
+"""What transformers takes where tokens are drawn and nobody says how."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +49,21 @@ def ends_of(folder: Path, tokenizer: Any) -> frozenset[int]:
 def sampling_of(folder: Path) -> dict[str, Any]:
     """Settings of `utils.generation.settings` that a checkpoint asks for, by name.
 
-    Where it does not ask to sample, the likeliest token is taken, whatever else it says.
+    Where it does not ask to sample, the likeliest token is taken, whatever else it says, as
+    transformers does; the temperature is 0 where it says that it does not.
 
     Raises:
         UserError: one is out of bounds.
     """
     values = _values(folder, GENERATION)
-    asked = {"num_tokens": values.get(RENAMED["num_tokens"])}
-    if values.get("do_sample"):
-        asked |= {name: values.get(name) for name in SAMPLING}
-        asked["temperature"] = values.get("temperature", 1.0)
-    else:
-        asked["repetition_penalty"] = values.get("repetition_penalty")
+    greedy = not values.get("do_sample")
+    names = ("repetition_penalty",) if greedy else SAMPLING
+    asked = {name: values.get(name) for name in names} | {"num_tokens": values.get(NUM_TOKENS)}
     found = {name: value for name, value in asked.items() if value is not None}
+    if not greedy:
+        found = DRAWN | found
+    elif values.get("do_sample") is False:
+        found["temperature"] = 0.0
     for name, value in found.items():
         setting = settings_of()[name]
         if type(value) not in (int, float):
@@ -74,7 +78,7 @@ def sampling_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def tell(found: Mapping[str, Any], given: set[str]) -> None:
+def tell(found: Mapping[str, Any], given: Collection[str] = ()) -> None:
     """One line with what is taken from the checkpoint, as nobody gave it."""
     taken = [f"{name} {value}" for name, value in found.items() if name not in given]
     if taken:

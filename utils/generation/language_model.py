@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from utils.generation.chat import Message, encode_chat
 from utils.generation.engine import Engine, Progress
 from utils.generation.request import GenerationStep, Request, encode_prompt
 from utils.generation.sampling import SamplingConfig
+from utils.generation.settings import settings_of
 
 if TYPE_CHECKING:
     from utils.generation.passes import Passes
 
-NUM_TOKENS = 64
+NUM_TOKENS = settings_of()["num_tokens"].default
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What continues text: a session's passes and the tokenizer of its checkpoint."""
+    """What continues text: a session's passes and the tokenizer of its checkpoint.
+
+    Attributes:
+        defaults: what the checkpoint says of sampling and of the number of tokens, by name; see
+            `utils.generation.defaults`.
+    """
 
     passes: Passes
     tokenizer: Any
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def engine(self) -> Engine:
         """What runs its requests: several at once share the slots that `batch_size` gives it."""
         return Engine(self.passes)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How tokens are chosen where nobody says: as the checkpoint asks, else the likeliest."""
+        return SamplingConfig(**{n: v for n, v in self.defaults.items() if n != "num_tokens"})
 
 
 @dataclass(frozen=True)
@@ -51,10 +64,10 @@ class Generation:
 
 def stream_generate(
     model: LanguageModel,
-    prompt: str,
+    prompt: str | Sequence[Message],
     sampling: SamplingConfig | None = None,
     *,
-    num_tokens: int = NUM_TOKENS,
+    num_tokens: int | None = None,
     stop: Sequence[str] = (),
     progress: Progress = lambda *_: None,
 ) -> Iterator[GenerationStep]:
@@ -64,20 +77,26 @@ def stream_generate(
     iterated in turn, or in threads; each step runs what all of them wait for.
 
     Args:
-        sampling: how tokens are chosen; by default the likeliest one.
-        num_tokens: to be generated at most, 1 or more.
+        prompt: a text, or the turns of a conversation, `{"role": …, "content": …}` each, for the
+            tokenizer's chat template.
+        sampling: how tokens are chosen; as the checkpoint's generation_config.json says where None,
+            and the likeliest one where that says nothing.
+        num_tokens: to be generated at most, 1 or more; the checkpoint's, else 64, where None.
         stop: texts before which it ends.
         progress: called after each chunk with the tokens of the prompt done, and all it has.
 
     Raises:
         UserError: when called, before anything runs: the prompt is empty or longer than the
-            context, or a setting of the request is out of bounds.
+            context, there is no chat template, or a setting of the request is out of bounds.
     """
-    ids = encode_prompt(model.tokenizer, prompt, model.passes)
+    encode: Any = encode_prompt if isinstance(prompt, str) else encode_chat
+    ids = encode(model.tokenizer, prompt, model.passes)
+    if num_tokens is None:
+        num_tokens = model.defaults.get("num_tokens", NUM_TOKENS)
     request = Request(
         ids,
         model.tokenizer,
-        sampling or SamplingConfig(),
+        sampling or model.sampling,
         num_tokens,
         stop,
         sequence_length=model.passes.sequence_length,
@@ -87,10 +106,10 @@ def stream_generate(
 
 def generate(
     model: LanguageModel,
-    prompt: str,
+    prompt: str | Sequence[Message],
     sampling: SamplingConfig | None = None,
     *,
-    num_tokens: int = NUM_TOKENS,
+    num_tokens: int | None = None,
     stop: Sequence[str] = (),
 ) -> Generation:
     """Continue a prompt; the whole text. Arguments and errors are those of `stream_generate`."""

@@ -51,8 +51,8 @@ class GenerationStep:
     accepted_tokens: int = 0
 
 
-def encode_prompt(tokenizer: Any, prompt: str, room: Room) -> list[int]:
-    """The prompt's token ids.
+def encode_prompt(tokenizer: Any, prompt: str, room: Room, **options: Any) -> list[int]:
+    """The prompt's token ids; `options` are the tokenizer's.
 
     Raises:
         UserError: the prompt is empty, longer than the context, or no valid Unicode, or the
@@ -62,7 +62,7 @@ def encode_prompt(tokenizer: Any, prompt: str, room: Room) -> list[int]:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no valid text at character {error.start}") from None
-    ids = list(tokenizer(prompt).input_ids)
+    ids = list(tokenizer(prompt, **options).input_ids)
     if not ids:
         raise UserError("the prompt must have at least one token, not none: give it some text")
     if len(ids) > room.sequence_length:

@@ -23,6 +23,11 @@ LARGEST = 1e6  # factor and divisor of logits, for the same reason
 TEXT, SAMPLING = "text", "sampling: how the next token is chosen"
 
 
+def with_line_ends(text: str) -> str:
+    """A stop string as a person types it on one line: `\\n` stands for the end of one."""
+    return text.replace("\\n", "\n")
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Of a number: from `low`, or only above it, to `high`; 0 may be allowed besides.
@@ -182,7 +187,7 @@ class GenerationSettings(SamplingConfig):
     )
     stop: tuple[str, ...] = setting(
         (),
-        "end before this text; may be given several times",
+        "end before this text, in which \\n ends a line; may be given several times",
         Control(
             "Stop strings", lines=4, info="end before any of these, one a line; \\n ends a line"
         ),
@@ -213,7 +218,7 @@ class Setting:
     def parsed(self, name: str, text: str) -> Any:
         """The value that a person typed; `none` leaves it out. Raises a `UserError`."""
         if self.kind is tuple:
-            return () if text == "none" else (text.replace("\\n", "\n"),)
+            return () if text == "none" else (with_line_ends(text),)
         if self.optional and text == "none":
             return None
         try:

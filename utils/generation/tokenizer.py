@@ -51,6 +51,9 @@ LISTED = (
 ADDED = {"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 """What a file says of an added token."""
 
+BESIDE = ("added_tokens.json", "chat_template.jinja", "chat_template.json")
+"""Files of a tokenizer that transformers must make sense of."""
+
 GGUF_SPECIAL = {
     "bos_token": "bos",
     "eos_token": "eos",
@@ -275,7 +278,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     _check_tokens(settings, folder / "tokenizer_config.json")
     _check_tokens(special, extra)
     plain = (
-        not (folder / "added_tokens.json").exists()
+        not any((folder / name).exists() for name in BESIDE)
         and settings.keys() <= KNOWN
         and settings.get("tokenizer_class") in CLASSES
         and not settings.get("add_prefix_space")

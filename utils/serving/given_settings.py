@@ -21,7 +21,10 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 200, 200
 
 
 def checked(
-    given: Mapping[str, Any], max_tokens: int, limits: Limits | None = None
+    given: Mapping[str, Any],
+    max_tokens: int,
+    limits: Limits | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> GenerationSettings:
     """Settings of any type by name, once they are known to be possible, and with a seed.
 
@@ -30,6 +33,7 @@ def checked(
 
     Args:
         limits: of the stop strings.
+        defaults: by name, where they are others than the settings' own.
 
     Raises:
         UserError: naming the first that is not possible, its value and what is allowed.
@@ -39,7 +43,7 @@ def checked(
         for name, found in settings_of().items()
         if name in given
     }
-    settings = GenerationSettings(**values)
+    settings = GenerationSettings(**{**(defaults or {}), **values})
     if settings.num_tokens > max_tokens:
         raise UserError(f"num_tokens must be from 1 to {max_tokens}, not {settings.num_tokens}")
     _check_stop(settings.stop, limits or Limits())

@@ -65,6 +65,7 @@ class Service:
         log_prompts: write prompts to the log, which otherwise has only their lengths.
         limits: of what a request may cost.
         about: the model, for the page to say what it serves.
+        defaults: settings of a request that does not give them, by name, where they are not ours.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Service:
         log_prompts: bool = False,
         limits: Limits | None = None,
         about: About | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"max_tokens must be 1 or more, not {max_tokens}")
@@ -83,6 +85,9 @@ class Service:
         self.engine, self.tokenizer = engine, tokenizer
         self.max_tokens = min(max_tokens or context, context)
         self.limits, self.about = limits or Limits(), about or About()
+        self.defaults = dict(defaults or {})
+        if "num_tokens" in self.defaults:
+            self.defaults["num_tokens"] = min(self.defaults["num_tokens"], self.max_tokens)
         self._log_prompts = log_prompts
         self._bound = PromptBound(tokenizer)
         self._long = ThreadPoolExecutor(1, "long prompt")  # one at a time: others need cores too
@@ -101,7 +106,7 @@ class Service:
             UserError: prompt or settings are not possible, or the queue is full.
             ServerError: an error ended it.
         """
-        wanted = checked(settings, self.max_tokens, self.limits)
+        wanted = checked(settings, self.max_tokens, self.limits, self.defaults)
         ids = await self._ids(prompt)
         request = await asyncio.to_thread(
             Request,

@@ -16,7 +16,7 @@ import numpy as np
 
 from config import BloomConfig
 from modelling.program import inference
-from utils.checkpoints.checkpoint import open_checkpoint
+from utils.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from utils.checkpoints.gguf_file import SUFFIX
 from utils.checkpoints.hub import DESCRIPTION
 from utils.checkpoints.memmap.fingerprint import fingerprint
@@ -78,14 +78,20 @@ class Generator:
     Args:
         config: its `execution.memmap_dir` is the folder.
         shard_root: folder or model id of the checkpoint; the configuration's `hf_model` where None.
+        checkpoint: it itself, already open.
 
     Raises:
         UserError: where the checkpoint cannot be read or is not the configuration's, and where
             the folder cannot be made.
     """
 
-    def __init__(self, config: BloomConfig, shard_root: str | None = None):
-        self.checkpoint = open_checkpoint(
+    def __init__(
+        self,
+        config: BloomConfig,
+        shard_root: str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ):
+        self.checkpoint = checkpoint or open_checkpoint(
             shard_root or config.model.hf_model, lora=config.model.lora
         )
         self.checkpoint.check_against(config)
@@ -95,7 +101,7 @@ class Generator:
         self._copied = copied_files(self.checkpoint.path)
         manifest = Manifest(
             hf_model=_name(config.model.hf_model),
-            fingerprint=fingerprint(self.checkpoint),
+            fingerprint=self.checkpoint.identity or fingerprint(self.checkpoint),
             settings=map_settings(self.config),
         )
         path = Path(str(config.execution.memmap_dir)).expanduser()

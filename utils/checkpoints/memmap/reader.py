@@ -26,7 +26,7 @@ class MemoryMaps:
 
     Attributes:
         config: the configuration given, with what the maps' checkpoint decides.
-        held: an object that must live as long as these maps: an open folder, or None.
+        held: what must live as long as these maps: an open folder and its lock, or None.
 
     Raises:
         UserError: where there are none, they are made for other settings, or a file is missing

@@ -58,6 +58,7 @@ class SourceTensor:
         self._pages = MappedPages(tensor.data_ptr(), tensor.nbytes)
         self._window = (0, 0)
         self.shape = tensor.shape
+        self.in_groups = getattr(tensor, "in_groups", None)  # which a detached tensor has not
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         part = self._tensor[index]

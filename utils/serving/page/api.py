@@ -49,7 +49,8 @@ def _give_parameters(generate: Any, service: Service) -> None:
     parameters = [inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     generate.__annotations__ = {"prompt": str, "return": returned}
     for name, found in settings_of().items():
-        default = list(found.default) if found.kind is tuple else found.default
+        default = service.defaults.get(name, found.default)
+        default = list(default) if found.kind is tuple else default
         if name == "num_tokens":
             default = min(default, service.max_tokens)
         parameters.append(parameters[0].replace(name=name, default=default))

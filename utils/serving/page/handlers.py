@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from utils.generation.next_tokens import LikelyToken
+from utils.generation.settings import with_line_ends
 from utils.serving.page.words import NO_TEXT, status
 from utils.serving.service import ServerError, Service
 from utils.setup import UserError
@@ -81,7 +82,7 @@ def stop_strings(lines: Any) -> Any:
     """One a line, in which `\\n` is a line end; lines that are empty are none."""
     if not isinstance(lines, str):
         return lines or []
-    return [line.replace("\\n", "\n") for line in lines.splitlines() if line]
+    return [with_line_ends(line) for line in lines.splitlines() if line]
 
 
 def name(token: LikelyToken) -> str:

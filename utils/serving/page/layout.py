@@ -169,7 +169,12 @@ def _field(name: str, found: Setting, service: Service) -> Any:
     ends = {"context": service.max_tokens, "vocabulary": min(200, passes.vocab_size)}
     high: Any = ends[control.high] if isinstance(control.high, str) else control.high
     start = found.default if control.start is None else control.start
-    return gr.Slider(control.low, high, min(start, high), step=control.step, **common)
+    if name in service.defaults:  # which may lie beyond what people usually want
+        start = service.defaults[name]
+        low, high = min(control.low, start), max(high, start)
+    else:
+        low, start = control.low, min(start, high)
+    return gr.Slider(low, high, start, step=control.step, **common)
 
 
 def _sentence(help: str) -> str:

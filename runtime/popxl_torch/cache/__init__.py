@@ -3,7 +3,7 @@
 An entry is a folder whose name is a hash of all that it depends on. It is made beside and renamed,
 by one process at a time, so that what has its name is whole; sizes and checksums are kept in it, so
 that what was damaged since is noticed and made again. Whoever uses an entry may keep its files open
-or mapped while another process replaces it.
+or mapped while another process replaces it. `room` bounds what they take together.
 
 What is in an entry is run. So the folder, each entry and each file must belong to this user and to
 nobody else, and what was checked is held open: a path that is given out leads through the open
@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from popxl_torch.private_folder import NotPrivateError, PrivateFolder, is_stable
+from popxl_torch.cache.private_folder import NotPrivateError, PrivateFolder, is_stable
+from popxl_torch.cache.room import LOCK, in_use, trim
 
 try:
     import fcntl
@@ -43,8 +44,8 @@ LARGEST_MANIFEST = 1 << 20
 SAMPLES, SAMPLE = 64, 1 << 16
 """Of a large file, so many blocks of so many bytes are checked, the first and the last included."""
 
-_open: list[PrivateFolder] = []
-"""Folders that were given out."""
+_open: list[object] = []
+"""Folders that were given out, and what keeps them from being removed."""
 
 _warned: set[tuple[Path, str]] = set()
 
@@ -95,16 +96,18 @@ def entry(kind: str, key: Mapping[str, str], make: Callable[[Path], None]) -> Pa
     root, name = opened_root(), f"{kind}-{_digest(key)}"
     if root is None:
         return _kept_open(_made(make))
+    _open.append(in_use(root, name))
     place = _whole(root, name)
     if place is None:
         try:
-            lock = os.fdopen(root.file(f"{name}.lock", os.O_RDWR | os.O_CREAT), "w")
+            lock = os.fdopen(root.file(name + LOCK, os.O_RDWR | os.O_CREAT), "w")
         except (OSError, NotPrivateError) as error:
             _cannot_keep(root.path, error)
             return _kept_open(_made(make))
         with lock, _locked(lock):
             place = _whole(root, name, tell=True)  # somebody may have made it while we waited
             place = place or _stored(root, name, _made(make))
+        trim(root)
     return _kept_open(place)
 
 
@@ -132,6 +135,7 @@ def subfolder(name: str) -> Path:
     root = opened_root()
     if root is not None:
         try:
+            _open.append(in_use(root, name))
             inner = root.own_folder(name)
             if not is_stable(inner.path):
                 raise NotPrivateError("is in a folder that others can write to")
