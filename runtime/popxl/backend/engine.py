@@ -24,6 +24,7 @@ from popxl.backend.gpu.room import Streamed, streamed
 from popxl.backend.gpu.streamed_slots import StreamedStore
 from popxl.backend.gpu.streaming import Streamer
 from popxl.backend.lowering import Lowering, Surroundings
+from popxl.backend.memory import untouched_zeros
 from popxl.backend.mesh import Mesh
 from popxl.backend.native import library
 from popxl.backend.paging import Pager
@@ -189,6 +190,8 @@ class Engine:
         dtype = buffer.tensor_dtype.as_torch()
 
         def zeros() -> torch.Tensor:
+            if self.device.type == "cpu":
+                return untouched_zeros(shape, dtype)
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         name = f"remote_buffer_{buffer.remote_buffer_id}"
