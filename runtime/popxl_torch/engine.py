@@ -39,6 +39,7 @@ from popxl_torch.memory import shards
 from popxl_torch.memory.arrays import repeated, to_numpy, to_torch
 from popxl_torch.memory.cells import Cell, RemoteStore
 from popxl_torch.memory.paging import Pager
+from popxl_torch.memory.system import untouched_zeros
 from popxl_torch.traffic import Traffic
 
 MAPPED_MEMORY = "POPXL_MAPPED_MEMORY"
@@ -198,6 +199,8 @@ class Engine:
         dtype = buffer.tensor_dtype.as_torch()
 
         def zeros() -> torch.Tensor:
+            if self.device.type == "cpu":
+                return untouched_zeros(shape, dtype)
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         name = f"remote_buffer_{buffer.remote_buffer_id}"

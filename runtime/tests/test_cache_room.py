@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from popxl.backend.private_folder import PrivateFolder
 from popxl_torch import cache
 from popxl_torch.cache.__main__ import main
+from popxl_torch.cache.private_folder import PrivateFolder
 from popxl_torch.cache.room import CACHE_LIMIT, USE, in_use, kept, limit, remove, trim
 
 SIZE = 1 << 20
@@ -64,7 +64,7 @@ def test_nothing_that_is_in_use_is_removed(root, monkeypatch):
         make(root, name, used)
     code = (
         "import sys, pathlib; from popxl_torch.cache.room import in_use\n"
-        "from popxl.backend.private_folder import PrivateFolder\n"
+        "from popxl_torch.cache.private_folder import PrivateFolder\n"
         f"held = in_use(PrivateFolder.open(pathlib.Path({str(root.path)!r})), 'old')\n"
         "print('held', flush=True); sys.stdin.read()"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import popxl
 import pytest
@@ -262,3 +265,30 @@ def test_arrays_that_torch_cannot_share_are_copied(unusual):
         for result in session.run({stream: array}).values():
             np.testing.assert_array_equal(result, plain)
     assert len(outputs) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's counts of pages")
+def test_a_slot_takes_memory_only_where_it_was_written_to():
+    rows, width = 1 << 12, 1 << 12  # 64 MB of float32
+
+    def write(slot: popxl.TensorByRef):
+        one = popxl.constant(np.ones((1, width), np.float32))
+        ops.dynamic_update_(slot, popxl.constant([5], popxl.int32), one, [0], [1], True)
+        return ops.slice(slot, 4, 7)
+
+    def build():
+        buffer = popxl.remote_buffer((rows, width), popxl.float32, 1)
+        slot = ops.remote_load(buffer, 0)
+        (found,) = ops.call(popxl.gir().create_graph(write, slot), slot)
+        ops.remote_store(buffer, 0, slot)
+        return found
+
+    before = resident_bytes()
+    (found,) = run_program(build)
+    assert found[1].sum() == width
+    assert not found[[0, 2]].any()
+    assert resident_bytes() - before < rows * width * 4 // 4
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import math
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-WILLNEED, PAGEOUT = 3, 21
-"""Advice of madvise(2): read ahead; drop from memory."""
+WILLNEED, NOHUGEPAGE, PAGEOUT = 3, 15, 21
+"""Advice of madvise(2): read ahead; give small pages; drop from memory."""
 
 PAGE = mmap.PAGESIZE
 CGROUPS = Path("/sys/fs/cgroup")
@@ -87,6 +89,28 @@ def resident_share(region: Region) -> float:
     if _libc.mincore(address, size, ctypes.c_void_p(pages.ctypes.data)) != 0:
         return 1.0
     return float(np.count_nonzero(pages & 1)) / pages.size
+
+
+def untouched_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on the host that take memory page by page, as they are first written to.
+
+    `torch.zeros` writes to all of them, and a huge page is taken whole for one of its bytes.
+
+    Raises:
+        MemoryError: where the system does not promise so much.
+    """
+    count, size = math.prod(shape), math.prod(shape) * dtype.itemsize
+    if size < STEP:
+        return torch.zeros(tuple(shape), dtype=dtype)
+    try:
+        pages = mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(
+            f"there is no memory for a buffer of {size:,} bytes ({error.strerror})"
+        ) from None
+    flat = torch.frombuffer(pages, dtype=dtype, count=count)  # which keeps the pages
+    advise(Region(flat.data_ptr(), -(-size // PAGE) * PAGE), NOHUGEPAGE)
+    return flat.reshape(tuple(shape))
 
 
 def available_memory() -> int:
