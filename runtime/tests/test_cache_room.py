@@ -69,8 +69,9 @@ def test_nothing_that_is_in_use_is_removed(root, monkeypatch):
         "print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     with child:
         assert child.stdout.readline() == "held\n"
         os.utime(root.path / ("old" + USE), (100, 100))
