@@ -153,6 +153,11 @@ class ExecutionConfig:
         help="propose up to so many tokens from earlier in the text and verify them in one pass "
         f"(prompt-lookup decoding): 0 (off) to {MOST_LOOKUP_TOKENS}; faster where text repeats",
     )
+    score_tokens: int = field(
+        default=0,
+        help="compile a pass that gives the log-likelihoods of a prompt's tokens, so many at "
+        "once; 0 is none",
+    )
     log_level: str = field(
         default="warning", metavar="|".join(LOG_LEVELS), help="show log lines from this level up"
     )
@@ -248,6 +253,7 @@ def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
         lookup,
         f"from 0 (off) to {MOST_LOOKUP_TOKENS}",
     )
+    _check(execution.score_tokens >= 0, "score_tokens", execution.score_tokens, "0 or more")
     chunks = list(execution.prompt_chunks)
     ascending = chunks[0] >= 1 and all(a < b for a, b in zip(chunks, chunks[1:], strict=False))
     _check(ascending, "prompt_chunks", chunks, "numbers of 1 or more, each larger than the last")

@@ -21,6 +21,7 @@ MOST = {
     "vocab_size": 1 << 23,
     "sequence_length": 1 << 20,
     "batch_size": 1 << 14,
+    "score_tokens": 1 << 12,
     "tensor_parallel_1": 1 << 10,
     "tensor_parallel_2": 1 << 10,
     "io_tiles": 1 << 20,
@@ -71,7 +72,7 @@ def pass_bytes(config: BloomConfig) -> int:
     model, execution = config.model, config.execution
     chunks = [c for c in execution.prompt_chunks if c <= model.sequence_length]
     rows = max([execution.batch_size, *chunks])
-    logits = 4 * execution.batch_size * model.vocab_size
+    logits = 4 * max(execution.batch_size, execution.score_tokens) * model.vocab_size
     return 4 * rows * model.hidden_size * BYTES[model.precision] + logits
 
 

@@ -1,9 +1,11 @@
 """Inference of a language model as one PopXL program.
 
 The program holds several passes and runs one of them a run: *prefill* for each chunk size (a chunk
-of a prompt in one slot of the KV cache), *decode* (one token for every slot) and, for prompt-lookup
-decoding, *verify* (the next tokens of one slot, with the logits after each of them). Weights are in
-remote buffers, one entry a layer, and are loaded when the layer runs; so is the KV cache.
+of a prompt in one slot of the KV cache), *decode* (one token for every slot), for prompt-lookup
+decoding *verify* (the next tokens of one slot, with the logits after each of them) and, for the
+log-likelihoods of prompts, *score* (a prefill chunk with the logits after each of its tokens).
+Weights are in remote buffers, one entry a layer, and are loaded when the layer runs; so is the KV
+cache.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from modelling.sharding import axis_size
 from modelling.vocabulary import vocabulary_weight
 
 DECODE = 0
-"""The number of the decode pass; prefill passes follow, one a chunk size, then verify passes."""
+"""The number of the decode pass; prefill passes follow, one a chunk size, then verify passes, and
+the scoring pass."""
 
 NO_LOGITS = -1
 """What `last` is for a chunk that another one follows: its head is not computed."""
@@ -54,16 +57,24 @@ def verify_sizes(config: BloomConfig) -> tuple[int, ...]:
     return tuple(reversed(sizes))
 
 
+def score_sizes(config: BloomConfig) -> tuple[int, ...]:
+    """The size of the scoring pass in tokens; none where it is off."""
+    size = min(config.execution.score_tokens, config.model.sequence_length)
+    return (size,) if size else ()
+
+
 class InferenceSession(addons.TaskSession):
     """The program's session.
 
     Attributes:
         inputs: `tokens`, `positions`, `slot`, `last` and `chosen_pass`; see `_Phases`.
         outputs: float32 logits, a stream for each kind of pass, so that none is padded:
-            `decode` `(batch_size, vocabulary / tp1)`, `prefill` `(1, vocabulary / tp1)` and
-            `verify_<size>` `(size, vocabulary / tp1)`. A run stores to one of them, or to none.
+            `decode` `(batch_size, vocabulary / tp1)`, `prefill` `(1, vocabulary / tp1)`, and
+            `verify_<size>` and `score_<size>` `(size, vocabulary / tp1)`. A run stores to one of
+            them, or to none.
         state: the weights: `embeddings`, `layer_<n>` and `head`.
-        pass_graphs: the graph of each pass: `decode`, `prefill_<chunk size>` and `verify_<size>`.
+        pass_graphs: the graph of each pass: `decode`, `prefill_<chunk size>`, `verify_<size>` and
+            `score_<size>`.
     """
 
     pass_graphs: dict[str, popxl.Graph]
@@ -83,7 +94,8 @@ def inference(config: BloomConfig, spread: bool = True, **session_options: Any) 
     ir.replication_factor = config.execution.replicas
     with ir.main_graph:
         phases = _Phases(config)
-        longest = max(*chunk_sizes(config), *verify_sizes(config), config.execution.batch_size)
+        sizes = (*chunk_sizes(config), *verify_sizes(config), *score_sizes(config))
+        longest = max(*sizes, config.execution.batch_size)
         inputs = addons.InputStreams(
             tokens=((longest,), popxl.int32),
             positions=((config.execution.batch_size,), popxl.int32),
@@ -144,6 +156,7 @@ class _Phases:
         vocabulary = self.config.padded_vocab_size // axis_size(self.config, "tp1")
         rows = {"decode": self.config.execution.batch_size, "prefill": 1}
         rows.update({f"verify_{size}": size for size in verify_sizes(self.config)})
+        rows.update({f"score_{size}": size for size in score_sizes(self.config)})
         return addons.OutputStreams(
             **{name: ((count, vocabulary), popxl.float32) for name, count in rows.items()}
         )
@@ -165,6 +178,7 @@ class _Phases:
         sized: list[tuple[str, Callable, int]]
         sized = [(f"prefill_{n}", self.prefill, n) for n in chunk_sizes(self.config)]
         sized += [(f"verify_{n}", self.verify, n) for n in verify_sizes(self.config)]
+        sized += [(f"score_{n}", self.score, n) for n in score_sizes(self.config)]
         for number, (name, build, size) in enumerate(sized, start=DECODE + 1):
             this = self._pass(name, build, *specs[:4], size)
             graph = ir.create_graph(self._either, *specs, number, this, graph)
@@ -236,6 +250,18 @@ class _Phases:
         """`size` tokens of a slot from `positions[0]` on; the logits after each of them."""
         each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
         return self.head(self.blocks(self.embed(tokens[:size], each), each, slot))
+
+    def score(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        slot: popxl.Tensor,
+        last: popxl.Tensor,
+        size: int,
+    ) -> popxl.Tensor:
+        """A prefill chunk of `size` tokens; the logits after each of them."""
+        first = positions[0]
+        return self.head(self.blocks(self.embed(tokens[:size], first), first, slot))
 
     def _head_of_last(self, x: popxl.Tensor, last: popxl.Tensor) -> popxl.Tensor:
         return self.head(ops.dynamic_slice(x, ops.reshape(last, (1,)), [0], [1], True))

@@ -42,6 +42,12 @@ class TransformersPasses:
         self._rows[slot, start:end] = tokens[start:end]
         return end - start, self._logits(slot, end) if end == len(tokens) else None
 
+    def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
+        """Each place is computed on its own."""
+        end = min(start + CHUNK, len(tokens))
+        self._rows[slot, start:end] = tokens[start:end]
+        return np.stack([self._logits(slot, place + 1) for place in range(start, end)])
+
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         if tokens.dtype != np.int32 or positions.dtype != np.int32:
             raise TypeError(f"not int32: tokens {tokens.dtype}, positions {positions.dtype}")

@@ -25,7 +25,8 @@ TIMEOUT = 20
 class ReferencePasses(TransformersPasses):
     """transformers' BLOOM in chunks of 4, noting each pass in `log`.
 
-    The log has `("prefill", slot)`, `("decode", positions)` and `("verify", (slot, tokens))`.
+    The log has `("prefill", slot)`, `("score", slot)`, `("decode", positions)` and
+    `("verify", (slot, tokens))`.
     """
 
     def __init__(self, *arguments: Any, **settings: Any):
@@ -37,6 +38,10 @@ class ReferencePasses(TransformersPasses):
     ) -> tuple[int, np.ndarray | None]:
         self.log.append(("prefill", slot))
         return super().prefill_chunk(slot, tokens, start)
+
+    def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
+        self.log.append(("score", slot))
+        return super().score_chunk(slot, tokens, start)
 
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self.log.append(("decode", positions.tolist()))
@@ -105,6 +110,10 @@ class HeldPasses:
     ) -> tuple[int, np.ndarray | None]:
         self._wait()
         return self.passes.prefill_chunk(slot, tokens, start)
+
+    def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
+        self._wait()
+        return self.passes.score_chunk(slot, tokens, start)
 
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self._wait()

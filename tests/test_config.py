@@ -50,6 +50,7 @@ OTHER_VALUES = {
     "batch_size": 5,
     "prompt_chunks": (3, 40),
     "lookup_tokens": 7,
+    "score_tokens": 20,
     "memmap_dir": "elsewhere",
     "verify_memmap": True,
     "device": "cuda",

@@ -47,6 +47,9 @@ class EnginePasses(Protocol):
     ) -> tuple[int, np.ndarray | None]:
         """Runs the first chunk of `tokens[start:]`; how many, and after the last their logits."""
 
+    def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
+        """Runs the first chunk of `tokens[start:]`; the logits after each of its tokens."""
+
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Runs a token of every slot, `[batch_size]`; logits `[batch_size, vocab_size]`."""
 
@@ -303,9 +306,7 @@ class Engine:
         """Run a chunk of the prompt whose turn it is."""
         ticket, begin = slot.ticket, time.perf_counter()
         try:
-            count, logits = self.passes.prefill_chunk(
-                slot.number, ticket.work.ids, ticket.prompt_done
-            )
+            count, logits = self._run_chunk(slot)
         except Exception as error:
             self._fail([ticket], error)
             return None
@@ -320,6 +321,16 @@ class Engine:
             slot.prefilling = False
             self._accept(slot, logits)
         return Step("prefill", count, seconds)
+
+    def _run_chunk(self, slot: _Slot) -> tuple[int, np.ndarray | None]:
+        """The next chunk of a prompt: how many tokens, and after the last one their logits."""
+        work, done = slot.ticket.work, slot.ticket.prompt_done
+        scores = getattr(work, "prompt_logprobs", None)
+        if scores is None:
+            return self.passes.prefill_chunk(slot.number, work.ids, done)
+        logits = self.passes.score_chunk(slot.number, work.ids, done)
+        scores.add(logits)
+        return len(logits), logits[-1] if done + len(logits) == len(work.ids) else None
 
     def _proposal(self, slot: _Slot) -> list[int]:
         work = slot.ticket.work

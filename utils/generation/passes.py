@@ -8,8 +8,16 @@ from functools import partial
 import numpy as np
 
 from config import BloomConfig
-from modelling.program import DECODE, NO_LOGITS, InferenceSession, chunk_sizes, verify_sizes
+from modelling.program import (
+    DECODE,
+    NO_LOGITS,
+    InferenceSession,
+    chunk_sizes,
+    score_sizes,
+    verify_sizes,
+)
 from utils.generation.replicas import Replicas
+from utils.setup import UserError
 
 
 class Passes:
@@ -20,6 +28,7 @@ class Passes:
         sequence_length: tokens that a slot holds.
         vocab_size: of the logits.
         verify_sizes: tokens that a verify pass may have, ascending; none without look-up.
+        score_sizes: tokens of the scoring pass; none without one.
     """
 
     def __init__(self, config: BloomConfig, session: InferenceSession):
@@ -29,6 +38,7 @@ class Passes:
         self.vocab_size = config.model.vocab_size
         self.chunks = chunk_sizes(config)
         self.verify_sizes = verify_sizes(config)
+        self.score_sizes = score_sizes(config)
         self.replicas = Replicas(config, session)
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int = 0) -> np.ndarray:
@@ -105,6 +115,28 @@ class Passes:
         number = 1 + len(self.chunks) + self.verify_sizes.index(sizes[0])
         return self._run(tokens, [position], number, f"verify_{sizes[0]}", len(tokens), slot=slot)
 
+    def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
+        """Run the first chunk of `tokens[start:]`, as `prefill_chunk` does.
+
+        Returns:
+            float32 logits after each of its tokens, `(tokens, vocab_size)`.
+
+        Raises:
+            UserError: the program was built without a pass for it.
+            ValueError: as `prefill` does.
+        """
+        self._check_prompt(slot, len(tokens), start)
+        if not self.score_sizes:
+            raise UserError("log-likelihoods of a prompt need --score_tokens 1 or more, not 0")
+        (size,) = self.score_sizes
+        first = min(start, self.sequence_length - size)  # back, where it would stick out
+        end = min(first + size, len(tokens))
+        number = 1 + len(self.chunks) + len(self.verify_sizes)
+        rows = self._run(
+            tokens[first:end], [first], number, f"score_{size}", end - first, slot=slot
+        )
+        return rows[start - first :]
+
     def warm_up(self, times: int = 1) -> None:
         """Run every pass: what is made at first use is there then. Slots keep no tokens.
 
@@ -122,6 +154,8 @@ class Passes:
             yield f"prefill_{size}", partial(self.prefill, 0, [0] * size)
         for size in self.verify_sizes:
             yield f"verify_{size}", partial(self.verify, 0, [0] * size, 0)
+        for size in self.score_sizes:
+            yield f"score_{size}", partial(self.score_chunk, 0, [0] * size, 0)
 
     def _chunk(self, tokens: int) -> tuple[int, int]:
         """The pass for what is left: the smallest chunk that holds it, else the largest."""

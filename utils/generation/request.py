@@ -12,12 +12,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from utils.generation.extras import Extras
+from utils.generation.logprobs import PromptLogprobs, TokenLogprob, token_logprob
 from utils.generation.lookup import PromptLookup
 from utils.generation.sampling import Sampler, SamplingConfig
 from utils.generation.text import StopStrings, TextStream
 from utils.setup import UserError
 
 FinishReason = Literal["end_of_text", "stop_string", "budget", "context_full"]
+NO_EXTRAS = Extras()
 
 
 class Room(Protocol):
@@ -49,6 +52,7 @@ class GenerationStep:
     verify_passes: int = 0
     proposed_tokens: int = 0
     accepted_tokens: int = 0
+    logprob: TokenLogprob | None = None  # where it was asked for
 
 
 def encode_prompt(tokenizer: Any, prompt: str, room: Room, **options: Any) -> list[int]:
@@ -62,7 +66,11 @@ def encode_prompt(tokenizer: Any, prompt: str, room: Room, **options: Any) -> li
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no valid text at character {error.start}") from None
-    ids = list(tokenizer(prompt, **options).input_ids)
+    return check_ids(list(tokenizer(prompt, **options).input_ids), room)
+
+
+def check_ids(ids: list[int], room: Room) -> list[int]:
+    """The ids themselves. Raises a `UserError` where they are no prompt for this model."""
     if not ids:
         raise UserError("the prompt must have at least one token, not none: give it some text")
     if len(ids) > room.sequence_length:
@@ -91,6 +99,9 @@ class Request:
     `ids` are those of prompt and continuation; the last one is at `position` and, unless the
     request is finished, is what the next decode pass runs.
 
+    Attributes:
+        prompt_logprobs: what the prompt's logits are given to; None where only the last counts.
+
     Raises:
         UserError: `num_tokens` is not positive, or a stop string is empty.
         ValueError: `ids` are none, or more than the context holds.
@@ -105,6 +116,7 @@ class Request:
         stop: Sequence[str] = (),
         *,
         sequence_length: int,
+        extras: Extras = NO_EXTRAS,
         clock: Callable[[], float] = time.perf_counter,
     ):
         if not 1 <= len(ids) <= sequence_length:
@@ -113,7 +125,12 @@ class Request:
         self.prompt_tokens = len(ids)
         self.sampler = Sampler(sampling)
         self.finish_reason: FinishReason | None = None
-        self._ends = getattr(tokenizer, "ends", None) or {tokenizer.eos_token_id}
+        self.prompt_logprobs: PromptLogprobs | None = None
+        if extras.score_prompt:
+            self.prompt_logprobs = PromptLogprobs(ids, extras.logprobs or 0)
+        self._extras = extras
+        self._ends = set() if extras.ignore_eos else set(ends_of(tokenizer))
+        self._ends |= extras.stop_token_ids
         self._num_tokens = check_num_tokens(num_tokens)
         self._sequence_length = sequence_length
         self._text = TextStream(tokenizer)
@@ -147,17 +164,23 @@ class Request:
         """
         if self.finished:
             raise RuntimeError(f"the request is finished ({self.finish_reason}): start another")
-        token = self.sampler(logits, self.ids, self.prompt_tokens)
+        extras = self._extras
+        token = self.sampler(extras.shaped(logits), self.ids, self.prompt_tokens)
         self.ids.append(token)
         self._lookup.confirm(token)
+        if extras.constraint is not None:
+            extras.constraint.advance(token)
+        count = extras.logprobs
+        logprob = None if count is None else token_logprob(logits, token, count)
         text = self._stops.push(self._text.push(token))
         self.finish_reason = self._reason_to_finish(token)
         if self.finished:
             text += self._stops.push(self._text.flush()) + self._stops.flush()
-        return self._step(text, token)
+        return self._step(text, token, logprob)
 
     def _reason_to_finish(self, token: int) -> FinishReason | None:
-        if token in self._ends:
+        constraint = self._extras.constraint
+        if token in self._ends or (constraint is not None and constraint.complete):
             return "end_of_text"
         if self._stops.found is not None:
             return "stop_string"
@@ -167,7 +190,7 @@ class Request:
             return "context_full"
         return None
 
-    def _step(self, text: str, token: int) -> GenerationStep:
+    def _step(self, text: str, token: int, logprob: TokenLogprob | None) -> GenerationStep:
         now = self._clock()
         if self.generated_tokens == 1:
             self._first = now
@@ -183,7 +206,39 @@ class Request:
             verify_passes=self._lookup.passes,
             proposed_tokens=self._lookup.proposed,
             accepted_tokens=self._lookup.accepted,
+            logprob=logprob,
         )
+
+
+class PromptScore:
+    """The engine's work for the log-likelihoods of a prompt's tokens: prefill and no decoding.
+
+    Its one event is the list of them, as `PromptLogprobs.found` has it.
+    """
+
+    finish_reason: Literal["done"] = "done"
+
+    def __init__(self, ids: Sequence[int], count: int):
+        self.ids = list(ids)
+        self.finished = False
+        self.prompt_logprobs = PromptLogprobs(ids, count)
+
+    @property
+    def position(self) -> int:
+        return len(self.ids) - 1
+
+    def start(self, lookup: PromptLookup) -> None:
+        """There is nothing to prepare."""
+
+    def accept(self, logits: np.ndarray) -> list[TokenLogprob | None]:
+        """All log-likelihoods; what would follow the prompt is not asked."""
+        self.finished = True
+        return self.prompt_logprobs.found
+
+
+def ends_of(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: what the checkpoint says, else the tokenizer's."""
+    return frozenset(getattr(tokenizer, "ends", None) or {tokenizer.eos_token_id})
 
 
 def _rate(count: int, seconds: float) -> float | None:
