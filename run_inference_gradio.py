@@ -1,7 +1,8 @@
-"""Serve BLOOM as a web page, for several people at once.
+"""Serve BLOOM as a web page and by OpenAI's API, for several people at once.
 
     python run_inference_gradio.py --config bloom_tiny
     BLOOM_AUTH=user:password python run_inference_gradio.py --host 0.0.0.0
+    BLOOM_API_KEY=... python run_inference_gradio.py --no_page --host 0.0.0.0
 
 It listens on this computer alone unless told otherwise, and calls no other host but for --share.
 """
@@ -13,6 +14,7 @@ import dataclasses
 import gc
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,20 +25,26 @@ from config.options import field
 from utils import distributed
 from utils.checkpoints.arguments import parse_model_arguments
 from utils.serving.hosts import Hosts
+from utils.serving.keys import given_keys
 from utils.serving.limits import Limits
 from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.serving.quiet_log import make_quiet
 from utils.setup import UserError, run_script, setup_logging
 from utils.streams import OutputError
 
-FOR_MANY = {"batch_size": 8, "prompt_chunks": (16, 128), "log_level": "info"}
+FOR_MANY = {
+    "batch_size": 8,
+    "prompt_chunks": (16, 128),
+    "score_tokens": 64,
+    "log_level": "info",
+}
 """What this script sets where neither command line nor preset do: slots for several people, no
-chunk of a prompt that the others wait long for, and a log of the requests."""
+chunk of a prompt that the others wait long for, log-likelihoods, and a log of the requests."""
 
 DESCRIPTION = (
-    "Serve BLOOM as a web page, with an API for gradio_client and curl, and /health. Here "
-    "--batch_size is 8 unless it is given, --prompt_chunks 16 128, and --log_level info, which "
-    "logs each request."
+    "Serve BLOOM as a web page and by OpenAI's API, with /health and /metrics. Here --batch_size "
+    "is 8 unless it is given, --prompt_chunks 16 128, --score_tokens 64, and --log_level info, "
+    "which logs each request."
 )
 
 
@@ -84,10 +92,38 @@ class ServerArguments:
         default=False,
         help="log prompts too, not only their lengths",
     )
+    no_page: bool = field(default=False, help="serve the API alone, without the page")
+    api_key: str | None = field(
+        default=None,
+        metavar="KEY",
+        help="have the API ask for this key; better set as the environment variable BLOOM_API_KEY, "
+        "or in a file",
+    )
+    api_key_file: str | None = field(
+        default=None, metavar="FILE", help="have the API ask for one of the keys in it, one a line"
+    )
+    cors_origins: list[str] = field(
+        default_factory=list,
+        repeat=True,
+        metavar="ORIGIN",
+        help="let web pages of this origin, such as https://app.example, call the API; * is all; "
+        "may be given several times",
+    )
+    root_path: str = field(
+        default="", metavar="PATH", help="what a proxy has before each address, such as /bloom"
+    )
 
     def hosts(self) -> Hosts:
         """Names and proxies. Raises a `UserError` for one that is none."""
-        return Hosts.given(self.allow_host, self.proxy, bound=self.host)
+        return Hosts.given(self.allow_host, self.proxy, bound=self.host, origins=self.cors_origins)
+
+    def web(self) -> dict[str, Any]:
+        """Options of `build_app`. Raises a `UserError` for a key or a path that is none."""
+        root = self.root_path.rstrip("/")
+        if root and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root):
+            raise UserError(f"--root_path must be a path such as /bloom, not {root[:80]!r}")
+        keys = given_keys(self.api_key, self.api_key_file, os.environ)
+        return {"keys": keys, "page": not self.no_page, "root_path": root}
 
     def account(self) -> tuple[str, str] | None:
         """User and password. Raises a `UserError` where one of them is missing."""
@@ -121,8 +157,8 @@ def main(
     config = for_many(config, sys.argv[1:] if argv is None else argv)
     setup_logging(config.execution.log_level)
     make_quiet(Limits())
-    account, hosts = arguments.account(), arguments.hosts()
-    return serve(config, arguments, account, hosts, load)
+    account, hosts, web = arguments.account(), arguments.hosts(), arguments.web()
+    return serve(config, arguments, account, hosts, load, web)
 
 
 def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
@@ -146,14 +182,14 @@ def serve(
     account: tuple[str, str] | None,
     hosts: Hosts,
     load: Callable[[BloomConfig], Any] | None,
+    web: dict[str, Any],
 ) -> int:
     """Load the model and serve it; the exit status."""
     distributed.join(config)
     if not distributed.leads():
         (load or load_model)(config)  # and follow
     listener = bind(arguments.host, arguments.port)
-    if account is None and (arguments.share or is_public(arguments.host)):
-        logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
+    warn(arguments, account, web["keys"])
     loaded = (load or load_model)(config)
     from utils.generation import Engine
     from utils.serving.about import About
@@ -176,7 +212,8 @@ def serve(
 
         def ready() -> None:
             try:
-                print(f"the page is at {url(listener)}", flush=True)
+                what = "API" if arguments.no_page else "page"
+                print(f"the {what} is at {url(listener)}{web['root_path']}", flush=True)
                 if others := url_for_others(listener):
                     print(f"from other computers: {others}", flush=True)
             except OutputError as error:  # within the event loop, which would print its own stack
@@ -186,7 +223,7 @@ def serve(
             if arguments.share:
                 share(listener, hosts)
 
-        app = build_app(service, account, hosts)
+        app = build_app(service, account, hosts, **web)
         listen(listener)
         server = WebServer(app, service, ready)
         server.run([listener])
@@ -198,6 +235,15 @@ def serve(
             atexit.register(os._exit, 0)
     gc.freeze()  # or leaving would first search the whole program for cycles, for seconds
     return 0
+
+
+def warn(arguments: ServerArguments, account: tuple[str, str] | None, keys: Sequence[str]) -> None:
+    """Say who may use the server without being asked for anything."""
+    public = arguments.share or is_public(arguments.host)
+    if account is None and not arguments.no_page and (public or keys):
+        logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
+    if account is None and not keys and arguments.no_page and public:
+        logging.warning("anyone who reaches this API can use it: set BLOOM_API_KEY")
 
 
 def load_model(config: BloomConfig) -> Any:

@@ -162,13 +162,17 @@ class Served:
 def served(
     passes: Any, tokenizer: Any, *, auth: Any = None, hosts: Any = None, **options: Any
 ) -> Iterator[Served]:
-    """A page on `passes`, at a port that was free. `options` are the engine's and the service's."""
+    """Page and API on `passes`, at a port that was free.
+
+    `options` are those of the engine, the service and `build_app`.
+    """
     names = ("max_tokens", "log_prompts", "limits")
     ours = {name: options.pop(name) for name in names if name in options}
+    web = {name: options.pop(name) for name in ("keys", "page", "root_path") if name in options}
     with Engine(passes, **options) as engine:
         service = Service(engine, tokenizer, **ours)
         allowed = {} if hosts is None else {"hosts": hosts}
-        with serving(service, auth, **allowed) as address:
+        with serving(service, auth, **allowed, **web) as address:
             yield Served(address, service, engine, passes, tokenizer)
 
 

@@ -55,8 +55,14 @@ class GenerationStep:
     logprob: TokenLogprob | None = None  # where it was asked for
 
 
-def encode_prompt(tokenizer: Any, prompt: str, room: Room, **options: Any) -> list[int]:
-    """The prompt's token ids; `options` are the tokenizer's.
+def encode_prompt(
+    tokenizer: Any, prompt: str, room: Room, *, last: int | None = None, **options: Any
+) -> list[int]:
+    """The prompt's token ids.
+
+    Args:
+        last: only so many, the last ones.
+        options: of the tokenizer.
 
     Raises:
         UserError: the prompt is empty, longer than the context, or no valid Unicode, or the
@@ -66,7 +72,8 @@ def encode_prompt(tokenizer: Any, prompt: str, room: Room, **options: Any) -> li
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no valid text at character {error.start}") from None
-    return check_ids(list(tokenizer(prompt, **options).input_ids), room)
+    ids = list(tokenizer(prompt, **options).input_ids)
+    return check_ids(ids if last is None else ids[-last:], room)
 
 
 def check_ids(ids: list[int], room: Room) -> list[int]:

@@ -51,15 +51,18 @@ class TextStream:
         return self._utf8.decode(b"", final=True)
 
     def _bytes(self, token: int) -> bytes:
-        if token in self._special_ids:
-            return b""
-        piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:  # the embedding has rows that are no token, for its size to be round
-            return b""
-        try:
-            return bytes(BYTE_OF[character] for character in piece)
-        except KeyError:  # an added token, which is kept as plain text
-            return piece.encode()
+        return b"" if token in self._special_ids else token_bytes(self._tokenizer, token)
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """What a token of a byte-level BPE stands for; of a special one, its name."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if piece is None:  # the embedding has rows that are no token, for its size to be round
+        return b""
+    try:
+        return bytes(BYTE_OF[character] for character in piece)
+    except KeyError:  # an added token, which is kept as plain text
+        return piece.encode()
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -233,8 +233,9 @@ class Tokenizer:
         ids = [self._id(name) for name, token in self._special.items() if token is not None]
         return None not in ids
 
-    def __call__(self, text: str) -> Encoding:
-        return Encoding(self.backend_tokenizer.encode(text).ids)
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Encoding:
+        encode = self.backend_tokenizer.encode
+        return Encoding(encode(text, add_special_tokens=add_special_tokens).ids)
 
     def __bool__(self) -> bool:
         return True  # also of no tokens

@@ -20,6 +20,18 @@ API = "/gradio_api"
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CALL = re.compile(rf"{API}/call/(v2/)?([A-Za-z0-9_]{{1,64}})/?")
 
+REACHABLE = (
+    *("/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt"),
+    *("/login", "/logout"),
+    *(f"{API}/info", f"{API}/openapi.json", f"{API}/login_check", f"{API}/app_id", f"{API}/token"),
+    *(f"{API}/user", f"{API}/startup-events"),
+    *(f"{API}/queue/join", f"{API}/queue/data", f"{API}/queue/status"),
+    *(f"{API}/cancel", f"{API}/reset"),
+)
+REACHABLE_BELOW = ("/assets/", "/static/", f"{API}/call/", f"{API}/heartbeat/")
+"""Where all of the page that is served lies. Gradio has more, among it uploads, files of the
+server's, and the page's own functions under `/run/`."""
+
 
 class Refusal(Exception):
     """A request that is refused: a status from 400 on and a sentence about it."""
@@ -39,6 +51,26 @@ class Calls:
     def __init__(self, functions: dict[int, Any], limits: Limits):
         self._functions, self._limits = functions, limits
         self._public = {f.api_name: f for f in functions.values() if f.api_visibility == "public"}
+
+    def has(self, path: str) -> bool:
+        """Whether an address is the page's: what is nobody else's."""
+        return True
+
+    def reaches(self, path: str) -> bool:
+        """Whether something is served there. Raises a `Refusal` for a tab's that is none."""
+        below = path.startswith(REACHABLE_BELOW) and ".." not in path.split("/")
+        heartbeat = f"{API}/heartbeat/"
+        if path.startswith(heartbeat):
+            session(path.removeprefix(heartbeat).rstrip("/"))
+        return path == "/" or path.rstrip("/") in REACHABLE or below
+
+    def guards(self, path: str) -> bool:
+        """Whether a key is asked for: Gradio asks for the account itself."""
+        return False
+
+    def error(self, status: int, sentence: str) -> dict[str, Any]:
+        """The body of an answer that is an error."""
+        return {"detail": sentence}
 
     def takes(self, path: str) -> bool:
         """Whether a POST to this path has JSON that is checked here."""

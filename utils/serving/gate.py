@@ -1,4 +1,4 @@
-"""The gate before the page: what comes through, by which names, how large, and in what headers.
+"""The gate before page and API: what comes through, by which names, how large, and in what headers.
 
 It is the outermost layer of the application: what it refuses costs nothing behind it, and what
 fails behind it is answered and logged here, without the body of a request.
@@ -10,35 +10,25 @@ import asyncio
 import logging
 import re
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from utils.serving.calls import API, Calls, Refusal, session
+from utils.serving.calls import Refusal, session
 from utils.serving.connections import CROWDED, client_of
+from utils.serving.gated_answer import Addresses, GatedAnswer, error_body
 from utils.serving.hosts import BadHeader, Hosts, origin_host
+from utils.serving.keys import Keys
 from utils.serving.limits import Limits
 from utils.serving.logins import Logins
-from utils.serving.service import FAULT
 
 logger = logging.getLogger(__name__)
 
-REACHABLE = (
-    *("/", "/health", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt"),
-    *("/login", "/logout"),
-    *(f"{API}/info", f"{API}/openapi.json", f"{API}/login_check", f"{API}/app_id", f"{API}/token"),
-    *(f"{API}/user", f"{API}/startup-events"),
-    *(f"{API}/queue/join", f"{API}/queue/data", f"{API}/queue/status"),
-    *(f"{API}/cancel", f"{API}/reset"),
-)
-REACHABLE_BELOW = ("/assets/", "/static/", f"{API}/call/", f"{API}/heartbeat/")
-"""Where all that is served lies. Gradio has more, among it uploads, files of the server's, and the
-page's own functions under `/run/`."""
+HEALTH = "/health"
 
 LONGEST_NAME = 200
 """Characters between two slashes: no file has more, and a file system none over 255."""
@@ -53,28 +43,27 @@ FORWARDING = ("forwarded", "x-real-ip", "x-gradio-server", "x-original-host")
 IN_A_THREAD = 1 << 15
 """Bytes from which on a body is parsed in a thread: others are served in the meantime."""
 
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'none'"
-)
-"""What a browser may fetch for the page, nothing of another host's, and that no page may frame it.
-gr.HTML needs the eval."""
-
-HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-frame-options", b"DENY"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
-
 
 class Gate:
-    """An ASGI application round another one."""
+    """An ASGI application round another one.
 
-    def __init__(self, app: ASGIApp, calls: Calls, hosts: Hosts, limits: Limits):
-        self._app, self._calls, self._hosts, self._limits = app, calls, hosts, limits
+    Args:
+        parts: of what is served; an address belongs to the first that has it.
+        keys: asked for where a part guards an address.
+        root_path: what stands before every address, for a proxy that takes it away or does not.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        parts: Sequence[Addresses],
+        hosts: Hosts,
+        limits: Limits,
+        keys: Keys | None = None,
+        root_path: str = "",
+    ):
+        self._app, self._parts, self._hosts, self._limits = app, parts, hosts, limits
+        self._keys, self._root = keys or Keys(), root_path
         self._logins = Logins(limits)
         self._held = 0  # bytes of bodies
 
@@ -82,30 +71,44 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        if self._root and scope["path"].startswith(f"{self._root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._root)}
+        part = self._part(scope["path"])
+        answer = GatedAnswer(send, part)
         try:
-            await self._serve(scope, receive, answer)
+            await self._serve(scope, receive, answer, part)
             await answer.finish()
         except Refusal as refusal:
-            await self._refuse(refusal, scope, receive, answer)
+            await self._refuse(refusal, scope, receive, answer, part)
         except Exception as error:
             self._log(error, scope)
             await answer.fail()
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    def _part(self, path: str) -> Addresses | None:
+        return next((part for part in self._parts if part.has(path)), None)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, answer: GatedAnswer, part: Addresses | None
+    ) -> None:
         path = scope["path"]
-        if scope.get("state", {}).get(CROWDED) and path != "/health":
+        if scope.get("state", {}).get(CROWDED) and path != HEALTH:
             raise Refusal(503, "too many connections are open: try again in a moment", wait=5)
-        scope = self._seen(scope)
+        scope = self._seen(scope, part)
         answer.secure = scope["scheme"] == "https"
-        self._check_address(path)
+        self._check_address(path, part)
+        if part and part.guards(path) and scope["method"] != "OPTIONS":
+            await self._check_key(scope)
         scope["query_string"] = self._questions(path, scope["query_string"])
-        async with self._body(scope, receive) as body:
+        async with self._body(scope, receive, part) as body:
             if scope["method"] == "POST" and path.rstrip("/") == "/login":
                 await self._admit(scope, answer)
-            await self._app(scope, _replayed(body, receive), answer)
+            inner = {**scope, "path": self._root + path, "root_path": self._root}
+            if part and part.guards(path) and part.takes(path):  # curl's -d says that it is a form
+                others = [(k, v) for k, v in scope["headers"] if k != b"content-type"]
+                inner["headers"] = [*others, (b"content-type", b"application/json")]
+            await self._app(inner, _replayed(body, receive), answer)
 
-    def _seen(self, scope: Scope) -> Scope:
+    def _seen(self, scope: Scope, part: Addresses | None) -> Scope:
         """The scope with host, scheme and client as they are, and without what claims others."""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         client = scope["client"][0] if scope["client"] else ""
@@ -120,7 +123,8 @@ class Gate:
                 "it can allow a name with --allow_host"
             )  # fmt: skip
         origin = headers.get("origin")
-        if origin is not None and not self._hosts.allows(origin_host(origin) or "", reached):
+        own = origin is None or self._hosts.allows(origin_host(origin) or "", reached)
+        if not own and not (part and part.guards(scope["path"]) and self._hosts.lets(origin)):
             raise Refusal(403, "a page of another host may not call this server")
         kept = [(k, v) for k, v in scope["headers"] if not _is_replaced(k.decode("latin-1"))]
         port = scope["client"][1] if scope["client"] else 0
@@ -131,18 +135,35 @@ class Gate:
             "client": (seen.client, port),
         }
 
-    def _check_address(self, path: str) -> None:
+    def _check_address(self, path: str, part: Addresses | None) -> None:
         if len(path) > self._limits.path_characters:
             most = self._limits.path_characters
             raise Refusal(414, f"the path of an address may have at most {most} characters")
-        below = path.startswith(REACHABLE_BELOW) and ".." not in path.split("/")
-        reachable = path == "/" or path.rstrip("/") in REACHABLE or below
+        reachable = path.rstrip("/") == HEALTH or (part is not None and part.reaches(path))
         short = all(len(part) <= LONGEST_NAME for part in path.split("/"))
         if not reachable or not short or not PATH.fullmatch(path):
             raise Refusal(404, "Not Found")
-        heartbeat = f"{API}/heartbeat/"
-        if path.startswith(heartbeat):
-            session(path.removeprefix(heartbeat).rstrip("/"))
+
+    async def _check_key(self, scope: Scope) -> None:
+        """Raises a `Refusal` where the API asks for a key that the request does not have."""
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        given = headers.get("authorization", "")
+        if not self._keys.asked or self._keys.is_key(given):
+            return
+        client = client_of(scope["client"][0])
+        if self._keys.may_be_account(given):
+            self._begin_attempt(client)
+            if self._keys.is_account(given):
+                self._logins.succeed(client)
+                return
+        await asyncio.sleep(self._limits.login_seconds if given else 0)
+        raise Refusal(401, "the API asks for a key: send it as 'Authorization: Bearer KEY'")
+
+    def _begin_attempt(self, client: str) -> None:
+        """Raises a `Refusal` where a client has guessed too often."""
+        if wait := self._logins.wait(client):
+            seconds = int(wait) + 1
+            raise Refusal(429, f"too many wrong passwords: wait {seconds} seconds", wait=seconds)
 
     def _questions(self, path: str, query: bytes) -> bytes:
         """The query with what is let through of it."""
@@ -158,13 +179,16 @@ class Gate:
         return urlencode([pair for pair in pairs if pair[0] in QUESTIONS]).encode()
 
     @asynccontextmanager
-    async def _body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+    async def _body(
+        self, scope: Scope, receive: Receive, part: Addresses | None
+    ) -> AsyncIterator[bytes]:
         """The body, checked; '' where the address takes none. Counted while it is in use."""
         path = scope["path"]
         login = path.rstrip("/") == "/login"
         most = self._limits.login_bytes if login else self._limits.body_bytes
         length = _length(scope, most)
-        if scope["method"] != "POST" or not (login or self._calls.takes(path)):
+        taken = part is not None and part.takes(path)
+        if scope["method"] != "POST" or not (login or taken):
             yield b""
             return
         if self._held + length > self._limits.bodies_bytes:
@@ -172,14 +196,14 @@ class Gate:
         self._held += length
         try:
             body = await self._read(receive)
-            yield body if login else await self._checked(path, body)
+            yield await self._checked(part, path, body) if part and taken else body
         finally:
             self._held -= length
 
-    async def _checked(self, path: str, body: bytes) -> bytes:
+    async def _checked(self, part: Addresses, path: str, body: bytes) -> bytes:
         if len(body) < IN_A_THREAD:
-            return self._calls.checked(path, body)
-        return await asyncio.to_thread(self._calls.checked, path, body)
+            return part.checked(path, body)
+        return await asyncio.to_thread(part.checked, path, body)
 
     async def _read(self, receive: Receive) -> bytes:
         parts = []
@@ -195,12 +219,10 @@ class Gate:
         except TimeoutError:
             raise Refusal(408, "the body of the request took too long") from None
 
-    async def _admit(self, scope: Scope, answer: _Answer) -> None:
+    async def _admit(self, scope: Scope, answer: GatedAnswer) -> None:
         """Begin a login, whose answer is delayed where it is wrong."""
         client = client_of(scope["client"][0])
-        if wait := self._logins.wait(client):
-            seconds = int(wait) + 1
-            raise Refusal(429, f"too many wrong passwords: wait {seconds} seconds", wait=seconds)
+        self._begin_attempt(client)
 
         async def ended(status: int) -> None:
             if status < 400:
@@ -211,14 +233,22 @@ class Gate:
         answer.before = ended
 
     async def _refuse(
-        self, refusal: Refusal, scope: Scope, receive: Receive, answer: _Answer
+        self,
+        refusal: Refusal,
+        scope: Scope,
+        receive: Receive,
+        answer: GatedAnswer,
+        part: Addresses | None,
     ) -> None:
         headers = {}
         if refusal.wait is not None:
             headers["retry-after"] = str(int(refusal.wait))
         if refusal.status in (408, 503):
             headers["connection"] = "close"
-        response = JSONResponse({"detail": refusal.sentence}, refusal.status, headers)
+        if refusal.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        body = error_body(part, refusal.status, refusal.sentence)
+        response = JSONResponse(body, refusal.status, headers)
         await response(scope, receive, answer)
 
     def _log(self, error: Exception, scope: Scope) -> None:
@@ -228,61 +258,6 @@ class Gate:
                 return
         where = "".join(traceback.format_tb(error.__traceback__)[-6:])
         logger.error("a request failed by %s\n%s", type(error).__name__, where)
-
-
-class _Answer:
-    """The way back: puts the policy into the headers, and hides what a fault would tell."""
-
-    def __init__(self, send: Send):
-        self._send = send
-        self.secure = False
-        self.before: Any = None
-        self._started = self._ended = self._silent = False
-
-    async def __call__(self, message: Message) -> None:
-        if self._silent:
-            return
-        if message["type"] == "http.response.start":
-            if message["status"] >= 500 and message["status"] != 503:
-                self._silent = True  # `fail` answers
-                return
-            if self.before is not None:
-                await self.before(message["status"])
-            self._started = True
-            message = {**message, "headers": self._headers(message.get("headers", []))}
-        elif message["type"] == "http.response.body" and not message.get("more_body"):
-            self._ended = True
-        await self._send(message)
-
-    async def finish(self) -> None:
-        """Answer in place of a fault that was reported as an answer."""
-        if self._silent:
-            await self.fail()
-
-    async def fail(self) -> None:
-        """Answer that something went wrong, or end what was begun."""
-        self._silent = False
-        if not self._started:
-            body = JSONResponse({"detail": FAULT}, 500)
-            headers = self._headers(body.raw_headers)
-            await self._send({"type": "http.response.start", "status": 500, "headers": headers})
-            await self._send({"type": "http.response.body", "body": body.body})
-        elif not self._ended:
-            await self._send({"type": "http.response.body", "body": b""})
-
-    def _headers(self, headers: Any) -> list[tuple[bytes, bytes]]:
-        kept = [
-            (name, self._cookie(value) if name.lower() == b"set-cookie" else value)
-            for name, value in headers
-        ]
-        return [*kept, *HEADERS]
-
-    def _cookie(self, value: bytes) -> bytes:
-        """For this host's pages alone, out of reach of scripts, by https where that is used."""
-        parts = [part.strip() for part in value.split(b";")]
-        dropped = (b"samesite", b"secure", b"httponly")
-        kept = [p for p in parts if p.partition(b"=")[0].lower() not in dropped]
-        return b"; ".join([*kept, b"HttpOnly", b"SameSite=Lax", *([b"Secure"] * self.secure)])
 
 
 def _is_replaced(name: str) -> bool:

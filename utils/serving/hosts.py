@@ -36,15 +36,21 @@ class Hosts:
             its connection came to.
         proxies: networks whose `X-Forwarded-*` headers are believed.
         https: names that are reached by https alone, whatever the connection is.
+        origins: of pages that may call the API, such as `https://app.example`; `*` is all.
     """
 
     names: set[str] = field(default_factory=set)
     proxies: tuple[Network, ...] = ()
     https: set[str] = field(default_factory=set)
+    origins: frozenset[str] = frozenset()
 
     @classmethod
     def given(
-        cls, names: Iterable[str] = (), proxies: Iterable[str] = (), bound: str | None = None
+        cls,
+        names: Iterable[str] = (),
+        proxies: Iterable[str] = (),
+        bound: str | None = None,
+        origins: Iterable[str] = (),
     ) -> Hosts:
         """From options.
 
@@ -57,6 +63,7 @@ class Hosts:
         return cls(
             {_given_name(name) for name in names} | _names_of(bound),
             tuple(_network(address) for address in proxies),
+            origins=frozenset(_given_origin(origin) for origin in origins),
         )
 
     def is_proxy(self, address: str) -> bool:
@@ -68,6 +75,10 @@ class Hosts:
         if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
             found = found.ipv4_mapped
         return any(found in network for network in self.proxies)
+
+    def lets(self, origin: str | None) -> bool:
+        """Whether pages of another host may call the API."""
+        return "*" in self.origins or (origin or "").lower() in self.origins
 
     def allows(self, host: str, reached: str | None) -> bool:
         """Whether a request may name this host.
@@ -153,6 +164,15 @@ def _given_name(name: str) -> str:
             f"--allow_host must be a host's name without scheme and port, not {name[:80]!r}"
         )
     return match[1] or match[2]
+
+
+def _given_origin(origin: str) -> str:
+    found = origin.strip().lower()
+    if found != "*" and origin_host(found) is None:
+        raise UserError(
+            f"--cors_origins must be origins such as https://app.example, or *, not {origin[:80]!r}"
+        )
+    return found
 
 
 def _network(address: str) -> Network:

@@ -31,6 +31,12 @@ class Limits:
         json_depth: of lists and objects in each other.
         largest_integer: that a body may have.
         stop_strings, stop_characters: how many stop strings a request may have, and their length.
+        choices: prompts of a request of the API times the choices of each, with those that
+            `best_of` leaves out.
+        logprobs: likeliest tokens that may be asked for beside each.
+        logprobs_in_all: log-likelihoods that an answer may have.
+        grammar_bytes, grammar_seconds: of a schema, expression or list of choices that a text must
+            follow, and to make ready for it.
         plain_prompt_bytes: of a prompt that is tokenized without a look at its length before.
         logins: wrong passwords from one address that are answered without a wait in between.
         login_seconds: an answer to a wrong password is delayed by.
@@ -56,6 +62,11 @@ class Limits:
     largest_integer: int = (1 << 63) - 1
     stop_strings: int = 64
     stop_characters: int = 256
+    choices: int = 128
+    logprobs: int = 20
+    logprobs_in_all: int = 1 << 19
+    grammar_bytes: int = 1 << 16
+    grammar_seconds: float = 10.0
     plain_prompt_bytes: int = 1 << 14
     logins: int = 5
     login_seconds: float = 0.5

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from utils.generation.engine import Engine
@@ -57,6 +58,14 @@ class Progress:
     end_reason: EndReason | None
 
 
+@dataclass(frozen=True)
+class Running:
+    """Work that was submitted, and what is set when there is something of it to take."""
+
+    ticket: Ticket
+    ready: asyncio.Event
+
+
 class Service:
     """An engine with its tokenizer, in words.
 
@@ -66,6 +75,9 @@ class Service:
         limits: of what a request may cost.
         about: the model, for the page to say what it serves.
         defaults: settings of a request that does not give them, by name, where they are not ours.
+
+    Attributes:
+        ended: is told of each ticket that has ended.
     """
 
     def __init__(
@@ -91,6 +103,7 @@ class Service:
         self._log_prompts = log_prompts
         self._bound = PromptBound(tokenizer)
         self._long = ThreadPoolExecutor(1, "long prompt")  # one at a time: others need cores too
+        self.ended: Callable[[Ticket], object] = lambda ticket: None
         self._owned: defaultdict[str, set[Ticket]] = defaultdict(set)
 
     async def generate(
@@ -107,7 +120,7 @@ class Service:
             ServerError: an error ended it.
         """
         wanted = checked(settings, self.max_tokens, self.limits, self.defaults)
-        ids = await self._ids(prompt)
+        ids = await self.ids(prompt)
         request = await asyncio.to_thread(
             Request,
             ids,
@@ -119,7 +132,7 @@ class Service:
         )
         seed = None if wanted.greedy else wanted.seed
         text, rate = "", None
-        async with aclosing(self._events(request, prompt, owner)) as events:
+        async with aclosing(self._owned_events(request, prompt, owner)) as events:
             async for ticket, steps in events:
                 text += "".join(step.text for step in steps)
                 rate = steps[-1].tokens_per_second if steps else rate
@@ -132,9 +145,9 @@ class Service:
             UserError: the prompt is not possible, or the queue is full.
             ServerError: an error ended it.
         """
-        work = NextTokens(await self._ids(prompt), self.tokenizer)
+        work = NextTokens(await self.ids(prompt), self.tokenizer)
         found: list[LikelyToken] = []
-        async with aclosing(self._events(work, prompt, owner)) as events:
+        async with aclosing(self._owned_events(work, prompt, owner)) as events:
             async for _, lists in events:
                 found = lists[0] if lists else found
         return found
@@ -150,49 +163,89 @@ class Service:
         while begun & self._owned.get(owner, set()):
             await asyncio.sleep(0.01)
 
-    async def _ids(self, prompt: Any) -> list[int]:
-        """In a thread: the tokens of a long text take a while, in which others are served."""
+    async def ids(self, prompt: Any, *, special: bool = True, last: int | None = None) -> list[int]:
+        """A text's tokens, in a thread: those of a long one take a while, in which others are
+        served.
+
+        Args:
+            special: with the special tokens that the tokenizer adds, if any.
+            last: only so many, the last ones.
+
+        Raises:
+            UserError: it is no text, has no token, or more than the context holds.
+        """
         if prompt is None or prompt == "":
             raise UserError("the prompt is empty: write something for the model to continue")
         if not isinstance(prompt, str):
             raise UserError(f"the prompt must be a text, not {type(prompt).__name__}")
         size = len(prompt.encode("utf-8", "surrogatepass"))
         pool = self._long if size > self.limits.plain_prompt_bytes else None
-        return await asyncio.get_running_loop().run_in_executor(pool, self._encoded, prompt, size)
+        encode = partial(self._encoded, prompt, size, special, last)
+        return await asyncio.get_running_loop().run_in_executor(pool, encode)
 
-    def _encoded(self, prompt: str, size: int) -> list[int]:
+    def _encoded(self, prompt: str, size: int, special: bool, last: int | None) -> list[int]:
         """The ids; a long prompt that cannot fit is not tokenized first."""
         passes = self.engine.passes
-        if size > self.limits.plain_prompt_bytes:
+        if last is None and size > self.limits.plain_prompt_bytes:
             least = self._bound.least_tokens(prompt)
             if least > passes.sequence_length:
                 raise UserError(
                     f"the prompt has {least} tokens at least, but the context (sequence_length) "
                     f"holds {passes.sequence_length}: shorten the prompt"
                 )
-        return encode_prompt(self.tokenizer, prompt, passes)
+        options = {} if special else {"add_special_tokens": False}
+        return encode_prompt(self.tokenizer, prompt, passes, last=last, **options)
 
-    async def _events(
+    async def _owned_events(
         self, work: Work, prompt: str, owner: str
     ) -> AsyncGenerator[tuple[Ticket, list[Any]]]:
         """The ticket and its new events, again and again; there may be none."""
+        running = self.submit(work)
+        self._owned[owner].add(running.ticket)
+        try:
+            async with aclosing(self.follow(running, prompt, UPDATE_INTERVAL)) as events:
+                async for found in events:
+                    yield running.ticket, found
+        finally:
+            self._owned[owner].discard(running.ticket)
+            if not self._owned[owner]:
+                del self._owned[owner]
+
+    def submit(self, work: Work) -> Running:
+        """Queue work; whoever does must `follow` it, or cancel its ticket.
+
+        Raises:
+            QueueFull, EngineClosed: as the engine does.
+        """
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         ticket = self.engine.submit(work, lambda: loop.call_soon_threadsafe(ready.set))
-        self._owned[owner].add(ticket)
+        return Running(ticket, ready)
+
+    async def follow(
+        self, running: Running, prompt: Any, interval: float = 0.0
+    ) -> AsyncGenerator[list[Any]]:
+        """The new events of work, again and again; there may be none.
+
+        Args:
+            prompt: what the log may have of it.
+            interval: seconds between two times at least.
+
+        Raises:
+            UserError, ServerError: what ended it, if that was an error.
+        """
+        ticket = running.ticket
         try:
             while True:
-                await _at_most(PATIENCE, ready)
+                await _at_most(PATIENCE, running.ready)
                 end = ticket.end
-                yield ticket, ticket.take()
+                yield ticket.take()
                 if end is not None:
                     break
-                await asyncio.sleep(UPDATE_INTERVAL)
+                await asyncio.sleep(interval)
             _raise(end.error)
         finally:
             ticket.cancel()
-            self._owned[owner].discard(ticket)
-            if not self._owned[owner]:
-                del self._owned[owner]
+            self.ended(ticket)
             self._log(ticket, prompt)
 
     def _progress(
@@ -211,7 +264,7 @@ class Service:
             end_reason=ticket.end.reason if ticket.end else None,
         )
 
-    def _log(self, ticket: Ticket, prompt: str) -> None:
+    def _log(self, ticket: Ticket, prompt: Any) -> None:
         reason = ticket.end.reason if ticket.end else "stopped"
         text = f", prompt {prompt!r}" if self._log_prompts else ""
         logger.info(

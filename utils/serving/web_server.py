@@ -1,4 +1,4 @@
-"""The web server of the page: its parts put together, its health, and its end.
+"""The web server: API and page put together behind the gate, and its end.
 
 Gradio's own server is not used: this one waits for no other host, leaves within seconds, and stands
 behind a gate (`utils.serving.gate`) and limits (`utils.serving.limits`).
@@ -6,36 +6,32 @@ behind a gate (`utils.serving.gate`) and limits (`utils.serving.limits`).
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
-import fastapi
-import gradio as gr
 import uvicorn
-from fastapi.responses import JSONResponse
-from gradio.routes import App as GradioApp
-from starlette.routing import Mount
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from utils.serving.calls import Calls
+from utils.serving.api.addresses import ApiAddresses
+from utils.serving.api.app import build_api
+from utils.serving.api.metrics import Counted, Meter
 from utils.serving.connections import BoundedProtocol, Connections
 from utils.serving.gate import Gate
+from utils.serving.gated_answer import Addresses
 from utils.serving.hosts import Hosts
+from utils.serving.keys import Keys
 from utils.serving.listening import bind, url
-from utils.serving.logins import checker
-from utils.serving.page.layout import build_page
-from utils.serving.page.snippets import LoginInSnippets
-from utils.serving.page.style import CSS, theme
 from utils.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -46,55 +42,52 @@ GRACE = 3
 
 @dataclass(frozen=True)
 class Application:
-    """The page and `/health`: `app` behind the gate, `page` without."""
+    """API and page as an ASGI application: `app` is behind the gate.
+
+    Attributes:
+        end_page: tells the page's streams to end.
+    """
 
     app: ASGIApp
-    page: GradioApp
     hosts: Hosts
+    end_page: Callable[[], object] = lambda: None
 
 
 def build_app(
-    service: Service, auth: tuple[str, str] | None = None, hosts: Hosts | None = None
+    service: Service,
+    auth: tuple[str, str] | None = None,
+    hosts: Hosts | None = None,
+    *,
+    keys: Sequence[str] = (),
+    page: bool = True,
+    root_path: str = "",
 ) -> Application:
     """What is served, as an ASGI application.
 
     Args:
-        auth: user and password that the page asks for.
+        auth: user and password that the page asks for, and the API takes for a key.
         hosts: by which names it may be called, besides loopback ones.
+        keys: that the API asks for.
+        page: whether there is one; without it Gradio is not imported.
+        root_path: what a proxy has before each address.
     """
-    inner = fastapi.FastAPI(openapi_url=None)
+    hosts, meter = hosts or Hosts(), Meter(service.engine)
+    service.ended = meter.ended
+    api = build_api(service, meter)
+    parts: list[Addresses] = [ApiAddresses(service.limits)]
+    inner: ASGIApp = api
+    end_page: Callable[[], object] = lambda: None  # noqa: E731 - as in the dataclass
+    if page:
+        from utils.serving.page.mounted import mount  # late: Gradio takes seconds
 
-    @inner.get("/health")
-    async def health() -> JSONResponse:
-        statistics = service.engine.statistics()
-        status = {"status": "ok" if statistics.alive else "stopping"}
-        code = 200 if statistics.alive else 503
-        return JSONResponse(status | dataclasses.asdict(statistics), code)
-
-    page = build_page(service)
-    gr.mount_gradio_app(
-        inner,
-        page,
-        path="/",
-        auth=checker(*auth) if auth else None,
-        allowed_paths=[],
-        max_file_size=0,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        footer_links=["api"],
-        theme=theme(),
-        css=CSS,
-    )
-    hosts = hosts or Hosts()
-    mounted = next(route.app for route in inner.routes if isinstance(route, Mount))
-    assert isinstance(mounted, GradioApp)
-    shown = LoginInSnippets(inner, auth[0]) if auth else inner
-    gate = Gate(shown, Calls(page.fns, service.limits), hosts, service.limits)
-    return Application(gate, mounted, hosts)
+        inner, calls, end_page = mount(api, service, auth, root_path)
+        parts.append(calls)
+    if hosts.origins:
+        inner = CORSMiddleware(
+            inner, sorted(hosts.origins), ["GET", "POST"], ["*"], expose_headers=["Retry-After"]
+        )
+    gate = Gate(inner, parts, hosts, service.limits, Keys(keys, auth), root_path)
+    return Application(Counted(gate, meter, root_path), hosts, end_page)
 
 
 class WebServer(uvicorn.Server):
@@ -119,7 +112,7 @@ class WebServer(uvicorn.Server):
                 h11_max_incomplete_event_size=limits.header_bytes,
             )
         )
-        self._page, self._service, self._ready = application.page, service, ready
+        self._end_page, self._service, self._ready = application.end_page, service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -129,7 +122,7 @@ class WebServer(uvicorn.Server):
         """Ends generations, and the streams that tell whether a tab is still open, so that
         connections can end."""
         self._service.engine.begin_to_close()
-        self._page.stop_event.set()
+        self._end_page()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -142,11 +135,18 @@ class WebServer(uvicorn.Server):
 
 @contextmanager
 def serving(
-    service: Service, auth: tuple[str, str] | None = None, hosts: Hosts | None = None
+    service: Service,
+    auth: tuple[str, str] | None = None,
+    hosts: Hosts | None = None,
+    **options: Any,
 ) -> Iterator[str]:
-    """The page served by a thread of this process, at the address it gives."""
+    """Page and API served by a thread of this process, at the address it gives.
+
+    Args:
+        options: further ones of `build_app`.
+    """
     listener, ready = bind("127.0.0.1", 0), threading.Event()
-    server = WebServer(build_app(service, auth, hosts), service, ready.set)
+    server = WebServer(build_app(service, auth, hosts, **options), service, ready.set)
     thread = threading.Thread(target=server.run, args=[[listener]], daemon=True)
     thread.start()
     ready.wait()

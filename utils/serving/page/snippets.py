@@ -24,7 +24,8 @@ class LoginInSnippets:
         self._app, self._user = app, user
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].rstrip("/") != INFO:
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        if scope["type"] != "http" or path != INFO:
             await self._app(scope, receive, send)
             return
         headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
