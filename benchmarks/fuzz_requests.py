@@ -1,6 +1,7 @@
 """Send a server thousands of requests that nobody should send.
 
     python benchmarks/fuzz_requests.py --count 5000 --seed 0 --seconds 900
+    python benchmarks/fuzz_requests.py --count 5000 --api
 
 Two servers are started, one of them with an account, which continue any prompt with a text in place
 of a model. Each request is one of an endpoint's, changed in a few places: its line, headers, body,
@@ -29,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "runtime")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "runtime"), str(REPOSITORY / "benchmarks")]
 
-from utils.generation.settings import settings_of  # noqa: E402 - found just above
+import api_requests  # noqa: E402 - found just above
 
-SECRET = "s3cret"
+from utils.generation.settings import settings_of  # noqa: E402
+
+SECRET = api_requests.SECRET
 """In every body: a log that has it has a body."""
 
 ANSWER_SECONDS = 15.0
@@ -79,6 +82,8 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
     ("POST", "/login", f"username=user&password={SECRET}"),
     ("POST", "/login", "username=user&password=pass"),
 ]  # fmt: skip
+
+EVERYWHERE = [*ENDPOINTS, *api_requests.ENDPOINTS]
 
 VALUES: list[str] = [
     *("null", "true", "-1", "0", "0.5", "1e400", "-1e999", "1e308", "NaN", "Infinity", "9" * 400),
@@ -155,14 +160,20 @@ class Findings:
         )
 
 
-def a_request(choose: random.Random) -> bytes:
-    """A request, more or less."""
-    method, path, content = choose.choice(ENDPOINTS)
+def a_request(choose: random.Random, api: bool = False) -> bytes:
+    """A request, more or less; of the API alone if `api`."""
+    method, path, content = choose.choice(api_requests.ENDPOINTS if api else EVERYWHERE)
     body = content.encode() if isinstance(content, str) else _json(choose, content)
     form = isinstance(content, str)
     headers = {"Host": "127.0.0.1", "Content-Length": str(len(body))}
     headers["Content-Type"] = "application/x-www-form-urlencoded" if form else "application/json"
-    lines = [(name, value) for name, value in headers.items() if body or name == "Host"]
+    if choose.random() < 0.8:
+        headers["Authorization"] = "Bearer user:pass"
+    lines = [
+        (name, value)
+        for name, value in headers.items()
+        if body or name in ("Host", "Authorization")
+    ]
     kind = choose.randrange(6)
     if kind == 0:
         method = choose.choice(METHODS)
@@ -305,7 +316,9 @@ def running(
             process.wait()
 
 
-def fuzz(count: int, seed: int, seconds: float, root: Path = REPOSITORY) -> Findings:
+def fuzz(
+    count: int, seed: int, seconds: float, root: Path = REPOSITORY, api: bool = False
+) -> Findings:
     """Send `count` requests, or as many as there is time for once the servers have started."""
     findings = Findings()
     with (
@@ -318,7 +331,7 @@ def fuzz(count: int, seed: int, seconds: float, root: Path = REPOSITORY) -> Find
             if time.monotonic() > end:
                 break
             server = closed if number % 4 == 3 else plain
-            _send(findings, server, seed, number)
+            _send(findings, server, seed, number, api)
             if number % HEALTH_EVERY == 0:
                 _check_health(findings, server)
         for server in (plain, closed):
@@ -326,8 +339,8 @@ def fuzz(count: int, seed: int, seconds: float, root: Path = REPOSITORY) -> Find
     return findings
 
 
-def _send(findings: Findings, server: Server, seed: int, number: int) -> None:
-    request = a_request(random.Random(f"{seed} {number}"))
+def _send(findings: Findings, server: Server, seed: int, number: int, api: bool) -> None:
+    request = a_request(random.Random(f"{seed} {number}"), api)
     try:
         status, seconds = answer_of(server.address, request)
     except OSError as error:
@@ -365,8 +378,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=900.0, help="at most")
     parser.add_argument("--root", type=Path, default=REPOSITORY, help="repository of the server")
+    parser.add_argument("--api", action="store_true", help="requests to the API alone")
     options = parser.parse_args()
-    findings = fuzz(options.count, options.seed, options.seconds, options.root)
+    findings = fuzz(options.count, options.seed, options.seconds, options.root, options.api)
     for line in findings.wrong:
         print(line)
     print(findings.summary())
