@@ -1,0 +1,29 @@
+"""lm-evaluation-harness gives the same figures through the server as by its own model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs requirements-eval.txt")
+def test_figures_through_the_server_are_those_of_the_harness_itself() -> None:
+    script = [sys.executable, str(REPOSITORY / "benchmarks" / "lm_eval_server.py")]
+    done = subprocess.run(
+        [*script, "--documents", "8", "--json"], capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    served, own = (json.loads(done.stdout)[name] for name in ("server", "hf"))
+    assert own["heldout_text"]["word_perplexity"] > 1 and served["heldout_words"].keys() == {
+        "acc",
+        "acc_norm",
+    }
+    for task, figures in own.items():
+        assert served[task] == pytest.approx(figures, rel=1e-4)
