@@ -15,7 +15,8 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 from utils.generation.engine import Engine
 from utils.serving.given_settings import checked
 from utils.serving.page import words
-from utils.serving.service import Progress, ServerError, Service
+from utils.serving.service import Progress, Service
+from utils.serving.works import ServerError
 from utils.setup import UserError
 
 PROMPT = "A dog is"
@@ -188,7 +189,7 @@ def test_requests_are_logged_and_their_prompts_only_if_asked_for(
         (*_, last) = asyncio.run(all_of(service, secret, {"num_tokens": 4, "stop": ["zzz"]}))
         asyncio.run(service.next_tokens(secret))
     lines = [
-        record.getMessage() for record in caplog.records if record.name == "utils.serving.service"
+        record.getMessage() for record in caplog.records if record.name == "utils.serving.works"
     ]
     assert len(lines) == 2
     count = len(tokenizer(secret).input_ids)

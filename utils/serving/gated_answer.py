@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from starlette.responses import JSONResponse
 from starlette.types import Message, Send
 
-from utils.serving.service import FAULT
+from utils.serving.works import FAULT
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "

@@ -6,9 +6,8 @@ A consumer that stops iterating, or is cancelled, frees its slot at once.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -23,23 +22,11 @@ from utils.serving.about import About
 from utils.serving.given_settings import checked
 from utils.serving.limits import Limits
 from utils.serving.prompt_bound import PromptBound
+from utils.serving.works import Works
 from utils.setup import UserError
-
-logger = logging.getLogger(__name__)
 
 UPDATE_INTERVAL = 0.1
 """Seconds between two updates at least: a reader sees no difference, and eight cost less."""
-
-PATIENCE = 1.0
-"""Seconds without a token after which there is an update all the same: of the place in the queue,
-and to find out whether anybody still listens."""
-
-
-FAULT = "something went wrong on the server; its log says what"
-
-
-class ServerError(Exception):
-    """Something went wrong that the user can do nothing about; the log has it."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +45,6 @@ class Progress:
     end_reason: EndReason | None
 
 
-@dataclass(frozen=True)
-class Running:
-    """Work that was submitted, and what is set when there is something of it to take."""
-
-    ticket: Ticket
-    ready: asyncio.Event
-
-
 class Service:
     """An engine with its tokenizer, in words.
 
@@ -77,7 +56,7 @@ class Service:
         defaults: settings of a request that does not give them, by name, where they are not ours.
 
     Attributes:
-        ended: is told of each ticket that has ended.
+        works: what it has the engine do.
     """
 
     def __init__(
@@ -100,10 +79,9 @@ class Service:
         self.defaults = dict(defaults or {})
         if "num_tokens" in self.defaults:
             self.defaults["num_tokens"] = min(self.defaults["num_tokens"], self.max_tokens)
-        self._log_prompts = log_prompts
+        self.works = Works(engine, log_prompts)
         self._bound = PromptBound(tokenizer)
         self._long = ThreadPoolExecutor(1, "long prompt")  # one at a time: others need cores too
-        self.ended: Callable[[Ticket], object] = lambda ticket: None
         self._owned: defaultdict[str, set[Ticket]] = defaultdict(set)
 
     async def generate(
@@ -200,53 +178,16 @@ class Service:
         self, work: Work, prompt: str, owner: str
     ) -> AsyncGenerator[tuple[Ticket, list[Any]]]:
         """The ticket and its new events, again and again; there may be none."""
-        running = self.submit(work)
+        running = self.works.submit(work)
         self._owned[owner].add(running.ticket)
         try:
-            async with aclosing(self.follow(running, prompt, UPDATE_INTERVAL)) as events:
+            async with aclosing(self.works.follow(running, prompt, UPDATE_INTERVAL)) as events:
                 async for found in events:
                     yield running.ticket, found
         finally:
             self._owned[owner].discard(running.ticket)
             if not self._owned[owner]:
                 del self._owned[owner]
-
-    def submit(self, work: Work) -> Running:
-        """Queue work; whoever does must `follow` it, or cancel its ticket.
-
-        Raises:
-            QueueFull, EngineClosed: as the engine does.
-        """
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        ticket = self.engine.submit(work, lambda: loop.call_soon_threadsafe(ready.set))
-        return Running(ticket, ready)
-
-    async def follow(
-        self, running: Running, prompt: Any, interval: float = 0.0
-    ) -> AsyncGenerator[list[Any]]:
-        """The new events of work, again and again; there may be none.
-
-        Args:
-            prompt: what the log may have of it.
-            interval: seconds between two times at least.
-
-        Raises:
-            UserError, ServerError: what ended it, if that was an error.
-        """
-        ticket = running.ticket
-        try:
-            while True:
-                await _at_most(PATIENCE, running.ready)
-                end = ticket.end
-                yield ticket.take()
-                if end is not None:
-                    break
-                await asyncio.sleep(interval)
-            _raise(end.error)
-        finally:
-            ticket.cancel()
-            self.ended(ticket)
-            self._log(ticket, prompt)
 
     def _progress(
         self, ticket: Ticket, text: str, rate: float | None, seed: int | None
@@ -263,38 +204,3 @@ class Service:
             seed=seed,
             end_reason=ticket.end.reason if ticket.end else None,
         )
-
-    def _log(self, ticket: Ticket, prompt: Any) -> None:
-        reason = ticket.end.reason if ticket.end else "stopped"
-        text = f", prompt {prompt!r}" if self._log_prompts else ""
-        logger.info(
-            "request %d: %d prompt tokens, %d generated, slot after %s, first token after %s, "
-            "%s tokens/s, ended by %s%s",
-            ticket.number,
-            ticket.prompt_tokens,
-            ticket.generated_tokens,
-            _seconds(ticket.queue_wait),
-            _seconds(ticket.time_to_first_token),
-            "-" if ticket.tokens_per_second is None else f"{ticket.tokens_per_second:.1f}",
-            reason,
-            text,
-        )
-
-
-async def _at_most(seconds: float, ready: asyncio.Event) -> None:
-    try:
-        await asyncio.wait_for(ready.wait(), seconds)
-    except TimeoutError:
-        return
-    ready.clear()
-
-
-def _raise(error: Exception | None) -> None:
-    if isinstance(error, UserError):
-        raise error
-    if error is not None:
-        raise ServerError(FAULT) from error
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"

@@ -72,7 +72,7 @@ def build_app(
         root_path: what a proxy has before each address.
     """
     hosts, meter = hosts or Hosts(), Meter(service.engine)
-    service.ended = meter.ended
+    service.works.ended = meter.ended
     api = build_api(service, meter)
     parts: list[Addresses] = [ApiAddresses(service.limits)]
     inner: ASGIApp = api

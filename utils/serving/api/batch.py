@@ -14,7 +14,8 @@ from typing import Any
 
 from utils.generation.engine import QueueFull
 from utils.generation.ticket import Ticket, Work
-from utils.serving.service import Running, Service
+from utils.serving.service import Service
+from utils.serving.works import Running
 
 RETRY = 0.05
 """Seconds after which a work that found the queue full is submitted again, once one has run."""
@@ -47,7 +48,7 @@ class Batch:
             UserError: no work can be made.
         """
         work = await asyncio.to_thread(self._make, self._left.popleft())
-        first = self._first = self._service.submit(work)
+        first = self._first = self._service.works.submit(work)
         count = min(len(self._shown), self._service.engine.passes.batch_size)
         self._tasks = [asyncio.create_task(self._run(0, first))]
         self._tasks += [asyncio.create_task(self._run_next()) for _ in range(1, count)]
@@ -88,7 +89,7 @@ class Batch:
 
     async def _follow(self, number: int, running: Running) -> None:
         try:
-            async with aclosing(self._service.follow(running, self._shown[number])) as events:
+            async with aclosing(self._service.works.follow(running, self._shown[number])) as events:
                 async for found in events:
                     await self._events.put((number, running.ticket, found))
         finally:
@@ -110,5 +111,5 @@ class Batch:
             now = self._service.engine.statistics()
             if now.running < now.slots or now.queued < now.max_queue:
                 with suppress(QueueFull):
-                    return self._service.submit(work)
+                    return self._service.works.submit(work)
             await asyncio.sleep(RETRY)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.generation.engine import EngineClosed, QueueFull
-from utils.serving.service import FAULT, ServerError
+from utils.serving.works import FAULT, ServerError
 from utils.setup import UserError
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 
 from utils.generation.settings import settings_of
-from utils.serving.service import ServerError, Service
+from utils.serving.service import Service
+from utils.serving.works import ServerError
 from utils.setup import UserError
 
 

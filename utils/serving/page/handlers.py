@@ -11,7 +11,8 @@ import gradio as gr
 from utils.generation.next_tokens import LikelyToken
 from utils.generation.settings import with_line_ends
 from utils.serving.page.words import NO_TEXT, status
-from utils.serving.service import ServerError, Service
+from utils.serving.service import Service
+from utils.serving.works import ServerError
 from utils.setup import UserError
 
 GAP = "   "

@@ -13,7 +13,8 @@ from utils.generation.settings import Setting, settings_of
 from utils.serving.page import words
 from utils.serving.page.api import add_endpoints
 from utils.serving.page.handlers import Handlers
-from utils.serving.service import FAULT, Service
+from utils.serving.service import Service
+from utils.serving.works import FAULT
 
 logger = logging.getLogger(__name__)
 
