@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from utils.escaping import in_one_line
+from utils.generation.chat import chat_text
 from utils.serving.api.choices import ChatLogprobsForm
 from utils.serving.api.completions import CompletionAnswer, check_stream
 from utils.serving.api.errors import ApiError
@@ -20,6 +20,7 @@ from utils.serving.api.plan import (
 from utils.serving.api.prompts import read_prompts
 from utils.serving.api.token_names import TokenNames
 from utils.serving.service import Service
+from utils.setup import UserError
 
 
 async def plan_chat(service: Service, body: Any) -> Plan:
@@ -53,10 +54,7 @@ async def plan_chat(service: Service, body: Any) -> Plan:
 
 
 async def _written(service: Service, body: Any) -> str:
-    """The messages as one text, by the tokenizer's template.
-
-    A template is a program, in a sandbox: it runs in a thread, and what it trips over is told.
-    """
+    """The messages as one text, by the tokenizer's template; in a thread, as it is a program."""
     tokenizer = service.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise ApiError(
@@ -65,14 +63,9 @@ async def _written(service: Service, body: Any) -> str:
         )  # fmt: skip
     messages = [message.plain() for message in body.messages]
     try:
-        return await asyncio.to_thread(
-            tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:
-        reason = in_one_line(str(error))[:200] or type(error).__name__
-        raise ApiError(
-            400, f"the chat template does not take these messages: {reason}", param="messages"
-        ) from None
+        return await asyncio.to_thread(chat_text, tokenizer, messages)
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
 
 
 class ChatAnswer(CompletionAnswer):

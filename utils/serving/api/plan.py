@@ -17,7 +17,7 @@ from utils.serving.service import Service
 from utils.setup import UserError
 
 DEFAULTS = {"temperature": 1.0}
-"""Where OpenAI's API has another default than the settings."""
+"""Where OpenAI's API has another default than the settings; the checkpoint's counts before it."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ def settings_of_body(service: Service, body: Any, max_tokens: int) -> Generation
     """
     given = {name: value for name in SETTINGS if (value := getattr(body, name)) is not None}
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    values = {**DEFAULTS, **given, "stop": stop, "num_tokens": max(max_tokens, 1)}
+    values = {**given, "stop": stop, "num_tokens": max(max_tokens, 1)}
+    defaults = {**DEFAULTS, **service.defaults}
     try:
-        return checked(values, service.max_tokens, service.limits)
+        return checked(values, service.max_tokens, service.limits, defaults)
     except UserError as error:
         raise ApiError(400, str(error)) from None
 
