@@ -37,6 +37,7 @@ class Batch:
         self._left = deque(range(len(shown)))
         self._events: asyncio.Queue[tuple[int, Ticket, list[Any]] | Exception | None]
         self._events = asyncio.Queue(WAITING)
+        self._turn = asyncio.Lock()
         self._first: Running | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -107,9 +108,10 @@ class Batch:
     async def _submitted(self, number: int) -> Running:
         """Submitted when there is room: the first one was let in."""
         work = await asyncio.to_thread(self._make, number)
-        while True:
-            now = self._service.engine.statistics()
-            if now.running < now.slots or now.queued < now.max_queue:
-                with suppress(QueueFull):
-                    return self._service.works.submit(work)
-            await asyncio.sleep(RETRY)
+        async with self._turn:  # one of them looks whether there is
+            while True:
+                now = self._service.engine.statistics()
+                if now.running < now.slots or now.queued < now.max_queue:
+                    with suppress(QueueFull):
+                        return self._service.works.submit(work)
+                await asyncio.sleep(RETRY)
