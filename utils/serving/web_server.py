@@ -101,6 +101,7 @@ class WebServer(uvicorn.Server):
                 application.app,
                 http=partial(BoundedProtocol, book, limits),  # type: ignore[arg-type]
                 ws="none",
+                loop="asyncio",  # whatever else is installed
                 lifespan="on",
                 log_config=None,  # ours, which does not repeat itself
                 log_level="warning",
