@@ -49,6 +49,7 @@ from config import (  # noqa: E402
 from config.config import setting_names  # noqa: E402
 from utils.generation.engine import Engine  # noqa: E402
 from utils.generation.settings import settings_of  # noqa: E402
+from utils.serving.arguments import ServerArguments  # noqa: E402
 from utils.serving.page.handlers import Handlers, stop_strings  # noqa: E402
 from utils.serving.service import Service  # noqa: E402
 from utils.setup import UserError  # noqa: E402
@@ -146,7 +147,7 @@ def command_line(choose: random.Random, folder: Path) -> None:
     if choose.random() < 0.5:
         parse_arguments(words, extra=run_inference.GenerationArguments)
         return
-    config, served = parse_arguments(words, extra=run_inference_gradio.ServerArguments)
+    config, served = parse_arguments(words, extra=ServerArguments)
     run_inference_gradio.for_many(config, words)
     served.account()
     if hasattr(served, "hosts"):

@@ -17,7 +17,7 @@ from byte_level import byte_level_tokenizer
 from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
-from run_inference_gradio import ServerArguments
+from utils.serving.arguments import ServerArguments
 from utils.serving.hosts import Hosts
 from utils.serving.keys import given_keys
 from utils.serving.limits import Limits

@@ -38,12 +38,13 @@ from serving import (
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from config import ConfigError, load_config, parse_arguments
-from run_inference_gradio import ServerArguments, for_many, main
+from run_inference_gradio import for_many, main
 from utils.generation import LanguageModel
 from utils.generation.engine import Engine
 from utils.generation.loading import load
 from utils.generation.settings import settings_of
 from utils.generation.ticket import Ticket
+from utils.serving.arguments import ServerArguments
 from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.setup import UserError
 
