@@ -264,6 +264,7 @@ def _write_tensors(case: Case, folder: Path) -> None:
 
 
 def _write_gguf(case: Case, path: Path) -> Path:
+    case.config["apply_residual_connection_post_layernorm"] = False  # the header cannot say it
     config = TransformersConfig(**case.config)
     kinds = [gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")]
     kind, heads, hidden = case.draw.choice(kinds), config.n_head, config.hidden_size
@@ -310,7 +311,8 @@ def damage_tensors(case: Case) -> None:
     tensor = case.stored[name]
     changes: dict[str, Callable[[], Any]] = {
         "missing": lambda: None,
-        "transposed": lambda: tensor.T if tensor.ndim == 2 else tensor[:-1],
+        # A square matrix that is transposed looks as any other.
+        "transposed": lambda: tensor.T if len(set(tensor.shape)) == 2 else tensor.reshape(-1)[:-1],
         "fewer rows": lambda: tensor[:-1] if tensor.ndim else tensor,
         "more rows": lambda: torch.cat([tensor, tensor[:1]]) if tensor.ndim else tensor,
         "empty": lambda: tensor.reshape(-1)[:0],

@@ -131,6 +131,9 @@ def test_a_limit_is_the_mean_of_before_and_after():
 # --- models larger than memory ---
 
 
+DEEP = ["--layers", "50", "--device", "cpu"]
+
+
 def room_for(layers: int, monkeypatch, *words: str) -> None:
     """Let so much memory be free that so many layers fit, and no more."""
     config = config_of(*words)
@@ -140,12 +143,11 @@ def room_for(layers: int, monkeypatch, *words: str) -> None:
 
 
 def test_layers_that_fit_are_measured_and_the_whole_model_is_extrapolated(capsys, monkeypatch):
-    words = [*QUICK, "--layers", "50", "--device", "cpu"]
-    room_for(3, monkeypatch, *words)
-    document = measured(capsys, *words)
+    room_for(3, monkeypatch, *DEEP)
+    document = measured(capsys, *QUICK, *DEEP)
     (result,) = document["results"]
     assert (document["extrapolated"], result["layers"], result["measured_layers"]) == (True, 50, 3)
-    whole = config_of(*words)
+    whole = config_of(*DEEP)
     work = work_of(whole, build(whole))
     assert result["step_bytes"] == work.step_bytes(1, 6 + 4 // 2)
     assert result["prompt_operations"] == work.prompt_operations(6)
@@ -167,9 +169,8 @@ def test_times_are_extrapolated_by_the_work_of_each_pass():
 
 
 def test_the_table_says_that_it_is_extrapolated(capsys, monkeypatch):
-    words = [*QUICK, "--layers", "50", "--device", "cpu"]
-    room_for(3, monkeypatch, *words)
-    run_benchmark(words)
+    room_for(3, monkeypatch, *DEEP)
+    run_benchmark([*QUICK, *DEEP])
     text = capsys.readouterr().out
     assert "EXTRAPOLATED from 3 measured layers of 50" in text
     assert "3 of 50" in text
@@ -189,8 +190,8 @@ def test_where_no_layer_fits_one_line_says_what_would(monkeypatch):
 @pytest.mark.parametrize("precision", ["full", "int4"])
 def test_random_maps_are_made_once_and_measured(precision, capsys, tmp_path, caplog):
     maps = tmp_path / "maps"
-    words = [*QUICK, "--weight_precision", precision, "--group_size", "8"]
-    words += ["--memmap_dir", str(maps)]
+    kind = ["--weight_precision", precision, "--group_size", "8"]
+    words = [*QUICK, *kind, "--memmap_dir", str(maps)]
     assert measured(capsys, *words)["complete"]
     assert "random ones are made there" in caplog.text
     caplog.clear()
@@ -199,7 +200,7 @@ def test_random_maps_are_made_once_and_measured(precision, capsys, tmp_path, cap
     assert {path: path.stat().st_mtime_ns for path in maps.iterdir()} == files
     assert not caplog.text
     written = sum(path.stat().st_size for path in maps.glob("*.safetensors"))
-    assert written > 0.9 * costs.weight_bytes(config_of(*words[2:]))
+    assert written > 0.9 * costs.weight_bytes(config_of(*kind))
 
 
 # --- what is printed ---

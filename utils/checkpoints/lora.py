@@ -20,6 +20,9 @@ from utils.escaping import cell, shown
 from utils.outside import read_mapping
 
 SETTINGS = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What names of an adapter begin with."""
+
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MATRICES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
 """Endings of the two matrices of a linear layer, and of an embedding, whose change is `(B A)^T`."""
@@ -115,6 +118,8 @@ class LoraTensors:
                 raise CheckpointError(
                     f"{name} in {self._folder} is of a kind of LoRA not supported"
                 )
+            if not name.startswith(PREFIX):
+                raise CheckpointError(f"{name} in {self._folder} is no tensor of a LoRA adapter")
             plain = name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
             self._whole[self._plain(plain)] = name
             return
