@@ -59,8 +59,10 @@ def options_of(script: str) -> set[str]:
     """What a script of the README prints with `--help`; of others, to save time, all its words."""
     if script not in {script for script, _ in commands(REPOSITORY / "README.md")}:
         source = (REPOSITORY / script).read_text()
+        if "ServerArguments" in source:
+            source += (REPOSITORY / "utils" / "serving" / "arguments.py").read_text()
         settings = setting_names(ModelConfig) + setting_names(ExecutionConfig)
-        named = settings if "parse_arguments" in source else []
+        named = settings if re.search(r"parse_(model_)?arguments", source) else []
         return {f"__{word}" for word in [*re.findall(r"\w+", source), *named]}
     done = subprocess.run(
         [sys.executable, script, "--help"],

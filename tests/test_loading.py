@@ -27,7 +27,7 @@ SMALL = {"sequence_length": 32, "prompt_chunks": (16,), "device": "cpu"}
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"precision": "float16"}, "mapped in .* read when they are used"),
+        ({"precision": "bfloat16"}, "mapped in .* read when they are used"),
         ({"precision": "float32"}, r"read in .* s, [\d.]+ GB/s"),
         ({"weight_precision": "int8"}, "int8 weights are in the cache after"),
     ],
