@@ -71,7 +71,7 @@ def decoded(config: BloomConfig, rounds: int) -> dict:
         "token_seconds": seconds,
         "bytes_read": read,
         "disk_rates": [(before + after) / 2 for before, after in pairwise(rates)],
-        "streams": loaded.passes.session._engine.pager.streams,
+        "streams": loaded.passes.session._executor.pager.streams,
         "peak_anonymous": memory_status(os.getpid()).get("RssAnon", 0),
         "logits": [hashlib.sha256(x.tobytes()).hexdigest() for x in logits],
     }

@@ -38,7 +38,7 @@ LONGEST_ERROR = 500
 """Characters of an error about settings."""
 
 MOST_LOOKUP_TOKENS = 15
-"""With the one before them they are 16 rows: so many are still computed as one row is."""
+"""With the one before them they are as many rows as are still computed as one row is."""
 
 
 class ConfigError(ValueError):

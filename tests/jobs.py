@@ -17,7 +17,7 @@ from utils import distributed
 from utils.generation.loading import load
 
 REPOSITORY = Path(__file__).parents[1]
-CONTEXT.set_forkserver_preload(["popxl_torch.engine", "popdist.job", "utils.generation.loading"])
+CONTEXT.set_forkserver_preload(["popxl_torch.executor", "popdist.job", "utils.generation.loading"])
 
 
 @contextmanager

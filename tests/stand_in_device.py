@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from popxl_torch import engine
+from popxl_torch import executor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -56,5 +56,5 @@ class DeviceWatch(TorchDispatchMode):
 def on_stand_in(monkeypatch: Any) -> Iterator[None]:
     """Inside, new sessions are on the stand-in, whatever device they ask for."""
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "torch_device", lambda name: DEVICE)
+        patch.setattr(executor, "torch_device", lambda name: DEVICE)
         yield

@@ -68,7 +68,7 @@ def test_every_pass_is_held_by_cuda_graphs(monkeypatch):
     config = with_look_up(config_of(model, 1, 1, LENGTH, ROWS, "bfloat16", device="cuda"))
     with passes_of(model, config) as passes:
         passes.warm_up(REPLAYED)
-        graphed = [m for m in passes.session._engine.main.modules() if isinstance(m, Graphed)]
+        graphed = [m for m in passes.session._executor.main.modules() if isinstance(m, Graphed)]
         assert all(m._possible for m in graphed)
         # The token pass, two prompt passes' layers and heads, and the verify pass's layers.
         assert sum(m._captured is not None for m in graphed) == 1 + 2 * 2 + 1
@@ -117,7 +117,7 @@ def test_the_token_pass_does_not_wait_for_the_device(monkeypatch):
     config = config_of(model, 1, 1, LENGTH, ROWS, device="cuda")
     with passes_of(model, config) as passes:
         passes.warm_up()
-        engine = passes.session._engine
+        engine = passes.session._executor
         collect = engine._collect
 
         def collect_and_wait(stream):
@@ -135,4 +135,4 @@ def test_the_token_pass_does_not_wait_for_the_device(monkeypatch):
 def test_auto_is_the_gpu():
     config = config_of(random_bloom(4, 131), 1, 1, LENGTH, ROWS, device="auto")
     with passes_of(random_bloom(4, 131), config) as passes:
-        assert passes.session._engine.device.type == "cuda"
+        assert passes.session._executor.device.type == "cuda"

@@ -29,7 +29,7 @@ class Session:
 
     def __init__(self, session, config):
         self.passes = Passes(config, session)
-        self.engine = session._engine
+        self.engine = session._executor
         self.engine._collect = self.collect
         self.logits: torch.Tensor
 
@@ -217,5 +217,5 @@ def test_random_weights_are_made_on_the_device(monkeypatch, shards):
     with DeviceWatch() as watch:
         random_weights.fill_randomly(session, np.random.default_rng(0))
     assert max(int(np.prod(shape)) for shape in watch.copied) == 100
-    tensors = [cell.tensor for cell in session._engine._cells.values() if cell.tensor.numel() > 1]
+    tensors = [cell.tensor for cell in session._executor._cells.values() if cell.tensor.numel() > 1]
     assert {t.device for t in tensors} == {DEVICE}

@@ -42,13 +42,13 @@ class Session:
         *,
         composite_kernels: bool = True,
     ):
-        from popxl_torch.engine import Engine  # late: building a program takes no torch
+        from popxl_torch.executor import Executor  # late: building a program takes no torch
 
         self._ir = ir
         self._attached = 0
         ir._drawings.checkpoint("FINAL")
-        self._engine = Engine(ir, device_desc, composite_kernels)
-        self._host = HostValues(self._engine, ir.main_graph.variables, weights_to_host_on_exit)
+        self._executor = Executor(ir, device_desc, composite_kernels)
+        self._host = HostValues(self._executor, ir.main_graph.variables, weights_to_host_on_exit)
         self._inputs = ir.get_all_h2d_streams()
         self._outputs = ir.get_all_d2h_streams()
 
@@ -63,7 +63,7 @@ class Session:
     @property
     def device(self) -> str:
         """Ours: the kind of device that it is on, "cpu" or "cuda"."""
-        return self._engine.device.type
+        return self._executor.device.type
 
     @device.setter
     def device(self, value: Any) -> None:
@@ -72,10 +72,10 @@ class Session:
     @property
     def traffic(self) -> Any:
         """Ours: the collectives that this process took part in with others so far, a `Traffic`."""
-        return self._engine.traffic()
+        return self._executor.traffic()
 
     def __enter__(self) -> Session:
-        self._engine.attach()
+        self._executor.attach()
         if not self._attached:
             self._host.attached()
         self._attached += 1
@@ -116,7 +116,7 @@ class Session:
         self._need_attached("run")
         given = self._checked_inputs(inputs or {}, downcast_inputs)
         self._host.ran()
-        results = self._engine.run(given, self._outputs)
+        results = self._executor.run(given, self._outputs)
         return {
             stream: array.reshape(self._host_shape(stream)) for stream, array in results.items()
         }
@@ -193,7 +193,7 @@ class Session:
         """`write_variable_data` of several; nothing is written unless all can be."""
         arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
         for tensor, array in arrays.items():
-            self._engine.write(tensor, self._host.written(tensor, array))
+            self._executor.write(tensor, self._host.written(tensor, array))
             self._host.taken(tensor)
 
     def fill_variable_data(
@@ -221,7 +221,7 @@ class Session:
             )
         if values.ndim != 1 or not values.size:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
-        self._engine.fill(tensor, values, swapped)
+        self._executor.fill(tensor, values, swapped)
         self._host.taken(tensor)
 
     def _data_of(self, tensor: Tensor) -> np.ndarray:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import triton
-from popxl_torch.backends.cpu.linear import Weight
 from popxl_torch.backends.cuda import attention_kernels, check, kernels, matrix_kernels, row_kernels
+from popxl_torch.backends.specs import StoredWeight
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -103,15 +103,15 @@ def floats(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
 
 
-def weight(outputs: int, size: int, bits: int) -> Weight:
+def weight(outputs: int, size: int, bits: int) -> StoredWeight:
     if bits == 16:
-        return Weight(floats(1, outputs, size).mT)
+        return StoredWeight(floats(1, outputs, size).mT)
     if bits == 8:
         numbers = torch.empty((1, outputs, size), dtype=torch.int8, device=META)
-        return Weight(numbers.mT, floats(1, outputs, dtype=torch.float32))
+        return StoredWeight(numbers.mT, floats(1, outputs, dtype=torch.float32))
     words = torch.empty((1, outputs, size // 64, 16), dtype=torch.uint16, device=META)
     scale, offset = (floats(1, outputs, size // 64, 1, dtype=torch.float16) for _ in range(2))
-    return Weight(words, scale, offset)
+    return StoredWeight(words, scale, offset)
 
 
 def launch(hidden: int, heads: int, bits: int) -> None:

@@ -17,7 +17,7 @@ from unittest import mock
 from popdist.job import joined
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["popxl_torch.engine", "popdist.job"])  # torch is imported once
+CONTEXT.set_forkserver_preload(["popxl_torch.executor", "popdist.job"])  # torch is imported once
 
 
 def run_in_processes(count: int, function: Callable, *args: Any) -> list[Any]:

@@ -136,7 +136,7 @@ def test_a_graph_is_lowered_once_however_often_it_is_called():
         for _ in range(3):
             (x,) = ops.repeat(graph, 70, x)
             (x,) = ops.call(graph, x)
-    modules = popxl.Session(ir)._engine.main.modules()
+    modules = popxl.Session(ir)._executor.main.modules()
     assert len(seen) == 1
     assert sum(isinstance(m, torch.fx.GraphModule) for m in modules) == 3
 

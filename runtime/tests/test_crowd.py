@@ -11,8 +11,10 @@ import pytest
 import torch
 from popxl_torch.backends.cpu import build, crowd
 from popxl_torch.backends.cpu.crowd import Crowd, Usage, usage_of_process
+from popxl_torch.backends.cpu.instructions import header
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import Weight, linear
+from popxl_torch.backends.cpu.linear import linear
+from popxl_torch.backends.specs import StoredWeight
 
 STEP = 0.002
 """Seconds between what is computed."""
@@ -202,7 +204,7 @@ def test_results_do_not_depend_on_how_many_threads_compute(built, dtype, rows):
     found = []
     for counts in ([1], [2], [3], [1, 2, 5]):
         native = Library(built, Scripted(counts))
-        found += [linear(native, 0, x, Weight(w), dtype, activation="gelu") for _ in range(3)]
+        found += [linear(native, 0, x, StoredWeight(w), dtype, activation="gelu") for _ in range(3)]
     if found[0] is None:
         pytest.skip("torch multiplies so many rows of this type on this processor")
     assert all(torch.equal(found[0], other) for other in found)
@@ -230,8 +232,8 @@ int main(int, char** given) {
     for (int thread = 0; thread < threads; thread++)
         all.emplace_back([&, thread] {
             bool stops = thread == 0 && threads > 1;
-            Share share{taken.data(), thread, threads, &scratch[thread]};
-            share.pieces(rows, row, [&](int64_t i) {
+            Worker worker{taken.data(), thread, threads, &scratch[thread]};
+            worker.pieces(rows, row, [&](int64_t i) {
                 times[i]++, done[thread]++;
                 while (stops && ended < threads - 1) std::this_thread::yield();
             });
@@ -253,7 +255,8 @@ def sharing(tmp_path_factory) -> Path:
         pytest.skip(str(error))
     place = tmp_path_factory.mktemp("sharing")
     (place / "sharing.cpp").write_text(PROGRAM, encoding="utf-8")
-    words = ["-std=c++17", "-O1", "-pthread", f"-I{build.SOURCES}"]
+    (place / build.HEADER).write_text(header(), encoding="utf-8")
+    words = ["-std=c++17", "-O1", "-pthread", f"-I{build.SOURCES}", f"-I{place}"]
     made = [compiler, *words, str(place / "sharing.cpp"), "-o", str(place / "sharing")]
     subprocess.run(made, check=True, timeout=100)
     return place / "sharing"

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl_torch.backends import cuda as gpu
-from popxl_torch.backends.cpu.linear import Weight
 from popxl_torch.backends.cuda import check
+from popxl_torch.backends.specs import StoredWeight
 from triton_here import DEVICE, TOLERANCE, dtypes, held_once, kernels, matrix_kernels, random
 
 
@@ -25,7 +25,7 @@ def seed():
 
 def quantised(
     outputs: int, size: int, group: int, replicas: int = 1
-) -> tuple[Weight, torch.Tensor]:
+) -> tuple[StoredWeight, torch.Tensor]:
     """A weight in groups, int8 for 0, and the floats that it stands for.
 
     Both are `(replicas, size, outputs)`.
@@ -34,18 +34,18 @@ def quantised(
     if not group:
         numbers = torch.randint(-128, 128, (*lead, size), dtype=torch.int8, device=DEVICE)
         scale = torch.rand(lead, device=DEVICE) / 500
-        return Weight(numbers.mT, scale), (numbers * scale[..., None]).mT
+        return StoredWeight(numbers.mT, scale), (numbers * scale[..., None]).mT
     words = torch.randint(0, 1 << 16, (*lead, size // group, group // 4), device=DEVICE)
     numbers = torch.stack([words >> shift & 15 for shift in (12, 8, 4, 0)], -1).flatten(-2)
     scale = torch.rand(*lead, size // group, 1, device=DEVICE).half() / 50
     offset = -torch.rand(*lead, size // group, 1, device=DEVICE).half() / 5
     values = (numbers * scale.float() + offset.float()).flatten(-2)
     # words are made as int64: CUDA makes no random uint16
-    return Weight(words.to(torch.int32).to(torch.uint16), scale, offset), values.mT
+    return StoredWeight(words.to(torch.int32).to(torch.uint16), scale, offset), values.mT
 
 
 def check_linear(
-    weight: Weight,
+    weight: StoredWeight,
     values: torch.Tensor,
     rows: int,
     dtype: torch.dtype,
@@ -73,7 +73,7 @@ def check_linear(
 @pytest.mark.parametrize("outputs, size", [(7, 1000), (70, 96)])
 def test_products_with_floats(dtype, rows, outputs, size):
     values = random(1, outputs, size, dtype=dtype).mT
-    check_linear(Weight(values), values, rows, dtype, bias=random(1, outputs, dtype=dtype))
+    check_linear(StoredWeight(values), values, rows, dtype, bias=random(1, outputs, dtype=dtype))
 
 
 @dtypes
@@ -109,24 +109,24 @@ def test_groups_wider_than_a_tile_are_taken_apart_before_the_product(monkeypatch
 def test_what_follows_a_product(activation, rows):
     values, residual = random(1, 40, 64).mT, random(1, rows, 40)
     check_linear(
-        *(Weight(values), values, rows, torch.float32),
+        *(StoredWeight(values), values, rows, torch.float32),
         bias=random(1, 40),
         activation=activation,
         residual=residual,
     )
-    check_linear(Weight(values), values, rows, torch.float32, activation=activation)
+    check_linear(StoredWeight(values), values, rows, torch.float32, activation=activation)
 
 
 def test_a_result_of_another_type_is_not_rounded_first():
     values = random(1, 40, 64, dtype=torch.bfloat16).mT
     x = random(1, 1, 64, dtype=torch.bfloat16)
-    done = kernels.linear(x, Weight(values), torch.float32)
+    done = kernels.linear(x, StoredWeight(values), torch.float32)
     torch.testing.assert_close(done, x.float() @ values.float(), atol=1e-4, rtol=0)
 
 
 def test_weights_that_lie_otherwise_are_left_to_torch():
     x = random(1, 1, 64)
-    assert kernels.linear(x, Weight(random(1, 64, 40)), torch.float32) is None
+    assert kernels.linear(x, StoredWeight(random(1, 64, 40)), torch.float32) is None
     assert kernels.linear(x, quantised(8, 64, 16)[0], torch.float32) is None
 
 
@@ -143,7 +143,7 @@ def test_products_of_replicas(group, rows, once):
     residual = held_once(random(replicas, rows, outputs, dtype=dtype), once, replicas)
     if group is None:
         values = random(replicas, outputs, size, dtype=dtype).mT
-        weight = Weight(values)
+        weight = StoredWeight(values)
     else:
         weight, values = quantised(outputs, size, group, replicas)
     check_linear(weight, values, rows, dtype, x, bias=bias, residual=residual)

@@ -15,9 +15,11 @@ from popxl_addons.ops.group_quantize_decompress import (
 from popxl_torch import cache
 from popxl_torch.backends.cpu import build, read_bandwidth
 from popxl_torch.backends.cpu.attention import chunk_attention, token_attention
+from popxl_torch.backends.cpu.constants import FEW_ROWS
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import FEW_ROWS, Weight, decompressed, finish, linear
+from popxl_torch.backends.cpu.linear import decompressed, finish, linear
 from popxl_torch.backends.cpu.norm import norm
+from popxl_torch.backends.specs import StoredWeight
 from programs import in_turn
 
 pytestmark = [
@@ -85,7 +87,7 @@ def test_a_product_and_what_follows_it(native, generator, dtype, layout, size, o
             native,
             0,
             x[:rows],
-            Weight(w),
+            StoredWeight(w),
             dtype,
             bias=bias,
             activation="gelu",
@@ -169,23 +171,23 @@ def test_what_is_not_finite_is_not_hidden_by_whole_numbers(native, generator, ki
     assert y[1].isfinite().all()
 
 
-def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[Weight, np.ndarray]:
+def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[StoredWeight, np.ndarray]:
     """A weight, and its values `(in, outputs)`."""
     if kind.endswith(" in rows"):
         weight, values = _weight(generator, kind.removesuffix(" in rows"), size, outputs, dtype)
         return replace(weight, tensor=weight.tensor.contiguous()), values
     if kind == "floats":
         w = as_stored(generator, size, outputs, dtype)
-        return Weight(w), exact(w)
+        return StoredWeight(w), exact(w)
     if kind == "channels":
         w = torch.from_numpy(generator.integers(-128, 128, (outputs, size), dtype=np.int8)).T
         scale = normal(generator, outputs)
-        return Weight(w, scale), exact(w) * exact(scale)
+        return StoredWeight(w, scale), exact(w) * exact(scale)
     full = generator.standard_normal((outputs, size), dtype=np.float32)
     words, scale, offset = group_quantize_compress_numpy(full, group, 1)
     wide = (part.astype(np.float64) for part in (scale, offset))
     values = group_quantize_decompress_numpy(words, *wide, 0)
-    return Weight(*map(torch.from_numpy, (words, scale, offset))), values
+    return StoredWeight(*map(torch.from_numpy, (words, scale, offset))), values
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +207,7 @@ def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype)
         stored = torch.stack([torch.stack([w.T for w in row]) for row in parts])
         return stored.transpose(-1, -2)
 
-    weight = Weight(stacked("tensor"), stacked("scale"), stacked("offset"))
+    weight = StoredWeight(stacked("tensor"), stacked("scale"), stacked("offset"))
     values = np.array([[v for _, v in row] for row in shards])  # [4, 2, in, outputs]
     x = normal(generator, 1 if summed == 1 else 4, 1 if summed == 0 else 2, rows, 64, dtype=dtype)
     expected = exact(x) @ values
@@ -224,12 +226,12 @@ def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype)
 def test_a_part_of_a_row_major_weight(native, generator):
     """As a split of a fused weight gives it: its rows are further apart than its outputs go."""
     w, x = normal(generator, 64, 96)[:, 7:52], normal(generator, 3, 64)
-    check(linear(native, 0, x, Weight(w), torch.float32), exact(x) @ exact(w), 2e-6)
+    check(linear(native, 0, x, StoredWeight(w), torch.float32), exact(x) @ exact(w), 2e-6)
 
 
 def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
     w = normal(generator, 64, 64)[::2, ::2]
-    assert linear(native, 0, normal(generator, 1, 32), Weight(w), torch.float32) is None
+    assert linear(native, 0, normal(generator, 1, 32), StoredWeight(w), torch.float32) is None
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -248,7 +250,7 @@ def test_words_become_floats(native, generator, group):
     expected = group_quantize_decompress_numpy(
         *(p.astype(np.float64) if i else p for i, p in enumerate(parts)), 0
     )
-    values = decompressed(native, Weight(*map(torch.from_numpy, parts)), torch.float32)
+    values = decompressed(native, StoredWeight(*map(torch.from_numpy, parts)), torch.float32)
     check(values, expected, 1e-6)
 
 

@@ -60,7 +60,7 @@ class Stack:
             x, _ = ops.repeat(body, len(layers), x, 0)
             ops.host_store(self.output, x)
         self.session = popxl.Session(self.ir)
-        self.pager = self.session._engine.pager
+        self.pager = self.session._executor.pager
 
     def run(self, x: np.ndarray) -> np.ndarray:
         with self.session:

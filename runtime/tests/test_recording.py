@@ -32,7 +32,7 @@ def sessions(build: Callable[[], tuple], replicas: int = 1) -> list[tuple]:
 
 def recordings(session: popxl.Session) -> int:
     """How many there are now."""
-    modules = session._engine.main.modules()
+    modules = session._executor.main.modules()
     return sum(len(m._recordings) for m in modules if isinstance(m, recording.Recorded))
 
 
@@ -186,7 +186,7 @@ with ir.main_graph:
 with popxl.Session(ir, "cpu") as session:
     for _ in range(3):
         session.run({x: np.ones((2, 3), np.float32)})
-modules = session._engine.main.modules()
+modules = session._executor.main.modules()
 print(sum(len(m._recordings) for m in modules if isinstance(m, recording.Recorded)))
 print(sorted(name for name in ("torch._dynamo", "sympy") if name in sys.modules))
 """

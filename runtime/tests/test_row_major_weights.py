@@ -10,7 +10,8 @@ import numpy as np
 import popxl
 import pytest
 from popxl import ops
-from popxl_torch.backends.cpu.library import LINEAR, observer
+from popxl_torch.backends.cpu.instructions import LINEAR
+from popxl_torch.backends.cpu.library import observer
 from programs import FLOATS, assert_rounded, numbers
 
 pytestmark = pytest.mark.usefixtures("two_threads")

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.replica_grouping import ReplicaGrouping
 
+from popxl_torch.collectives.local_mesh import LocalMesh
 from popxl_torch.collectives.processes import Members, Processes
-from popxl_torch.collectives.share import Share
 from popxl_torch.collectives.within import Collectives
 
 LARGE = 1 << 16
@@ -26,19 +26,19 @@ BLOCK = 64
 """Elements by which a sum goes through memory: a part of whole blocks is summed as in the whole."""
 
 Axes = tuple[int, ...]
-"""Outer axes of the share."""
+"""Outer axes of the local."""
 
 
 class AcrossProcesses:
-    """The collectives of one program, on the share of its replicas that this process holds.
+    """The collectives of one program, on the local of its replicas that this process holds.
 
     Values may be held once along mesh axes in one process and not in another, where the data says
     so; what is exchanged is therefore as wide as all replicas of the process.
     """
 
-    def __init__(self, share: Share, processes: Processes):
-        self.share, self.processes = share, processes
-        self._one = Collectives(share.whole)
+    def __init__(self, local: LocalMesh, processes: Processes):
+        self.local, self.processes = local, processes
+        self._one = Collectives(local.whole)
         self._axes: dict[ReplicaGrouping, Axes] = {}
         self._groups: dict[Axes, Members] = {}
 
@@ -46,7 +46,7 @@ class AcrossProcesses:
         """Let the processes that these groupings bring together find each other."""
         for group in groups:
             if across := self._across(group):
-                self.processes.open(self.share.neighbours(across))
+                self.processes.open(self.local.neighbours(across))
 
     def all_reduce(self, x: torch.Tensor, op: str, group: ReplicaGrouping) -> torch.Tensor:
         """As `Collectives.all_reduce`."""
@@ -55,7 +55,7 @@ class AcrossProcesses:
         def reduced(wide: torch.Tensor) -> torch.Tensor:
             return self._one.all_reduce(wide, op, group)
 
-        regular = self.share.whole.axes_of(group) is not None
+        regular = self.local.whole.axes_of(group) is not None
         if across and regular and self._bytes(x) >= LARGE:
             return self._by_part(x, across, reduced)
         return self._exchanged("all_reduce", x, across, reduced)
@@ -83,8 +83,8 @@ class AcrossProcesses:
         )
 
     def everywhere(self, x: torch.Tensor) -> torch.Tensor:
-        """A value of this share and those of all others, on the whole mesh."""
-        across = tuple(range(len(self.share.outer)))
+        """A value of this local and those of all others, on the whole mesh."""
+        across = tuple(range(len(self.local.outer)))
         return self._gathered(x, across)
 
     def _across(self, group: ReplicaGrouping, op: str = "add") -> Axes:
@@ -96,23 +96,23 @@ class AcrossProcesses:
         return self._axes[group]
 
     def _find_axes(self, group: ReplicaGrouping) -> Axes:
-        every = range(len(self.share.outer))
-        axes = self.share.whole.axes_of(group)
+        every = range(len(self.local.outer))
+        axes = self.local.whole.axes_of(group)
         if axes is not None:
             return tuple(axis for axis in every if axis in axes)
-        return tuple(every) if group._crosses(self.share.replicas) else ()
+        return tuple(every) if group._crosses(self.local.replicas) else ()
 
     def _members(self, across: Axes) -> Members:
         """The processes that this one exchanges with along these axes, itself among them."""
         if across not in self._groups:
-            groups = self.share.neighbours(across)
+            groups = self.local.neighbours(across)
             self._groups[across] = next(g for g in groups if self.processes.index in g)
         return self._groups[across]
 
     def _bytes(self, x: torch.Tensor) -> int:
         """Of what goes into an exchange."""
-        elements = math.prod(x.shape[self.share.lead :])
-        return self.share.replicas * elements * x.element_size()
+        elements = math.prod(x.shape[self.local.lead :])
+        return self.local.replicas * elements * x.element_size()
 
     def _exchanged(
         self,
@@ -122,26 +122,26 @@ class AcrossProcesses:
         collective: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         if not across:
-            return self.share.mine(collective(self.share.widen(x)))
+            return self.local.mine(collective(self.local.widen(x)))
         with self.processes.counted(kind, self._bytes(x), self._members(across)):
             wide = self._gathered(x, across)
-        return self.share.mine(collective(wide))
+        return self.local.mine(collective(wide))
 
     def _gathered(self, x: torch.Tensor, across: Axes) -> torch.Tensor:
-        values = self.processes.gather(self.share.full(x), self._members(across))
-        return self.share.joined(values, across)
+        values = self.processes.gather(self.local.full(x), self._members(across))
+        return self.local.joined(values, across)
 
     def _by_part(
         self, x: torch.Tensor, across: Axes, reduced: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Every process reduces one part of the elements, of all members."""
-        lead, members = self.share.lead, self._members(across)
-        flat = self.share.full(x).flatten(lead)
+        lead, members = self.local.lead, self._members(across)
+        flat = self.local.full(x).flatten(lead)
         part = math.ceil(flat.shape[-1] / len(members) / BLOCK) * BLOCK
         parts = [flat[..., i * part : (i + 1) * part] for i in range(len(members))]
         with self.processes.counted("all_reduce", self._bytes(x), members):
             of_members = self.processes.exchange(parts, members)
-            mine = self.share.mine(reduced(self.share.joined(of_members, across)))
+            mine = self.local.mine(reduced(self.local.joined(of_members, across)))
             padded = F.pad(mine, (0, part - mine.shape[-1]))
             results = self.processes.gather(padded, members)
         joined = results.movedim(0, lead).flatten(lead)[..., : flat.shape[-1]]

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from popxl.graph import Graph, Op
 from popxl.tensor import Constant, Tensor
 
-from popxl_torch.backends.cpu.elementwise import (
+from popxl_torch.backends.cpu.constants import (
+    FLOATS,
     LOADED,
     MOST_OPERANDS,
     MOST_REGISTERS,
     MOST_STEPS,
     OUTER_AXES,
-    RowProgram,
-    Step,
 )
-from popxl_torch.backends.cpu.library import FLOATS, Library
+from popxl_torch.backends.cpu.elementwise import RowProgram, RowStep
+from popxl_torch.backends.cpu.library import Library
 from popxl_torch.fusion.groups import Fusion
 
 OPERANDS = {
@@ -188,7 +188,7 @@ class _NoRoomError(Exception):
     pass
 
 
-def _steps(chain: Chain) -> list[Step] | None:
+def _steps(chain: Chain) -> list[RowStep] | None:
     """The steps of a chain; None where there are not enough registers."""
     try:
         return _Registers(chain).steps
@@ -205,7 +205,7 @@ class _Registers:
         self.last = {t: op for op in chain.ops for t in op.inputs}
         self.held: dict[Tensor, int] = {}
         self.free = list(range(MOST_REGISTERS))
-        self.steps: list[Step] = []
+        self.steps: list[RowStep] = []
         for op in chain.ops:
             self._add(op)
 
@@ -214,9 +214,9 @@ class _Registers:
         to = self._register()  # another one than those that are read
         kind = op.kind
         if kind == "sumsquare":
-            self.steps.append(Step("mul", to, of * 2))
+            self.steps.append(RowStep("mul", to, of * 2))
             kind, of = "sum", (to,)
-        self.steps.append(Step(kind, to, of, out.dtype.as_torch(), self._is_one(out)))
+        self.steps.append(RowStep(kind, to, of, out.dtype.as_torch(), self._is_one(out)))
         for t in set(op.inputs):
             if self.last[t] is op:
                 self.free.append(self.held.pop(t))
@@ -227,11 +227,11 @@ class _Registers:
             return self.held[t]
         to = self.held[t] = self._register()
         if t in self.operand:
-            self.steps.append(Step("load", to, (self.operand[t],), one=self._is_one(t)))
+            self.steps.append(RowStep("load", to, (self.operand[t],), one=self._is_one(t)))
         else:
             assert isinstance(t, Constant)
             value = float(t._data.reshape(()).astype("float64"))
-            self.steps.append(Step("constant", to, value=value, one=True))
+            self.steps.append(RowStep("constant", to, value=value, one=True))
         return to
 
     def _register(self) -> int:

@@ -16,9 +16,10 @@ from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import Weight, decompressed, finish, linear
+from popxl_torch.backends.cpu.linear import decompressed, finish, linear
 from popxl_torch.backends.reference.functions import align
 from popxl_torch.backends.reference.matmul import matmul
+from popxl_torch.backends.specs import StoredWeight
 from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.collectives.within import reduce
 from popxl_torch.fusion.declared import has_signature, is_declared
@@ -168,7 +169,7 @@ class RunProduct:
     def _at_once(
         self,
         x: torch.Tensor,
-        weight: Weight,
+        weight: StoredWeight,
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor | None:
@@ -200,7 +201,7 @@ class RunProduct:
     def _linear(
         self,
         x: torch.Tensor,
-        weight: Weight,
+        weight: StoredWeight,
         dtype: torch.dtype,
         *,
         summed: int | None = None,
@@ -268,19 +269,19 @@ class RunProduct:
         return y.to(product.dtype)
 
 
-def _multiply(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
+def _multiply(op: Op) -> tuple[Callable[..., StoredWeight], Multiply] | None:
     """How the weight of a product is given to the kernels, and its product in torch."""
     if not op.inputs or not op.inputs[0].dtype.is_floating_point:
         return None
     if op.kind == "matmul":
         x, w = op.inputs
-        return (Weight, matmul) if x.rank >= 2 and w.rank == 2 else None
+        return (StoredWeight, matmul) if x.rank >= 2 and w.rank == 2 else None
     if op.kind == "call" and not op.modifies and len(op.outputs) == 1:
         return _quantized(op)
     return None
 
 
-def _quantized(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
+def _quantized(op: Op) -> tuple[Callable[..., StoredWeight], Multiply] | None:
     """A graph that was declared to multiply with int8 and a scale a channel, or 4-bit groups."""
     graph = op.graphs[0]
     x, w = (*graph.inputs, None, None)[:2]
@@ -290,13 +291,13 @@ def _quantized(op: Op) -> tuple[Callable[..., Weight], Multiply] | None:
     if is_declared(graph, "channel_quantized_matmul"):
         out = w.shape[-1]
         inputs = [(kind, x.shape), ("int8", (size, out)), ("float32", (out,))]
-        return (Weight, _by_channel) if _multiplies(graph, inputs, rows, out) else None
+        return (StoredWeight, _by_channel) if _multiplies(graph, inputs, rows, out) else None
     if is_declared(graph, "group_quantized_matmul") and w.rank == 3 and w.shape[1]:
         out, groups, _ = w.shape
         words, halves = (out, groups, size // groups // 4), ("float16", (out, groups, 1))
         inputs = [(kind, x.shape), ("uint16", words), halves, halves]
         fits = words[1] * words[2] * 4 == size and _multiplies(graph, inputs, rows, out)
-        return (Weight, _by_group) if fits else None
+        return (StoredWeight, _by_group) if fits else None
     return None
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import Weight, linear
+from popxl_torch.backends.cpu.linear import linear
 from popxl_torch.backends.reference.matmul import matmul
+from popxl_torch.backends.specs import StoredWeight
 
 MOST_AXES = 3
 """Of mesh and batch together, those that kernels know; axes of size 1 do not count."""
@@ -40,6 +41,6 @@ class RunBatched:
         made = linear(
             self.native,
             len(kept),
-            *(x.squeeze(dropped), Weight(w.squeeze(dropped)), self.dtype),
+            *(x.squeeze(dropped), StoredWeight(w.squeeze(dropped)), self.dtype),
         )
         return None if made is None else made.reshape(*map(max, pairs), *made.shape[-2:])

@@ -11,7 +11,8 @@ import torch
 from popxl.graph import Graph
 
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import Weight, decompressed
+from popxl_torch.backends.cpu.linear import decompressed
+from popxl_torch.backends.specs import StoredWeight
 from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.fusion.declared import Composites, has_signature, kernel_for
 
@@ -30,7 +31,7 @@ class Decompress(torch.nn.Module):
     def forward(
         self, words: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        done = decompressed(self.native, Weight(words, scale, bias), scale.dtype)
+        done = decompressed(self.native, StoredWeight(words, scale, bias), scale.dtype)
         return self.graph(words, scale, bias) if done is None else (done.transpose(-1, -2),)
 
 

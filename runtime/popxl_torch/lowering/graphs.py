@@ -22,8 +22,8 @@ from popxl_torch.analysis.aliasing import HOST, Key, slots_updated_in_place
 from popxl_torch.analysis.loans import loans
 from popxl_torch.analysis.op_facts import facts_of, is_view
 from popxl_torch.analysis.reach import is_steady, only_loads, reaches_outside
-from popxl_torch.backends.cpu.elementwise import OUTER_AXES, Concat
-from popxl_torch.backends.cpu.library import FLOATS
+from popxl_torch.backends.cpu.constants import FLOATS, OUTER_AXES
+from popxl_torch.backends.cpu.elementwise import Concat
 from popxl_torch.backends.cuda import graphs as cuda  # noqa: F401
 from popxl_torch.backends.cuda.product import RunOnGpu
 from popxl_torch.backends.reference import functions as kernels  # noqa: F401

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 from popxl_torch.backends.cpu.library import Library, Program
 from popxl_torch.backends.cpu.library import observer as instructions
+from popxl_torch.backends.cpu.structs import Instruction
 from popxl_torch.replay import decisions, effects
 from popxl_torch.replay.scratch import Scratch
 
@@ -81,7 +82,7 @@ class Recorder(TorchDispatchMode):
         else:
             self._step(lambda: tensor.tolist() == values)
 
-    def instruction(self, kind: int, fields: bytes, result: torch.Tensor) -> None:
+    def instruction(self, kind: Instruction, fields: bytes, result: torch.Tensor) -> None:
         """A native instruction was run."""
         if self.failed:
             return

@@ -8,22 +8,6 @@
 
 namespace popxl {
 
-// All fields have 8 bytes; strides are in elements. Elements of a head lie side by side.
-struct Attention {
-    const void *q, *k, *v, *slopes;
-    const int32_t *positions, *row;  // `row` of the caches for the one token there is; else null
-    void *keys, *values, *out;
-    int64_t type, tokens, heads, size, rows, length;
-    int64_t mesh[3];
-    int64_t q_mesh[3], q_token, q_head;
-    int64_t k_mesh[3], k_token, k_head;
-    int64_t v_mesh[3], v_token, v_head;
-    int64_t keys_mesh[3], keys_row, keys_head, keys_token;
-    int64_t values_mesh[3], values_row, values_head, values_token;
-    int64_t slopes_mesh[3];
-    int64_t out_mesh[3], out_token, out_head;
-};
-
 namespace {
 
 // One query over `count` keys and values; `query` and `context` are floats of the head's size,
@@ -115,15 +99,15 @@ void keep(const char* token, char* cache, int64_t bytes) { std::memcpy(cache, to
 
 }  // namespace
 
-void run(const Attention& op, const Share& share) {
+void run(const Attention& op, const Worker& worker) {
     int64_t padded = (op.size + 63) / 64 * 64 + LANES;
-    float* query = share.room<float>(2 * padded + op.length + LANES);
+    float* query = worker.room<float>(2 * padded + op.length + LANES);
     float *context = query + padded, *scores = context + padded;
     int64_t items = count_of(op.mesh) * op.tokens * op.heads;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         int64_t head = item % op.heads, token = item / op.heads % op.tokens;
         int64_t row = op.row ? std::clamp<int64_t>(*op.row, 0, op.rows - 1) : token;
-        Place place(op.mesh, item / op.heads / op.tokens);
+        MeshPosition place(op.mesh, item / op.heads / op.tokens);
         auto start = [&](const int64_t(&mesh)[3], int64_t first, int64_t head_step) {
             return place.offset(mesh) + first + head * head_step;
         };

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from popxl_torch.backends.cpu.library import (
-    ATTENTION,
-    CHUNK,
-    FLOATS,
-    KEEP,
-    TYPES,
-    Library,
-    is_packed,
-    joint_mesh,
-    mesh_sizes,
-    mesh_strides,
-)
+from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES, TYPES
+from popxl_torch.backends.cpu.instructions import ATTENTION, CHUNK, KEEP
+from popxl_torch.backends.cpu.layout import is_packed, joint_mesh, mesh_sizes, mesh_strides
+from popxl_torch.backends.cpu.library import Library
 
 
 def token_attention(
@@ -45,7 +38,6 @@ def token_attention(
         written.
     """
     count, heads, size = tokens[0].shape[lead:]
-    rows, _, length, _ = caches[0].shape[lead:]
     if not _fits(lead, tokens, caches, slopes, positions, count) or not _is_number(row):
         return None
     mesh = joint_mesh(lead, *tokens, *caches, slopes)
@@ -59,15 +51,9 @@ def token_attention(
         native.run(
             ATTENTION,
             out,
-            *(t.data_ptr() for t in (q, k, v, slopes, positions[..., some])),
-            0 if row is None else row.data_ptr(),
-            *(t.data_ptr() for t in (*caches, out)),
-            *(TYPES[q.dtype], some.stop - some.start, heads, size, rows, length),
-            *mesh_sizes(mesh),
-            *(s for t in (q, k, v) for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 2])),
-            *(s for t in caches for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 3])),
-            *mesh_strides(slopes, lead),
-            *(*mesh_strides(out, lead), *out.stride()[lead : lead + 2]),
+            **_fields(lead, (q, k, v), caches, slopes, out, mesh),
+            positions=positions[..., some],
+            row=row,
         )
     return result
 
@@ -87,7 +73,7 @@ def _fits(
 ) -> bool:
     alike = (*tokens, *caches)
     return (
-        lead <= 3
+        lead <= MESH_AXES
         and positions.numel() == count
         and positions.dtype == torch.int32
         and is_packed(positions)
@@ -122,22 +108,40 @@ def chunk_attention(
         written.
     """
     count, heads, size = tokens[0].shape[lead:]
-    rows, _, length, _ = caches[0].shape[lead:]
+    length = caches[0].shape[-2]
     if not (_fits(lead, tokens, caches, slopes, position, 1) and _is_number(row)) or count > length:
         return None
     mesh = joint_mesh(lead, *tokens, *caches, slopes)
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
-    fields = (
-        *(t.data_ptr() for t in (*tokens, slopes, position, row, *caches, result)),
-        *(TYPES[tokens[0].dtype], count, heads, size, rows, length),
-        *mesh_sizes(mesh),
-        *(s for t in tokens for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 2])),
-        *(s for t in caches for s in (*mesh_strides(t, lead), *t.stride()[lead : lead + 3])),
-        *mesh_strides(slopes, lead),
-        *(*mesh_strides(result, lead), *result.stride()[lead : lead + 2]),
-    )
-    native.run(KEEP, result, *fields)
-    native.run(CHUNK, result, *fields)
+    fields = _fields(lead, tokens, caches, slopes, result, mesh)
+    native.run(KEEP, result, position=position, row=row, **fields)
+    native.run(CHUNK, result, position=position, row=row, **fields)
     return result
+
+
+def _fields(
+    lead: int,
+    tokens: Sequence[torch.Tensor],
+    caches: Sequence[torch.Tensor],
+    slopes: torch.Tensor,
+    out: torch.Tensor,
+    mesh: tuple[int, ...],
+) -> dict[str, Any]:
+    """What instructions of attention have in common."""
+    count, heads, size = tokens[0].shape[lead:]
+    rows, _, length, _ = caches[0].shape[lead:]
+    given = dict(zip("qkv", tokens, strict=True)) | {"out": out}
+    held = dict(zip(("keys", "values"), caches, strict=True))
+    fields: dict[str, Any] = {**given, **held, "slopes": slopes, "type": TYPES[out.dtype]}
+    fields |= {"tokens": count, "heads": heads, "size": size, "rows": rows, "length": length}
+    fields |= {"mesh": mesh_sizes(mesh)}
+    for name, t in (given | held | {"slopes": slopes}).items():
+        fields[f"{name}_mesh"] = mesh_strides(t, lead)
+    for name, t in given.items():
+        fields[f"{name}_token"], fields[f"{name}_head"] = t.stride()[lead : lead + 2]
+    for name, t in held.items():
+        for axis, stride in zip(("row", "head", "token"), t.stride()[lead:], strict=False):
+            fields[f"{name}_{axis}"] = stride
+    return fields

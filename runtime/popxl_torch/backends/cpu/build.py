@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from popxl_torch import cache
+from popxl_torch.backends.cpu.instructions import header
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -36,7 +37,7 @@ LIMIT = 300
 TOLD_AFTER = 2.0
 """Seconds after which a person at a terminal wonders what takes so long."""
 COMPILING = "compiling kernels for this processor, once; later runs find them"
-NAME, HANDLER = "kernels.so", "bus_error.cpp"
+NAME, HANDLER, HEADER = "kernels.so", "bus_error.cpp", "instructions.hpp"
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def built_library() -> Path:
     }
 
     def make(place: Path) -> None:
-        _compile(program, flags, place / NAME)
+        (place / HEADER).write_text(header())
+        _compile(program, [*flags, f"-I{place}"], place / NAME)
 
     return cache.entry("native", key, make) / NAME
 
@@ -129,7 +131,7 @@ def compiler() -> str:
 
 
 def _sources_hash() -> str:
-    total = hashlib.blake2b(digest_size=16)
+    total = hashlib.blake2b(header().encode(), digest_size=16)
     for path in sorted({*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")} - {SOURCES / HANDLER}):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()

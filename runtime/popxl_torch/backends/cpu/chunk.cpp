@@ -25,7 +25,7 @@ struct Queries {
     void find_scores(const char* q, const char* keys) const {
         Linear product{};
         product.x_type = product.w_type = op.type;
-        product.rows = rows, product.in = op.size, product.segments = 1;
+        product.rows = rows, product.inputs = op.size, product.segments = 1;
         product.w_output = op.keys_token;
         Prepared prepared(product);
         for (int64_t row = 0; row < rows; row++)
@@ -107,11 +107,11 @@ struct Queries {
     }
 };
 
-void run_few_queries(const Chunk& op, const Share& share) {
+void run_few_queries(const Chunk& op, const Worker& worker) {
     int64_t padded = up(op.length, LANES), room = up(op.size, 4 * 2 * BLOCK) + LANES;
-    float* x = share.room<float>(MOST_ROWS * (room + padded) + room);
+    float* x = worker.room<float>(MOST_ROWS * (room + padded) + room);
     float *flat = x + MOST_ROWS * room, *scores = flat + room;
-    for_each_part(op, share, MOST_ROWS, [&](const Part& part) {
+    for_each_part(op, worker, MOST_ROWS, [&](const Part& part) {
         int64_t first = part.position + part.first;
         int64_t limit = std::clamp<int64_t>(first + part.rows, 1, op.length);
         Queries some{op, part.rows, first, limit, up(limit, LANES), part.slope, x, flat, scores};
@@ -126,12 +126,12 @@ void run_few_queries(const Chunk& op, const Share& share) {
 }  // namespace
 
 // Puts the chunk's keys and values in the caches; all threads must meet before they are used.
-void keep(const Chunk& op, const Share& share) {
-    int64_t size = size_of(op.type), row = op.cache_row();
+void keep(const Chunk& op, const Worker& worker) {
+    int64_t size = size_of(op.type), row = cache_row(op);
     int64_t slot = std::clamp<int64_t>(*op.position, 0, op.length - op.tokens);
     int64_t items = count_of(op.mesh) * op.heads;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
-        Place place(op.mesh, item / op.heads);
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
+        MeshPosition place(op.mesh, item / op.heads);
         int64_t head = item % op.heads;
         const char* k = at(op.k, op.type, place.offset(op.k_mesh) + head * op.k_head);
         const char* v = at(op.v, op.type, place.offset(op.v_mesh) + head * op.v_head);
@@ -148,11 +148,11 @@ void keep(const Chunk& op, const Share& share) {
     }
 }
 
-void run(const Chunk& op, const Share& share) {
+void run(const Chunk& op, const Worker& worker) {
 #ifdef POPXL_PANELS
-    if (op.size <= MOST_SIZE) return run_flash(op, share);
+    if (op.size <= MOST_SIZE) return run_flash(op, worker);
 #endif
-    run_few_queries(op, share);
+    run_few_queries(op, worker);
 }
 
 }  // namespace popxl

@@ -9,25 +9,9 @@
 
 namespace popxl {
 
-// All fields have 8 bytes; strides are in elements. Elements of a head lie side by side.
-struct Chunk {
-    const void *q, *k, *v, *slopes;
-    const int32_t *position, *row;  // of the first query; of all in the caches
-    void *keys, *values, *out;
-    int64_t type, tokens, heads, size, rows, length;
-    int64_t mesh[3];
-    int64_t q_mesh[3], q_token, q_head;
-    int64_t k_mesh[3], k_token, k_head;
-    int64_t v_mesh[3], v_token, v_head;
-    int64_t keys_mesh[3], keys_row, keys_head, keys_token;
-    int64_t values_mesh[3], values_row, values_head, values_token;
-    int64_t slopes_mesh[3];
-    int64_t out_mesh[3], out_token, out_head;
-
-    int64_t cache_row() const { return std::clamp<int64_t>(*row, 0, rows - 1); }
-};
-
 namespace {
+
+int64_t cache_row(const Chunk& op) { return std::clamp<int64_t>(*op.row, 0, op.rows - 1); }
 
 // Some queries of one head, `rows` from number `first` on; where theirs and the head's tensors begin.
 struct Part {
@@ -38,11 +22,11 @@ struct Part {
 };
 
 // Gives this thread's parts of a chunk, of `most` queries, to a function.
-template <class F> void for_each_part(const Chunk& op, const Share& share, int64_t most, F run) {
-    int64_t blocks = (op.tokens + most - 1) / most, row = op.cache_row();
+template <class F> void for_each_part(const Chunk& op, const Worker& worker, int64_t most, F run) {
+    int64_t blocks = (op.tokens + most - 1) / most, row = cache_row(op);
     int64_t items = count_of(op.mesh) * op.heads * blocks;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
-        Place place(op.mesh, item / (op.heads * blocks));
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
+        MeshPosition place(op.mesh, item / (op.heads * blocks));
         int64_t head = item / blocks % op.heads, first = item % blocks * most;
         auto start = [&](const int64_t(&mesh)[3], int64_t token_step, int64_t head_step) {
             return place.offset(mesh) + first * token_step + head * head_step;

@@ -7,17 +7,12 @@
 
 namespace popxl {
 
-// All fields have 8 bytes. Words, scales and offsets of a shard lie without gaps.
-struct Decompress {
-    const void *words, *scale, *offset;
-    void* out;
-    int64_t scale_type, out_type, groups, group;  // groups of all shards together
-};
+// Words, scales and offsets of a shard lie without gaps.
 
-void run(const Decompress& op, const Share& share) {
+void run(const Decompress& op, const Worker& worker) {
     constexpr int64_t GROUPS = 256;  // of an item
     int64_t items = (op.groups + GROUPS - 1) / GROUPS;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items))
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items))
         for (int64_t g = item * GROUPS; g < std::min((item + 1) * GROUPS, op.groups); g++) {
             float scale = load_some(at(op.scale, op.scale_type, g), op.scale_type, 1)[0];
             float offset = load_some(at(op.offset, op.scale_type, g), op.scale_type, 1)[0];

@@ -10,36 +10,6 @@
 
 namespace popxl {
 
-constexpr int OUTER_AXES = 7, MOST_OPERANDS = 8, MOST_STEPS = 24, MOST_REGISTERS = 16;
-
-enum Step : uint8_t {
-    LOAD, CONSTANT, ADD, SUB, MUL, DIV, MAXIMUM, NEGATE, ABS, SQRT, EXP, LOG, TANH, RELU, SWISH, COS, SIN,
-    GREATER, EQUAL, WHERE, COPY, SUM, MEAN, MAX, SOFTMAX
-};
-
-constexpr int64_t INT32_OPERAND = 5, BOOL_OPERAND = 6;  // types that are only loaded
-
-struct Strided {
-    void* data;
-    int64_t type;
-    int64_t strides[OUTER_AXES], inner;  // in elements
-};
-
-// `a`, `b` and `c` are registers, of LOAD `a` is an operand; `type` is what the result is rounded to.
-// What is `one` has one element a row.
-struct StepOf {
-    uint8_t kind, to, a, b, c, type, one, unused;
-    double value;
-};
-
-// All fields have 8 bytes, a step 16.
-struct Elementwise {
-    int64_t sizes[OUTER_AXES], row, steps;
-    Strided out;
-    Strided operands[MOST_OPERANDS];
-    StepOf program[MOST_STEPS];
-};
-
 namespace {
 
 // e^x also where it is too large or small for a float, or x is no number.
@@ -180,8 +150,8 @@ struct RowMachine {
 
     static float single(const Strided& t, int64_t place) {
         const char* data = static_cast<const char*>(t.data);
-        if (t.type == INT32_OPERAND) return float(load<int32_t>(data + 4 * place));
-        if (t.type == BOOL_OPERAND) return data[place] != 0;
+        if (t.type == INT32) return float(load<int32_t>(data + 4 * place));
+        if (t.type == BOOL) return data[place] != 0;
         return load_some(data + place * size_of(t.type), t.type, 1)[0];
     }
 
@@ -216,33 +186,33 @@ struct RowMachine {
     void step(const StepOf& s, const int64_t (&index)[OUTER_AXES]) {
         const Floats zero = {}, yes = splat(1);
         switch (s.kind) {
-            case LOAD: return load_operand(s, index);
-            case CONSTANT: return store(reg(s.to), splat(float(s.value)));
-            case ADD: return binary(s, [](Floats a, Floats b) { return a + b; });
-            case SUB: return binary(s, [](Floats a, Floats b) { return a - b; });
-            case MUL: return binary(s, [](Floats a, Floats b) { return a * b; });
-            case DIV: return binary(s, [](Floats a, Floats b) { return a / b; });
-            case MAXIMUM: return binary(s, larger);
-            case NEGATE: return unary(s, [](Floats a) { return -a; });
-            case ABS: return unary(s, [](Floats a) { return as_floats(as_words(a) & 0x7fffffff); });
-            case SQRT: return unary(s, square_root);
-            case EXP: return unary(s, exp_everywhere);
-            case LOG: return unary(s, [](Floats a) { return each(a, [](float v) { return std::log(v); }); });
-            case TANH: return unary(s, [](Floats a) { return each(a, [](float v) { return std::tanh(v); }); });
-            case RELU: return unary(s, [=](Floats a) { return a < 0.0f ? zero : a; });
-            case SWISH: return unary(s, [](Floats a) { return a / (exp_everywhere(-a) + 1.0f); });
-            case COS: return unary(s, [](Floats a) { return each(a, [](float v) { return std::cos(v); }); });
-            case SIN: return unary(s, [](Floats a) { return each(a, [](float v) { return std::sin(v); }); });
-            case GREATER: return binary(s, [=](Floats a, Floats b) { return a > b ? yes : zero; });
-            case EQUAL: return binary(s, [=](Floats a, Floats b) { return a == b ? yes : zero; });
-            case WHERE:
+            case STEP_LOAD: return load_operand(s, index);
+            case STEP_CONSTANT: return store(reg(s.to), splat(float(s.value)));
+            case STEP_ADD: return binary(s, [](Floats a, Floats b) { return a + b; });
+            case STEP_SUB: return binary(s, [](Floats a, Floats b) { return a - b; });
+            case STEP_MUL: return binary(s, [](Floats a, Floats b) { return a * b; });
+            case STEP_DIV: return binary(s, [](Floats a, Floats b) { return a / b; });
+            case STEP_MAXIMUM: return binary(s, larger);
+            case STEP_NEGATE: return unary(s, [](Floats a) { return -a; });
+            case STEP_ABS: return unary(s, [](Floats a) { return as_floats(as_words(a) & 0x7fffffff); });
+            case STEP_SQRT: return unary(s, square_root);
+            case STEP_EXP: return unary(s, exp_everywhere);
+            case STEP_LOG: return unary(s, [](Floats a) { return each(a, [](float v) { return std::log(v); }); });
+            case STEP_TANH: return unary(s, [](Floats a) { return each(a, [](float v) { return std::tanh(v); }); });
+            case STEP_RELU: return unary(s, [=](Floats a) { return a < 0.0f ? zero : a; });
+            case STEP_SWISH: return unary(s, [](Floats a) { return a / (exp_everywhere(-a) + 1.0f); });
+            case STEP_COS: return unary(s, [](Floats a) { return each(a, [](float v) { return std::cos(v); }); });
+            case STEP_SIN: return unary(s, [](Floats a) { return each(a, [](float v) { return std::sin(v); }); });
+            case STEP_GREATER: return binary(s, [=](Floats a, Floats b) { return a > b ? yes : zero; });
+            case STEP_EQUAL: return binary(s, [=](Floats a, Floats b) { return a == b ? yes : zero; });
+            case STEP_WHERE:
                 return elementwise(s, [&](int64_t i) {
                     return get(s.a, i) != 0.0f ? get(s.b, i) : get(s.c, i);
                 });
-            case COPY: return unary(s, [](Floats a) { return a; });
-            case SUM: return set(s, total(s.a));
-            case MEAN: return set(s, total(s.a) / float(op.row));
-            case MAX: return set(s, most(s.a));
+            case STEP_CAST: return unary(s, [](Floats a) { return a; });
+            case STEP_SUM: return set(s, total(s.a));
+            case STEP_MEAN: return set(s, total(s.a) / float(op.row));
+            case STEP_MAX: return set(s, most(s.a));
             default: return softmax(s);
         }
     }
@@ -250,11 +220,11 @@ struct RowMachine {
 
 }  // namespace
 
-void run(const Elementwise& op, const Share& share) {
+void run(const Elementwise& op, const Worker& worker) {
     int64_t padded = (op.row + LANES - 1) / LANES * LANES, rows = 1;
     for (int64_t size : op.sizes) rows *= size;
-    RowMachine machine{op, share.room<float>(padded * MOST_REGISTERS), padded};
-    share.pieces(rows, op.row, [&](int64_t row) {
+    RowMachine machine{op, worker.room<float>(padded * MOST_REGISTERS), padded};
+    worker.pieces(rows, op.row, [&](int64_t row) {
         int64_t index[OUTER_AXES], rest = row;
         for (int axis = OUTER_AXES - 1; axis >= 0; axis--) {
             index[axis] = rest % op.sizes[axis];

@@ -6,47 +6,21 @@ from dataclasses import dataclass
 
 import torch
 
-from popxl_torch.backends.cpu.library import ELEMENTWISE, TYPES, Library
-from popxl_torch.memory.arrays import broadcast_shapes
-
-OUTER_AXES, MOST_OPERANDS, MOST_STEPS, MOST_REGISTERS = 7, 8, 24, 16
-"""What the kernel has room for."""
-
-LOADED = {**TYPES, torch.int32: 5, torch.bool: 6}
-"""The numbers of the types that operands may have."""
-
-KINDS = (
-    "load",
-    "constant",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "maximum",
-    "negate",
-    "abs",
-    "sqrt",
-    "exp",
-    "log",
-    "tanh",
-    "relu",
-    "swish",
-    "cos",
-    "sin",
-    "greater",
-    "equal",
-    "where",
-    "cast",
-    "sum",
-    "mean",
-    "max",
-    "softmax",
+from popxl_torch.backends.cpu.constants import (
+    LOADED,
+    MOST_OPERANDS,
+    MOST_STEPS,
+    OUTER_AXES,
+    STEPS,
+    TYPES,
 )
-"""What a step may do, in the order of the kernel's numbers."""
+from popxl_torch.backends.cpu.instructions import ELEMENTWISE, STEP, STRIDED
+from popxl_torch.backends.cpu.library import Library
+from popxl_torch.memory.arrays import broadcast_shapes
 
 
 @dataclass(frozen=True)
-class Step:
+class RowStep:
     """One step: `kind` of the registers `of` into the register `to`.
 
     Attributes:
@@ -75,7 +49,7 @@ class RowProgram:
     def __init__(
         self,
         native: Library,
-        steps: list[Step],
+        steps: list[RowStep],
         shape: tuple[int, ...],
         dtype: torch.dtype,
         lead: int,
@@ -83,7 +57,7 @@ class RowProgram:
         assert len(steps) <= MOST_STEPS
         self.native, self.shape, self.dtype, self.lead = native, shape, dtype, lead
         packed = [number for step in steps for number in _packed(step)]
-        self._program = packed + [0] * (9 * (MOST_STEPS - len(steps)))
+        self._program = packed + [0] * (len(STEP.form) * (MOST_STEPS - len(steps)))
         self._steps = len(steps)
         self.__name__ = "elementwise"
 
@@ -102,14 +76,16 @@ class RowProgram:
         strided: list[int] = []
         for t in operands:
             strided += [t.data_ptr(), LOADED[t.dtype], *[0] * fill, *self._strides(t, result)]
-        strided += [0] * (10 * (MOST_OPERANDS - len(operands)))
+        strided += [0] * (len(STRIDED.form) * (MOST_OPERANDS - len(operands)))
         self.native.run(
             ELEMENTWISE,
             result,
-            *(*[1] * fill, *outer, row, self._steps),
-            *(result.data_ptr(), TYPES[result.dtype], *[0] * fill, *result.stride()),
-            *strided,
-            *self._program,
+            sizes=[1] * fill + outer,
+            row=row,
+            steps=self._steps,
+            out=[result.data_ptr(), TYPES[result.dtype], *[0] * fill, *result.stride()],
+            operands=strided,
+            program=self._program,
         )
 
     def _strides(self, t: torch.Tensor, result: torch.Tensor) -> list[int]:
@@ -129,7 +105,7 @@ class Concat:
 
     def __init__(self, native: Library, lead: int, axis: int, dtype: torch.dtype):
         self.lead, self.axis, self.dtype = lead, axis, dtype
-        self._copy = RowProgram(native, [Step("load", 0, (0,))], (), dtype, lead)
+        self._copy = RowProgram(native, [RowStep("load", 0, (0,))], (), dtype, lead)
         self.__name__ = "concat"
 
     def __call__(self, *parts: torch.Tensor) -> torch.Tensor:
@@ -143,7 +119,7 @@ class Concat:
         return result
 
 
-def _packed(step: Step) -> list:
+def _packed(step: RowStep) -> list:
     a, b, c = (*step.of, 0, 0, 0)[:3]
     number = TYPES.get(step.dtype, TYPES[torch.float32])
-    return [KINDS.index(step.kind), step.to, a, b, c, number, int(step.one), 0, step.value]
+    return [STEPS.index(step.kind), step.to, a, b, c, number, int(step.one), 0, step.value]

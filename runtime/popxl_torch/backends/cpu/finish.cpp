@@ -5,23 +5,10 @@
 
 namespace popxl {
 
-// All fields have 8 bytes; strides are in elements.
-struct Finish {
-    const void *x, *bias, *residual;
-    void* out;
-    int64_t x_type, bias_type, residual_type, out_type, activation;
-    int64_t rows, outputs;
-    int64_t mesh[3];
-    int64_t x_mesh[3], x_row;
-    int64_t bias_mesh[3];
-    int64_t residual_mesh[3], residual_row;
-    int64_t out_mesh[3], out_row;
-};
-
-void run(const Finish& op, const Share& share) {
+void run(const Finish& op, const Worker& worker) {
     int64_t items = count_of(op.mesh) * op.rows;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
-        Place place(op.mesh, item / op.rows);
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
+        MeshPosition place(op.mesh, item / op.rows);
         int64_t row = item % op.rows, of_x = place.offset(op.x_mesh) + row * op.x_row;
         int64_t of_bias = place.offset(op.bias_mesh);
         int64_t of_residual = place.offset(op.residual_mesh) + row * op.residual_row;
@@ -30,7 +17,7 @@ void run(const Finish& op, const Share& share) {
             int64_t count = op.outputs - o;
             Floats y = load_some(at(op.x, op.x_type, of_x + o), op.x_type, count);
             if (op.bias) y += load_some(at(op.bias, op.bias_type, of_bias + o), op.bias_type, count);
-            if (op.activation) y = op.activation == 1 ? gelu(y) : gelu_exact(y);
+            if (op.activation) y = op.activation == GELU ? gelu(y) : gelu_exact(y);
             if (op.residual)
                 y += load_some(at(op.residual, op.residual_type, of_residual + o),
                                op.residual_type, count);

@@ -210,20 +210,20 @@ template <int64_t TYPE, Arithmetic HOW> struct Flash {
 };
 
 template <int64_t TYPE, Arithmetic HOW = AS_FLOATS>
-void run_blocks(const Chunk& op, const Share& share) {
+void run_blocks(const Chunk& op, const Worker& worker) {
     typedef Flash<TYPE, HOW> Blocks;
-    float* room = share.room<float>(Blocks::floats(op));
-    for_each_part(op, share, QUERIES, [&](const Part& part) { Blocks(op, part, room).run(); });
+    float* room = worker.room<float>(Blocks::floats(op));
+    for_each_part(op, worker, QUERIES, [&](const Part& part) { Blocks(op, part, room).run(); });
 }
 
-void run_flash(const Chunk& op, const Share& share) {
+void run_flash(const Chunk& op, const Worker& worker) {
 #ifdef POPXL_PAIRS
-    if (op.type == BFLOAT16 && op.size % 2 == 0) return run_blocks<BFLOAT16, AS_PAIRS>(op, share);
+    if (op.type == BFLOAT16 && op.size % 2 == 0) return run_blocks<BFLOAT16, AS_PAIRS>(op, worker);
 #endif
     switch (op.type) {
-        case FLOAT32: return run_blocks<FLOAT32>(op, share);
-        case FLOAT16: return run_blocks<FLOAT16>(op, share);
-        case BFLOAT16: return run_blocks<BFLOAT16>(op, share);
+        case FLOAT32: return run_blocks<FLOAT32>(op, worker);
+        case FLOAT16: return run_blocks<FLOAT16>(op, worker);
+        case BFLOAT16: return run_blocks<BFLOAT16>(op, worker);
     }
 }
 

@@ -20,8 +20,6 @@
 
 namespace popxl {
 
-enum Kind : int64_t { LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, ELEMENTWISE };
-
 struct Instruction {
     int64_t kind;
     const void* fields;
@@ -34,17 +32,17 @@ std::vector<char>& scratch_of_thread() {
     return scratch;
 }
 
-void run(const Instruction& instruction, const Share& share) {
+void run(const Instruction& instruction, const Worker& worker) {
     switch (instruction.kind) {
-        case LINEAR: return run(*static_cast<const Linear*>(instruction.fields), share);
-        case NORM: return run(*static_cast<const Norm*>(instruction.fields), share);
-        case ATTENTION: return run(*static_cast<const Attention*>(instruction.fields), share);
-        case FINISH: return run(*static_cast<const Finish*>(instruction.fields), share);
-        case DECOMPRESS: return run(*static_cast<const Decompress*>(instruction.fields), share);
-        case CHUNK: return run(*static_cast<const Chunk*>(instruction.fields), share);
-        case KEEP: return keep(*static_cast<const Chunk*>(instruction.fields), share);
-        case PUT: return run(*static_cast<const Put*>(instruction.fields), share);
-        default: return run(*static_cast<const Elementwise*>(instruction.fields), share);
+        case LINEAR: return run(*static_cast<const Linear*>(instruction.fields), worker);
+        case NORM: return run(*static_cast<const Norm*>(instruction.fields), worker);
+        case ATTENTION: return run(*static_cast<const Attention*>(instruction.fields), worker);
+        case FINISH: return run(*static_cast<const Finish*>(instruction.fields), worker);
+        case DECOMPRESS: return run(*static_cast<const Decompress*>(instruction.fields), worker);
+        case CHUNK: return run(*static_cast<const Chunk*>(instruction.fields), worker);
+        case KEEP: return keep(*static_cast<const Chunk*>(instruction.fields), worker);
+        case PUT: return run(*static_cast<const Put*>(instruction.fields), worker);
+        default: return run(*static_cast<const Elementwise*>(instruction.fields), worker);
     }
 }
 
@@ -56,7 +54,7 @@ using namespace popxl;
 extern "C" void popxl_run(const Instruction* instructions, int64_t count, int64_t threads) {
     constexpr int64_t AT_LEAST = 16 << 10, AT_MOST = 256 << 10;  // bytes that are asked for ahead
     auto taken = std::make_unique<Taken[]>(count * threads);
-    Meeting meeting;
+    Barrier barrier;
 #pragma omp parallel num_threads(threads)
     {
         auto* scratch = &scratch_of_thread();
@@ -64,8 +62,8 @@ extern "C" void popxl_run(const Instruction* instructions, int64_t count, int64_
         Fetcher fetcher;
         int64_t product = 0;  // the next one
         for (int64_t i = 0; i < count; i++) {
-            Share share{&taken[i * threads], thread, all, scratch};
-            run(instructions[i], share);
+            Worker worker{&taken[i * threads], thread, all, scratch};
+            run(instructions[i], worker);
             if (i + 1 == count) break;
             if (product <= i) {
                 do product++;
@@ -74,11 +72,11 @@ extern "C" void popxl_run(const Instruction* instructions, int64_t count, int64_
                     product == count ? nullptr
                                      : first_weights(*static_cast<const Linear*>(
                                                          instructions[product].fields),
-                                                     share);
+                                                     worker);
                 fetcher.start(weights, weights ? AT_MOST : 0);
                 while (fetcher.done < AT_LEAST) fetcher.line();
             }
-            meeting.wait(all, [&] { fetcher.line(); });
+            barrier.wait(all, [&] { fetcher.line(); });
         }
     }
 }
@@ -115,7 +113,7 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
-// Bytes of the largest weight that `Linear` multiplies more than 16 rows of a type with. Torch's product
+// Bytes of the largest weight that `Linear` multiplies more than FEW_ROWS rows of a type with. Torch's product
 // is quicker at float32 on Intel's processors, and at bfloat16 on those with tiles; where a weight is
 // small, so is that gain beside the passes that torch makes for what follows the product.
 extern "C" int64_t popxl_many_rows(int64_t type) {
@@ -130,12 +128,4 @@ extern "C" int64_t popxl_many_rows(int64_t type) {
 #else
     return ANY;
 #endif
-}
-
-// The order of fields is known to both sides: their sizes must agree.
-extern "C" int64_t popxl_size(int64_t kind) {
-    const int64_t sizes[] = {sizeof(Linear),     sizeof(Norm),  sizeof(Attention), sizeof(Finish),
-                             sizeof(Decompress), sizeof(Chunk), sizeof(Chunk),     sizeof(Put),
-                             sizeof(Elementwise)};
-    return sizes[kind];
 }

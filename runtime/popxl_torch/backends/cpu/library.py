@@ -5,41 +5,21 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch  # its OpenMP is loaded before ours: the two share their threads
 
 from popxl_torch.backends.cpu.build import CannotBuildError, built_library, missing_instructions
+from popxl_torch.backends.cpu.constants import FLOATS, TYPES
 from popxl_torch.backends.cpu.crowd import Crowd
+from popxl_torch.backends.cpu.structs import Instruction
 
-LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, ELEMENTWISE = range(9)
-FIELDS = {
-    kind: struct.Struct(form)
-    for kind, form in {
-        LINEAR: "49q",
-        NORM: "9qd17q",
-        ATTENTION: "53q",
-        FINISH: "29q",
-        DECOMPRESS: "8q",
-        CHUNK: "53q",
-        KEEP: "53q",
-        PUT: "55q",
-        ELEMENTWISE: "9q" + 9 * "10q" + 24 * "8Bd",
-    }.items()
-}
-"""Of each kind of instruction: how its fields are packed, in the order of the C++ side."""
-
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint16: 4}
-"""The numbers of the types; 16-bit words hold four numbers of 4 bits each."""
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-Observer = Callable[[int, bytes, torch.Tensor], None]
+Observer = Callable[[Instruction, bytes, torch.Tensor], None]
 observer: ContextVar[Observer | None] = ContextVar("instruction_observer", default=None)
-"""Is given each instruction that is done: its kind, its fields and its result."""
+"""Is given each instruction that is done: the instruction, its fields and its result."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,17 +51,14 @@ class Library:
         many_rows = loaded.popxl_many_rows
         many_rows.argtypes, many_rows.restype = [ctypes.c_int64], ctypes.c_int64
         self.many_rows = {t: most for t in FLOATS if (most := many_rows(TYPES[t]))}
-        loaded.popxl_size.argtypes, loaded.popxl_size.restype = [ctypes.c_int64], ctypes.c_int64
-        for kind, fields in FIELDS.items():
-            assert loaded.popxl_size(kind) == fields.size, kind
 
-    def run(self, kind: int, result: torch.Tensor, *fields: float) -> None:
-        """Do one instruction, which makes `result`."""
-        packed = FIELDS[kind].pack(*fields)
-        self._run_one(kind, packed, self.threads())
+    def run(self, instruction: Instruction, result: torch.Tensor, **fields: Any) -> None:
+        """Do one instruction, which makes `result`; `fields` are as `Struct.pack` takes them."""
+        packed = instruction.pack(**fields)
+        self._run_one(instruction.number, packed, self.threads())
         observe = observer.get()
         if observe is not None:
-            observe(kind, packed, result)
+            observe(instruction, packed, result)
 
     def threads(self) -> int:
         """How many compute what is done next."""
@@ -97,9 +74,9 @@ class Program:
         self._fields: list[ctypes.Array] = []
         self._packed: ctypes.Array | None = None
 
-    def add(self, kind: int, fields: bytes) -> None:
+    def add(self, instruction: Instruction, fields: bytes) -> None:
         """Append an instruction."""
-        self._kinds.append(kind)
+        self._kinds.append(instruction.number)
         self._fields.append(ctypes.create_string_buffer(fields, len(fields)))
         self._packed = None
 
@@ -124,27 +101,3 @@ def library() -> Library | None:
     if missing := missing_instructions():
         _log.warning("this processor is without %s: slower", " and ".join(missing))
     return loaded
-
-
-def mesh_strides(tensor: torch.Tensor, lead: int) -> list[int]:
-    """The strides of the mesh axes, filled up to three in front; 0 where a value is held once."""
-    strides = [0] * (3 - lead)
-    for axis in range(lead):
-        strides.append(tensor.stride(axis) if tensor.shape[axis] > 1 else 0)
-    return strides
-
-
-def mesh_sizes(sizes: Iterable[int]) -> list[int]:
-    """The sizes of the mesh axes, filled up to three in front."""
-    given = list(sizes)
-    return [1] * (3 - len(given)) + given
-
-
-def is_packed(tensor: torch.Tensor) -> bool:
-    """Whether the elements of the last axis lie side by side."""
-    return tensor.ndim == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-
-
-def joint_mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:
-    """The sizes of the mesh axes that tensors broadcast to."""
-    return tuple(max(t.shape[axis] for t in tensors) for axis in range(lead))

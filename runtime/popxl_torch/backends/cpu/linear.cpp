@@ -11,7 +11,6 @@
 namespace popxl {
 namespace {
 
-constexpr int64_t FEW_ROWS = 16;    // up to these, each weight is used where it lies
 constexpr int64_t PART = 32 << 10, LARGE_PART = 128 << 10;  // bytes of weights taken at a time
 constexpr int64_t PARTS = 8;                                // of a thread, where they are large
 
@@ -56,7 +55,7 @@ void products(const Task& t) {
 }
 
 // Bias, activation and what is added, and the result's type, of sums [rows][part].
-void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, const Place& place,
+void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, const MeshPosition& place,
             int64_t first, int64_t begin, int64_t rows, Fetcher fetcher = {}) {
     int64_t of_bias = place.offset(op.bias_mesh) + first;
     int64_t of_residual = place.offset(op.residual_mesh) + begin * op.residual_row + first;
@@ -72,7 +71,7 @@ void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, 
             int64_t count = outputs - o;
             Floats y = load<Floats>(sums + o);
             if (bias) y += load_some(bias + o * size_of(op.bias_type), op.bias_type, count);
-            if (op.activation) y = op.activation == 1 ? gelu(y) : gelu_exact(y);
+            if (op.activation) y = op.activation == GELU ? gelu(y) : gelu_exact(y);
             if (residual)
                 y += load_some(residual + o * size_of(op.residual_type), op.residual_type, count);
             store_some(out + o * size_of(op.out_type), op.out_type, y, count);
@@ -83,7 +82,7 @@ void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, 
 // The scales of some outputs, as floats in `to`, `groups` for each segment.
 void read_scales(const Linear& op, const void* from, int64_t mesh, int64_t first, int64_t outputs,
                  int64_t groups, float* to) {
-    int64_t count = op.in / op.group, place = mesh + first * op.scale_output;
+    int64_t count = op.inputs / op.group, place = mesh + first * op.scale_output;
     if (op.segments == 1 && op.scale_output == groups)
         return to_floats(to, at(from, op.scale_type, place), op.scale_type, outputs * groups);
     for (int64_t o = 0; o < outputs; o++)
@@ -108,23 +107,23 @@ struct Parts {
     }
 };
 
-void run_few(const Linear& op, const Share& share) {
+void run_few(const Linear& op, const Worker& worker) {
     Prepared prepared(op);
-    Parts parts(op, share.threads);
+    Parts parts(op, worker.threads);
     int64_t part = parts.outputs, items = parts.items;
-    int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
+    int64_t groups = op.w_type == NIBBLES ? up(op.inputs / op.group, LANES) : 0;
     int64_t scale_floats = part * op.segments * groups + LANES;  // 16 are read from any one on
 
-    float* x = share.room<float>(prepared.floats() + flat_floats(op) + op.rows * part + 2 * scale_floats);
+    float* x = worker.room<float>(prepared.floats() + flat_floats(op) + op.rows * part + 2 * scale_floats);
     float* flat = x + prepared.floats();
     float* result = flat + flat_floats(op);
     float* scale = result + op.rows * part;
     float* offset = scale + scale_floats;
 
     int64_t prepared_for = -1;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         int64_t m = item / parts.count, first = item % parts.count * part;
-        Place place(op.mesh, m);
+        MeshPosition place(op.mesh, m);
         int64_t of_x = place.offset(op.x_mesh);
         if (of_x != prepared_for) {
             const char* rows = at(op.x, op.x_type, of_x);
@@ -162,15 +161,15 @@ void run_few(const Linear& op, const Share& share) {
     }
 }
 
-void run_few_row_major(const Linear& op, const Share& share) {
-    Columns columns(op, share.threads);
+void run_few_row_major(const Linear& op, const Worker& worker) {
+    Columns columns(op, worker.threads);
     int64_t room = up(columns.outputs, LANES), most = up(op.rows, MOST_ROWS);
-    int64_t of_x = op.in * op.segments * most;
-    float* x = share.room<float>(of_x + up(op.in, LANES) + (most + MOST_ROWS) * room);
-    float *flat = x + of_x, *result = flat + up(op.in, LANES), *of_segment = result + most * room;
+    int64_t of_x = op.inputs * op.segments * most;
+    float* x = worker.room<float>(of_x + up(op.inputs, LANES) + (most + MOST_ROWS) * room);
+    float *flat = x + of_x, *result = flat + up(op.inputs, LANES), *of_segment = result + most * room;
     int64_t prepared_for = -1;
-    for (int64_t item = share.next(columns.items); item >= 0; item = share.next(columns.items)) {
-        Place place(op.mesh, item / columns.count);
+    for (int64_t item = worker.next(columns.items); item >= 0; item = worker.next(columns.items)) {
+        MeshPosition place(op.mesh, item / columns.count);
         int64_t first = item % columns.count * columns.outputs;
         int64_t outputs = std::min(columns.outputs, op.outputs - first);
         int64_t at_x = place.offset(op.x_mesh);
@@ -181,7 +180,7 @@ void run_few_row_major(const Linear& op, const Share& share) {
                        place.offset(op.scale_mesh) + first * op.scale_output);
         for (int64_t row = 0; row < op.rows; row += MOST_ROWS) {
             int64_t rows = std::min<int64_t>(op.rows - row, MOST_ROWS);
-            float* values = x + row * op.in * op.segments;
+            float* values = x + row * op.inputs * op.segments;
             if (at_x != prepared_for)
                 interleave(op, at(op.x, op.x_type, at_x + row * op.x_row), rows, values, flat);
             row_major({op, w, scale, values, result + row * room, of_segment, room, outputs}, rows);
@@ -192,15 +191,15 @@ void run_few_row_major(const Linear& op, const Share& share) {
 }
 
 #ifdef POPXL_PANELS
-template <Arithmetic HOW> void run_panels(const Linear& op, const Share& share) {
+template <Arithmetic HOW> void run_panels(const Linear& op, const Worker& worker) {
     int64_t count = (op.outputs + OUTPUTS - 1) / OUTPUTS, items = count_of(op.mesh) * count;
-    int64_t groups = op.w_type == NIBBLES ? up(op.in / op.group, LANES) : 0;
+    int64_t groups = op.w_type == NIBBLES ? up(op.inputs / op.group, LANES) : 0;
     int64_t scales = OUTPUTS * std::max<int64_t>(op.segments * groups, 1) + LANES;
-    float* c = share.room<float>((AT_ONCE + DEEP) * OUTPUTS + MICRO_ROWS * DEEP + 2 * scales);
+    float* c = worker.room<float>((AT_ONCE + DEEP) * OUTPUTS + MICRO_ROWS * DEEP + 2 * scales);
     float *panel = c + AT_ONCE * OUTPUTS, *floats = panel + DEEP * OUTPUTS;
     float *scale = floats + MICRO_ROWS * DEEP, *offset = scale + scales;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
-        Place place(op.mesh, item / count);
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
+        MeshPosition place(op.mesh, item / count);
         int64_t first = item % count * OUTPUTS, outputs = std::min(OUTPUTS, op.outputs - first);
         int64_t of_scale = place.offset(op.scale_mesh);
         if (op.w_type == NIBBLES) {
@@ -228,29 +227,29 @@ template <Arithmetic HOW> void run_panels(const Linear& op, const Share& share) 
     }
 }
 
-void run_many(const Linear& op, const Share& share) {
+void run_many(const Linear& op, const Worker& worker) {
 #ifdef POPXL_PAIRS
-    if (op.x_type == BFLOAT16 && op.w_type != FLOAT32 && op.in % 2 == 0)
-        return run_panels<AS_PAIRS>(op, share);
+    if (op.x_type == BFLOAT16 && op.w_type != FLOAT32 && op.inputs % 2 == 0)
+        return run_panels<AS_PAIRS>(op, worker);
 #endif
-    run_panels<AS_FLOATS>(op, share);
+    run_panels<AS_FLOATS>(op, worker);
 }
 #endif
 
 }  // namespace
 
-void run(const Linear& op, const Share& share) {
+void run(const Linear& op, const Worker& worker) {
 #ifdef POPXL_PANELS
-    if (op.rows > FEW_ROWS) return run_many(op, share);
+    if (op.rows > FEW_ROWS) return run_many(op, worker);
 #endif
-    is_row_major(op) ? run_few_row_major(op, share) : run_few(op, share);
+    is_row_major(op) ? run_few_row_major(op, worker) : run_few(op, worker);
 }
 
-const char* first_weights(const Linear& op, const Share& share) {
+const char* first_weights(const Linear& op, const Worker& worker) {
     if (op.rows > FEW_ROWS || is_row_major(op)) return nullptr;
-    Parts parts(op, share.threads);
-    int64_t item = share.begin(parts.items, share.thread);
-    Place place(op.mesh, item / parts.count);
+    Parts parts(op, worker.threads);
+    int64_t item = worker.begin(parts.items, worker.thread);
+    MeshPosition place(op.mesh, item / parts.count);
     int64_t first = item % parts.count * parts.outputs * op.w_output;
     return at(op.w, op.w_type, place.offset(op.w_mesh) + first);
 }

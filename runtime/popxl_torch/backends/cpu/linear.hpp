@@ -10,21 +10,6 @@
 
 namespace popxl {
 
-// All fields have 8 bytes. Strides are in elements; those of a mesh axis are 0 where it is held once.
-struct Linear {
-    const void *x, *w, *scale, *offset, *bias, *residual;
-    void* out;
-    int64_t x_type, w_type, scale_type, bias_type, residual_type, out_type, activation;
-    int64_t rows, in, outputs, segments, group;
-    int64_t mesh[3];
-    int64_t x_mesh[3], x_segment, x_row;
-    int64_t w_mesh[3], w_segment, w_output, w_input;  // one of the last two is 1, or the only one
-    int64_t scale_mesh[3], scale_segment, scale_output;
-    int64_t bias_mesh[3];
-    int64_t residual_mesh[3], residual_row;
-    int64_t out_mesh[3], out_row;
-};
-
 namespace {
 
 constexpr int BLOCK = 64;     // bytes of weights that are decoded together
@@ -59,7 +44,7 @@ int64_t stride_bytes(int64_t type, int64_t count) { return count * (type == NIBB
 
 // Bytes of one segment of one output's weights.
 int64_t weight_bytes(const Linear& op) {
-    return op.w_type == NIBBLES ? op.in / 2 : op.in * size_of(op.w_type);
+    return op.w_type == NIBBLES ? op.inputs / 2 : op.inputs * size_of(op.w_type);
 }
 
 // The scale of an output of int8, number `output` of those whose scales begin at `scale`.

@@ -2,91 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from popxl_torch.backends.cpu.library import (
-    DECOMPRESS,
-    FINISH,
-    FLOATS,
-    LINEAR,
-    TYPES,
-    Library,
+from popxl_torch.backends.cpu.constants import ACTIVATIONS, FEW_ROWS, FLOATS, MESH_AXES
+from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
+from popxl_torch.backends.cpu.layout import (
+    apart,
     is_packed,
     joint_mesh,
     mesh_sizes,
     mesh_strides,
+    types,
 )
-
-FEW_ROWS = 16
-"""Rows up to which weights are used where they lie; more are multiplied with panels of them."""
-
-ACTIVATIONS = {None: 0, "gelu": 1, "geluerf": 2}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """The weight of a product, `(*mesh, in, outputs)`.
-
-    Attributes:
-        tensor: floats or int8 `(*mesh, in, outputs)`, or words of four numbers, uint16
-            `(*mesh, outputs, groups, group_size / 4)`.
-        scale: of int8 `(*mesh, outputs)`, of words `(*mesh, outputs, groups, 1)`.
-        offset: of words, like their scale.
-    """
-
-    tensor: torch.Tensor
-    scale: torch.Tensor | None = None
-    offset: torch.Tensor | None = None
-
-    @property
-    def grouped(self) -> bool:
-        return self.offset is not None
-
-    def sizes(self) -> tuple[int, int, int]:
-        """Inputs, outputs, and elements of a group (0 where there are none)."""
-        if self.grouped:
-            outputs, groups, words = self.tensor.shape[-3:]
-            return groups * words * 4, outputs, words * 4
-        return self.tensor.shape[-2], self.tensor.shape[-1], 0
-
-    def fits(self) -> bool:
-        """Whether the kernels read a weight that lies like this."""
-        if self.grouped:
-            assert self.scale is not None and self.offset is not None
-            *_, outputs, groups, words = self.tensor.shape
-            size = words * 4
-            rows = [self.tensor.stride()[-2:], *(t.stride()[-2:-1] for t in self._scales())]
-            return (
-                size >= 8
-                and size & (size - 1) == 0
-                and rows == [(words, 1), (1,), (1,)]
-                and self.scale.stride() == self.offset.stride()
-                and self.scale.dtype == self.offset.dtype
-                and self.scale.shape == self.offset.shape
-            )
-        return 1 in self.strides()
-
-    def strides(self) -> tuple[int, int]:
-        """Of outputs and of inputs, in elements; a kernel reads along the one that is 1."""
-        if self.grouped:
-            return self.tensor.stride(-3), 1
-        inputs, outputs = self.tensor.stride()[-2:]
-        size, count, _ = self.sizes()
-        if inputs == 1 or size == 1:
-            return outputs, 1
-        return (1 if count == 1 else outputs), inputs
-
-    def _scales(self) -> list[torch.Tensor]:
-        return _given(self.scale, self.offset)
+from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.specs import StoredWeight
 
 
 def linear(
     native: Library,
     lead: int,
     x: torch.Tensor,
-    weight: Weight,
+    weight: StoredWeight,
     dtype: torch.dtype,
     *,
     summed: int | None = None,
@@ -119,7 +57,7 @@ def linear(
     flat = x.reshape(*x.shape[:lead], rows, size)
     if not is_packed(flat):
         flat = flat.contiguous()
-    whole = list(joint_mesh(lead, flat, weight.tensor, *weight._scales()))
+    whole = list(joint_mesh(lead, flat, weight.tensor, *weight.scales()))
     segments = 1
     if summed is not None:
         segments, whole[summed] = whole[summed], 1
@@ -129,23 +67,30 @@ def linear(
         return None
     result = torch.empty((*mesh, rows, outputs), dtype=dtype)
     more = None if residual is None else _rows_of(residual, lead, rows, outputs)
+    segment_of = {"x": flat, "w": weight.tensor, "scale": weight.scale}
+    summing = {name: apart(mesh_strides(t, lead), lead, summed) for name, t in segment_of.items()}
     native.run(
         LINEAR,
         result,
-        *_pointers(flat, weight, bias, more, result),
-        *_types(flat, weight, bias, more, result),
-        ACTIVATIONS[activation],
-        *(rows, size, outputs, segments, group),
-        *mesh_sizes(mesh),
-        *_strides(flat, lead, summed),
-        flat.stride(-2),
-        *_strides(weight.tensor, lead, summed),
-        *weight.strides(),
-        *_scale_strides(weight, lead, summed),
-        *(mesh_strides(bias, lead) if bias is not None else (0, 0, 0)),
-        *((*mesh_strides(more, lead), more.stride(-2)) if more is not None else (0, 0, 0, 0)),
-        *mesh_strides(result, lead),
-        result.stride(-2),
+        **segment_of,
+        offset=weight.offset,
+        bias=bias,
+        residual=more,
+        out=result,
+        **types(**segment_of, bias=bias, residual=more, out=result),
+        activation=ACTIVATIONS.index(activation),
+        rows=rows,
+        inputs=size,
+        outputs=outputs,
+        segments=segments,
+        group=group,
+        mesh=mesh_sizes(mesh),
+        **{f"{name}_mesh": strides for name, (strides, _) in summing.items()},
+        **{f"{name}_segment": segment for name, (_, segment) in summing.items()},
+        x_row=flat.stride(-2),
+        **dict(zip(("w_output", "w_input"), weight.strides(), strict=True)),
+        scale_output=weight.scale_stride(),
+        **_added(lead, bias, more, result),
     )
     return result.reshape(*mesh, *inner, outputs)
 
@@ -169,7 +114,7 @@ def finish(
     rows = inner.numel()
     added = _given(bias, residual)
     if (
-        lead > 3
+        lead > MESH_AXES
         or not rows * outputs
         or any(t.dtype not in FLOATS or t.device.type != "cpu" for t in (x, *added))
         or dtype not in FLOATS
@@ -180,23 +125,26 @@ def finish(
     more = None if residual is None else _rows_of(residual, lead, rows, outputs)
     mesh = joint_mesh(lead, x, *added)
     result = torch.empty((*mesh, rows, outputs), dtype=dtype)
-    tensors = (flat, bias, more, result)
     native.run(
         FINISH,
         result,
-        *(0 if t is None else t.data_ptr() for t in tensors),
-        *(0 if t is None else TYPES[t.dtype] for t in tensors),
-        *(ACTIVATIONS[activation], rows, outputs),
-        *mesh_sizes(mesh),
-        *(*mesh_strides(flat, lead), flat.stride(-2)),
-        *(mesh_strides(bias, lead) if bias is not None else (0, 0, 0)),
-        *((*mesh_strides(more, lead), more.stride(-2)) if more is not None else (0, 0, 0, 0)),
-        *(*mesh_strides(result, lead), result.stride(-2)),
+        x=flat,
+        bias=bias,
+        residual=more,
+        out=result,
+        **types(x=flat, bias=bias, residual=more, out=result),
+        activation=ACTIVATIONS.index(activation),
+        rows=rows,
+        outputs=outputs,
+        mesh=mesh_sizes(mesh),
+        x_mesh=mesh_strides(flat, lead),
+        x_row=flat.stride(-2),
+        **_added(lead, bias, more, result),
     )
     return result.reshape(*mesh, *inner, outputs)
 
 
-def decompressed(native: Library, weight: Weight, dtype: torch.dtype) -> torch.Tensor | None:
+def decompressed(native: Library, weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor | None:
     """A weight of groups as floats, `(*mesh, in, outputs)`, its bytes as `(*mesh, outputs, in)`.
 
     Returns:
@@ -213,24 +161,29 @@ def decompressed(native: Library, weight: Weight, dtype: torch.dtype) -> torch.T
     native.run(
         DECOMPRESS,
         result,
-        *(t.data_ptr() for t in (words, scale, offset, result)),
-        *(TYPES[scale.dtype], TYPES[dtype], scale.numel(), group),
+        words=words,
+        scale=scale,
+        offset=offset,
+        out=result,
+        **types(scale=scale, out=result),
+        groups=scale.numel(),
+        group=group,
     )
     return result.transpose(-1, -2)
 
 
 def _known(
     x: torch.Tensor,
-    weight: Weight,
+    weight: StoredWeight,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     dtype: torch.dtype,
     lead: int,
 ) -> bool:
-    floats = [t.dtype for t in (x, bias, residual, *weight._scales()) if t is not None]
+    floats = [t.dtype for t in (x, bias, residual, *weight.scales()) if t is not None]
     kinds = (torch.uint16,) if weight.grouped else (*FLOATS, torch.int8)
     return (
-        lead <= 3
+        lead <= MESH_AXES
         and x.device.type == "cpu"
         and all(t in FLOATS for t in (*floats, dtype))
         and weight.tensor.dtype in kinds
@@ -240,7 +193,9 @@ def _known(
     )
 
 
-def _takes_many_rows(native: Library, x: torch.Tensor, weight: Weight, summed: int | None) -> bool:
+def _takes_many_rows(
+    native: Library, x: torch.Tensor, weight: StoredWeight, summed: int | None
+) -> bool:
     """Whether the kernel of many rows takes these: of int8, one scale a channel."""
     scales_of_shards = (
         summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
@@ -261,40 +216,14 @@ def _given(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
     return [t for t in tensors if t is not None]
 
 
-def _pointers(
-    x: torch.Tensor,
-    weight: Weight,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    result: torch.Tensor,
-) -> list[int]:
-    tensors = (x, weight.tensor, weight.scale, weight.offset, bias, residual, result)
-    return [0 if t is None else t.data_ptr() for t in tensors]
-
-
-def _types(
-    x: torch.Tensor,
-    weight: Weight,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    result: torch.Tensor,
-) -> list[int]:
-    tensors = (x, weight.tensor, weight.scale, bias, residual, result)
-    return [0 if t is None else TYPES[t.dtype] for t in tensors]
-
-
-def _strides(tensor: torch.Tensor, lead: int, summed: int | None) -> list[int]:
-    """Of the mesh in the result, and of what is summed."""
-    strides = mesh_strides(tensor, lead)
-    if summed is None:
-        return [*strides, 0]
-    place = 3 - lead + summed
-    segment, strides[place] = strides[place], 0
-    return [*strides, segment]
-
-
-def _scale_strides(weight: Weight, lead: int, summed: int | None) -> list[int]:
-    if weight.scale is None:
-        return [0] * 5
-    output = weight.scale.stride(-3 if weight.grouped else -1)
-    return [*_strides(weight.scale, lead, summed), output]
+def _added(
+    lead: int, bias: torch.Tensor | None, residual: torch.Tensor | None, result: torch.Tensor
+) -> dict[str, Any]:
+    """How what is added, and the result, lie."""
+    return {
+        "bias_mesh": mesh_strides(bias, lead),
+        "residual_mesh": mesh_strides(residual, lead),
+        "residual_row": 0 if residual is None else residual.stride(-2),
+        "out_mesh": mesh_strides(result, lead),
+        "out_row": result.stride(-2),
+    }

@@ -29,10 +29,10 @@ template <Arithmetic HOW> struct Panels {
 
     void run() const {
         for (int64_t segment = 0; segment < op.segments; segment++)
-            for (int64_t i = 0; i < op.in; i += INPUTS) {
-                int64_t count = std::min(op.in - i, INPUTS);
+            for (int64_t i = 0; i < op.inputs; i += INPUTS) {
+                int64_t count = std::min(op.inputs - i, INPUTS);
                 fill(segment, i, count);
-                bool last = i + INPUTS >= op.in;
+                bool last = i + INPUTS >= op.inputs;
                 const char* next = of_segment(segment, last ? OUTPUTS : 0);
                 if (!last) next += of_inputs(i + INPUTS);
                 const char* from = x + (segment * op.x_segment + i) * size_of(op.x_type);
@@ -50,7 +50,7 @@ template <Arithmetic HOW> struct Panels {
 
     // Bytes from an output's first weight to that of an input; all inputs of a word of four lie together.
     int64_t of_inputs(int64_t i) const {
-        return is_row_major(op) ? stride_bytes(op.w_type, i * op.w_input) : i * weight_bytes(op) / op.in;
+        return is_row_major(op) ? stride_bytes(op.w_type, i * op.w_input) : i * weight_bytes(op) / op.inputs;
     }
 
     void fill(int64_t segment, int64_t i, int64_t count) const {
@@ -121,7 +121,7 @@ template <Arithmetic HOW> struct Panels {
     // Meanwhile the weights of the next panel are asked for.
     template <bool FRESH> void multiply(const char* from, int64_t count, const char* next) const {
         int64_t step = stride_bytes(op.w_type, op.w_output), x_step = op.x_row * size_of(op.x_type);
-        int64_t lines = INPUTS * weight_bytes(op) / op.in / BLOCK, asked = 0, runs = OUTPUTS;
+        int64_t lines = INPUTS * weight_bytes(op) / op.inputs / BLOCK, asked = 0, runs = OUTPUTS;
         if (is_row_major(op)) {  // inputs take the place of outputs
             step = stride_bytes(op.w_type, op.w_input), runs = INPUTS;
             lines = stride_bytes(op.w_type, OUTPUTS) / BLOCK;

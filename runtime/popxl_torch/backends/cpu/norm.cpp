@@ -5,17 +5,7 @@
 
 namespace popxl {
 
-// All fields have 8 bytes; strides are in elements. A row is `segments` parts of `size` elements.
-struct Norm {
-    const void *x, *weight, *bias;
-    void* out;
-    int64_t x_type, weight_type, rows, size, segments;
-    double epsilon;
-    int64_t mesh[3];
-    int64_t x_mesh[3], x_segment, x_row;
-    int64_t weight_mesh[3], weight_segment;
-    int64_t out_mesh[3], out_segment, out_row;
-};
+// A row is `segments` parts of `size` elements.
 
 namespace {
 
@@ -63,13 +53,13 @@ struct Row {
 
 }  // namespace
 
-void run(const Norm& op, const Share& share) {
+void run(const Norm& op, const Worker& worker) {
     int64_t padded = (op.size + LANES - 1) / LANES * LANES;
-    float* values = share.room<float>(padded * op.segments);
+    float* values = worker.room<float>(padded * op.segments);
     int64_t items = count_of(op.mesh) * op.rows;
-    for (int64_t item = share.next(items); item >= 0; item = share.next(items)) {
+    for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         int64_t m = item / op.rows, row = item % op.rows;
-        Place place(op.mesh, m);
+        MeshPosition place(op.mesh, m);
         Row{op, place.offset(op.x_mesh) + row * op.x_row, place.offset(op.weight_mesh),
             place.offset(op.out_mesh) + row * op.out_row, values, padded}
             .run();

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from popxl_torch.backends.cpu.library import (
-    FLOATS,
-    NORM,
-    TYPES,
-    Library,
+from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES
+from popxl_torch.backends.cpu.instructions import NORM
+from popxl_torch.backends.cpu.layout import (
+    apart,
     is_packed,
     joint_mesh,
     mesh_sizes,
     mesh_strides,
+    types,
 )
+from popxl_torch.backends.cpu.library import Library
 
 
 def norm(
@@ -50,24 +51,32 @@ def norm(
         mesh[axis] = segments
     result = torch.empty((*mesh, rows, size), dtype=x.dtype)
     outer = [1 if i == axis else n for i, n in enumerate(mesh)]
-    strides = [_split(t, lead, axis) for t in (flat, weight, result)]
+    lie = {"x": flat, "weight": weight, "out": result}
+    mesh_of = {name: apart(mesh_strides(t, lead), lead, axis) for name, t in lie.items()}
     native.run(
         NORM,
         result,
-        *(t.data_ptr() for t in (flat, weight, bias, result)),
-        *(TYPES[x.dtype], TYPES[weight.dtype], rows, size, segments),
-        epsilon,
-        *mesh_sizes(outer),
-        *(*strides[0], flat.stride(-2)),
-        *strides[1],
-        *(*strides[2], result.stride(-2)),
+        x=flat,
+        weight=weight,
+        bias=bias,
+        out=result,
+        **types(x=flat, weight=weight),
+        rows=rows,
+        size=size,
+        segments=segments,
+        epsilon=epsilon,
+        mesh=mesh_sizes(outer),
+        **{f"{name}_mesh": strides for name, (strides, _) in mesh_of.items()},
+        **{f"{name}_segment": segment for name, (_, segment) in mesh_of.items()},
+        x_row=flat.stride(-2),
+        out_row=result.stride(-2),
     )
     return result.reshape(*mesh, *inner, size)
 
 
 def _fits(lead: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
     return (
-        lead <= 3
+        lead <= MESH_AXES
         and x.device.type == "cpu"
         and x.dtype in FLOATS
         and weight.dtype in FLOATS
@@ -75,13 +84,3 @@ def _fits(lead: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
         and (weight.dtype, weight.shape, weight.stride()) == (bias.dtype, bias.shape, bias.stride())
         and is_packed(weight)
     )
-
-
-def _split(tensor: torch.Tensor, lead: int, axis: int | None) -> list[int]:
-    """The strides of the mesh but for the parts' axis, and that one's."""
-    strides = mesh_strides(tensor, lead)
-    if axis is None:
-        return [*strides, 0]
-    place = 3 - lead + axis
-    segment, strides[place] = strides[place], 0
-    return [*strides, segment]

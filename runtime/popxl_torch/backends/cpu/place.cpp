@@ -7,20 +7,6 @@
 
 namespace popxl {
 
-constexpr int PLACE_AXES = 8;
-
-// All fields have 8 bytes; strides are in bytes. Axes of the part, those of the mesh first, filled up
-// in front; `first` is the stride of an axis that the part moves along, by `most` steps at most.
-struct Put {
-    const void *update, *index;
-    void* target;
-    int64_t item_bytes, wide_index;  // int64 in place of int32
-    int64_t sizes[PLACE_AXES], target_strides[PLACE_AXES], update_strides[PLACE_AXES],
-        index_strides[PLACE_AXES];
-    int64_t count;  // of moved axes
-    int64_t first[PLACE_AXES], most[PLACE_AXES], index_step;
-};
-
 namespace {
 
 int64_t start(const Put& op, int64_t of_index) {
@@ -44,11 +30,11 @@ void copy_line(char* to, int64_t to_step, const char* from, int64_t from_step, i
 }  // namespace
 
 // The innermost axis is a line, of which threads share the others' out.
-void run(const Put& op, const Share& share) {
+void run(const Put& op, const Worker& worker) {
     constexpr int LAST = PLACE_AXES - 1;
     int64_t items = 1;
     for (int axis = 0; axis < LAST; axis++) items *= op.sizes[axis];
-    share.pieces(items, op.sizes[LAST], [&](int64_t item) {
+    worker.pieces(items, op.sizes[LAST], [&](int64_t item) {
         int64_t rest = item, target = 0, update = 0, index = 0;
         for (int axis = LAST - 1; axis >= 0; axis--) {
             int64_t at = rest % op.sizes[axis];

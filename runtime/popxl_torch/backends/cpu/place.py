@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from popxl_torch.backends.cpu.library import PUT, Library
+from popxl_torch.backends.cpu.constants import PLACE_AXES
+from popxl_torch.backends.cpu.instructions import PUT
+from popxl_torch.backends.cpu.library import Library
 from popxl_torch.memory.arrays import broadcast_shapes
-
-AXES = 8
-"""The axes that the kernel knows, those of the mesh included."""
 
 
 def put(
@@ -36,7 +35,7 @@ def put(
     starts = index.reshape(*index.shape[:lead], -1)
     # Threads write lines of one place each: none may be held once for several shards.
     if (
-        rank > AXES
+        rank > PLACE_AXES
         or target.device.type != "cpu"
         or starts.shape[-1] != len(axes)
         or index.dtype not in (torch.int32, torch.int64)
@@ -50,24 +49,32 @@ def put(
         part[axis] = size
     update = update.expand(*part)
     spread = starts.expand(*target.shape[:lead], len(axes))
-    fill = AXES - rank
+    fill = PLACE_AXES - rank
     size, zeros = target.element_size(), [0] * fill
-    moved = [0] * (AXES - len(axes))
     native.run(
         PUT,
         target,
-        *(t.data_ptr() for t in (update, spread, target)),
-        *(size, int(index.dtype == torch.int64)),
-        *([1] * fill + part),
-        *(zeros + _bytes(target.stride(), size)),
-        *(zeros + _bytes(update.stride(), size)),
-        *(zeros + _bytes(spread.stride()[:lead], spread.element_size()) + [0] * (rank - lead)),
-        len(axes),
-        *([target.stride(axis) * size for axis in axes] + moved),
-        *([target.shape[axis] - n for axis, n in zip(axes, sizes, strict=True)] + moved),
-        spread.stride(-1) * spread.element_size(),
+        update=update,
+        index=spread,
+        target=target,
+        item_bytes=size,
+        wide_index=int(index.dtype == torch.int64),
+        sizes=[1] * fill + part,
+        target_strides=zeros + _bytes(target.stride(), size),
+        update_strides=zeros + _bytes(update.stride(), size),
+        index_strides=zeros
+        + _bytes(spread.stride()[:lead], spread.element_size())
+        + [0] * (rank - lead),
+        count=len(axes),
+        first=_padded([target.stride(axis) * size for axis in axes]),
+        most=_padded([target.shape[axis] - n for axis, n in zip(axes, sizes, strict=True)]),
+        index_step=spread.stride(-1) * spread.element_size(),
     )
     return True
+
+
+def _padded(numbers: list[int]) -> list[int]:
+    return numbers + [0] * (PLACE_AXES - len(numbers))
 
 
 def _bytes(strides: tuple[int, ...], size: int) -> list[int]:

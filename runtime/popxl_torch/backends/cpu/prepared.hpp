@@ -20,8 +20,8 @@ struct Prepared {
         : op(op), arithmetic(arithmetic_of(op.x_type, op.w_type)) {
         int64_t per_block = elements_per_block(op.w_type);
         int64_t span = arithmetic < AS_2_BYTES ? 1 : span_of(arithmetic);
-        blocks = up(op.in, span * per_block) / per_block;
-        sums = op.w_type == NIBBLES ? up(op.in / op.group, LANES) / LANES : 0;
+        blocks = up(op.inputs, span * per_block) / per_block;
+        sums = op.w_type == NIBBLES ? up(op.inputs / op.group, LANES) / LANES : 0;
         if (arithmetic < AS_2_BYTES) {
             of_blocks = blocks * per_block / (arithmetic == AS_PAIRS ? 2 * LANES : LANES);
         } else {
@@ -35,7 +35,7 @@ struct Prepared {
 };
 
 // Floats of a row before it is brought in order: whole spans of blocks, and some that are read beyond.
-int64_t flat_floats(const Linear& op) { return up(op.in, 4 * 2 * BLOCK) + LANES; }
+int64_t flat_floats(const Linear& op) { return up(op.inputs, 4 * 2 * BLOCK) + LANES; }
 
 // 16 floats from wherever `places` says.
 Floats pick(const float* from, const int32_t* places) {
@@ -93,13 +93,13 @@ float group_sum(const float* from, int64_t count) {
 void prepare_row(const Prepared& p, float* to, int64_t step, const char* x, float* flat) {
     const Linear& op = p.op;
     for (int64_t segment = 0; segment < op.segments; segment++) {
-        to_floats(flat, x + segment * op.x_segment * size_of(op.x_type), op.x_type, op.in);
-        std::fill(flat + op.in, flat + flat_floats(op), 0.0f);
+        to_floats(flat, x + segment * op.x_segment * size_of(op.x_type), op.x_type, op.inputs);
+        std::fill(flat + op.inputs, flat + flat_floats(op), 0.0f);
         order_row(p, to, step, flat);
         to += p.of_blocks * step;
         for (int64_t first = 0; first < p.sums * LANES; first += LANES, to += step)
             for (int64_t g = first; g < first + LANES; g++)
-                to[g - first] = g < op.in / op.group ? group_sum(flat + g * op.group, op.group) : 0;
+                to[g - first] = g < op.inputs / op.group ? group_sum(flat + g * op.group, op.group) : 0;
     }
 }
 

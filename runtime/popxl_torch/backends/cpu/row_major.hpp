@@ -101,12 +101,12 @@ constexpr int64_t computed(int64_t rows) { return rows <= 2 ? rows : rows <= 4 ?
 // Some rows of activations as floats, [segment][input][row]; rows that are not there are zeros.
 void interleave(const Linear& op, const char* x, int64_t rows, float* to, float* flat) {
     int64_t width = computed(rows);
-    std::fill_n(to, op.segments * op.in * width, 0.0f);
-    for (int64_t segment = 0; segment < op.segments; segment++, to += op.in * width)
+    std::fill_n(to, op.segments * op.inputs * width, 0.0f);
+    for (int64_t segment = 0; segment < op.segments; segment++, to += op.inputs * width)
         for (int64_t r = 0; r < rows; r++) {
             int64_t place = segment * op.x_segment + r * op.x_row;
-            to_floats(flat, x + place * size_of(op.x_type), op.x_type, op.in);
-            for (int64_t i = 0; i < op.in; i++) to[i * width + r] = flat[i];
+            to_floats(flat, x + place * size_of(op.x_type), op.x_type, op.inputs);
+            for (int64_t i = 0; i < op.inputs; i++) to[i * width + r] = flat[i];
         }
 }
 
@@ -127,8 +127,8 @@ template <int64_t TYPE, int R> void row_major_rows(const RowMajorTask& t) {
         const char* w = t.w + segment * op.w_segment * size;
         const char* behind = last ? t.w + t.outputs * size : w + op.w_segment * size;
         float* sums = TYPE == INT8 ? t.of_segment : t.result;
-        RowMajor<TYPE, R>{w, op.w_input * size, t.x + segment * op.in * R, sums, t.room, t.outputs}.run(
-            op.in, TYPE == INT8 || !segment, behind);
+        RowMajor<TYPE, R>{w, op.w_input * size, t.x + segment * op.inputs * R, sums, t.room, t.outputs}.run(
+            op.inputs, TYPE == INT8 || !segment, behind);
         if constexpr (TYPE == INT8)
             for (int64_t o = 0; o < t.outputs; o++) {
                 float scale = channel_scale(op, t.scale, o, segment)[0];

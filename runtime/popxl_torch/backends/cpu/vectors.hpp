@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "instructions.hpp"
+
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -22,9 +24,6 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
-
-// The types of tensors, numbered as the Python side numbers them.
-enum Type : int64_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3, NIBBLES = 4 };
 
 template <class V> inline V load(const void* from) {
     V value;

@@ -9,11 +9,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "instructions.hpp"
+
 namespace popxl {
 
 // How many items of a thread's range are taken, from its front (low half) and its back. On a cache
 // line of its own.
-struct alignas(64) Taken {
+struct alignas(LINE) Taken {
     std::atomic<uint64_t> counts{0};
 
     // The next of `size` items, or -1: from the front for the range's own thread, else the back.
@@ -31,7 +33,7 @@ struct alignas(64) Taken {
 
 // One thread's view of an instruction. Each thread has a range of items, so that it reads memory in
 // one stream; who is done helps the others, since the machine's cores need not be equally fast.
-struct Share {
+struct Worker {
     Taken* taken;  // of each thread
     int thread, threads;
     std::vector<char>* scratch;  // of this thread, kept from one instruction to the next
@@ -59,17 +61,17 @@ struct Share {
             for (int64_t i = item * some; i < std::min(rows, (item + 1) * some); i++) run(i);
     }
 
-    // Room for `count` elements, aligned to 64 bytes; what was there before is lost.
+    // Room for `count` elements, aligned to a line; what was there before is lost.
     template <class T> T* room(int64_t count) const {
-        size_t bytes = count * sizeof(T) + 64;
+        size_t bytes = count * sizeof(T) + LINE;
         if (scratch->size() < bytes) scratch->resize(bytes);
         uintptr_t start = reinterpret_cast<uintptr_t>(scratch->data());
-        return reinterpret_cast<T*>((start + 63) / 64 * 64);
+        return reinterpret_cast<T*>((start + LINE - 1) / LINE * LINE);
     }
 };
 
 // Where all threads meet after an instruction. Who waits has something to do meanwhile.
-class Meeting {
+class Barrier {
    public:
     template <class Meanwhile> void wait(int threads, Meanwhile meanwhile) {
         int round = rounds.load(std::memory_order_relaxed);
@@ -86,8 +88,8 @@ class Meeting {
 
    private:
     static constexpr int PATIENCE = 20000;
-    alignas(64) std::atomic<int> arrived{0};
-    alignas(64) std::atomic<int> rounds{0};
+    alignas(LINE) std::atomic<int> arrived{0};
+    alignas(LINE) std::atomic<int> rounds{0};
 };
 
 // Asks for the first weights of a product to come, a line at a time.
@@ -99,7 +101,7 @@ struct Fetcher {
 
     void line() {
         if (done < most) __builtin_prefetch(from + done, 0, 2);
-        done += 64;
+        done += LINE;
     }
 
     void lines(int count) {
@@ -108,10 +110,10 @@ struct Fetcher {
 };
 
 // A shard's place among those that an instruction is run for; at most three axes.
-struct Place {
+struct MeshPosition {
     int64_t index[3];
 
-    Place(const int64_t (&mesh)[3], int64_t number)
+    MeshPosition(const int64_t (&mesh)[3], int64_t number)
         : index{number / (mesh[1] * mesh[2]), number / mesh[2] % mesh[1], number % mesh[2]} {}
 
     int64_t offset(const int64_t (&strides)[3]) const {
@@ -121,13 +123,9 @@ struct Place {
 
 inline int64_t count_of(const int64_t (&mesh)[3]) { return mesh[0] * mesh[1] * mesh[2]; }
 
-struct Linear;
-struct Norm;
-struct Attention;
-
-void run(const Linear& op, const Share& share);
-const char* first_weights(const Linear& op, const Share& share);  // of this thread; may be null
-void run(const Norm& op, const Share& share);
-void run(const Attention& op, const Share& share);
+void run(const Linear& op, const Worker& worker);
+const char* first_weights(const Linear& op, const Worker& worker);  // of this thread; may be null
+void run(const Norm& op, const Worker& worker);
+void run(const Attention& op, const Worker& worker);
 
 }  // namespace popxl

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from popxl_torch.backends.cpu.linear import Weight
+from popxl_torch.backends.specs import StoredWeight
 
 TOLERANCE = 0.02
 """Of the largest value, in 16 bits."""
@@ -65,7 +65,7 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
 
 def _weights(
     random: Callable[..., torch.Tensor], generator: torch.Generator, device: torch.device
-) -> dict[str, tuple[Weight, torch.Tensor]]:
+) -> dict[str, tuple[StoredWeight, torch.Tensor]]:
     """Weights `(replicas, in, outputs)`, and the float32 values that they stand for."""
     lead = REPLICAS, OUTPUTS
     floats = random(*lead, SIZE).mT
@@ -77,13 +77,13 @@ def _weights(
     offset = -8 * steps
     values = (nibbles * steps.float() + offset.float()).flatten(-2)
     return {
-        "floats": (Weight(floats), floats.float()),
+        "floats": (StoredWeight(floats), floats.float()),
         "8 bits": (
-            Weight(numbers.to(torch.int8).to(device).mT, scale.to(device)),
+            StoredWeight(numbers.to(torch.int8).to(device).mT, scale.to(device)),
             (numbers * scale[..., None]).mT.to(device),
         ),
         "4 bits": (
-            Weight(words.to(torch.uint16).to(device), steps.to(device), offset.to(device)),
+            StoredWeight(words.to(torch.uint16).to(device), steps.to(device), offset.to(device)),
             values.mT.to(device),
         ),
     }

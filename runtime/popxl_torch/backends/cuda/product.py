@@ -9,9 +9,9 @@ from types import ModuleType
 
 import torch
 
-from popxl_torch.backends.cpu.linear import Weight
 from popxl_torch.backends.cuda.launches import FLOATS
 from popxl_torch.backends.cuda.replicas import by_replica, without_mesh
+from popxl_torch.backends.specs import StoredWeight
 from popxl_torch.fusion.products import Product, RunProduct
 from popxl_torch.memory.arrays import broadcast_shapes
 
@@ -37,7 +37,7 @@ class RunOnGpu(RunProduct):
     def _linear(
         self,
         x: torch.Tensor,
-        weight: Weight,
+        weight: StoredWeight,
         dtype: torch.dtype,
         *,
         summed: int | None = None,
@@ -102,7 +102,7 @@ class _Layout:
         result: its shape.
     """
 
-    def __init__(self, lead: int, x: torch.Tensor, weight: Weight):
+    def __init__(self, lead: int, x: torch.Tensor, weight: StoredWeight):
         self.lead, self._weight = lead, weight
         of_weight = weight.tensor.shape[:lead]
         self._mesh = _joint(x.shape[:lead], of_weight)
@@ -120,7 +120,7 @@ class _Layout:
         """Whether a bias is the same for all rows."""
         return all(bias.shape[i] == 1 for i in self._shared)
 
-    def weight(self) -> Weight | None:
+    def weight(self) -> StoredWeight | None:
         """`(replicas, ...)`, where it lies; None where that is no tensor."""
         of = self._weight
         if any(s > w for t in (of.scale, of.offset) if t is not None for s, w in self._sizes(t)):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import triton
 
-from popxl_torch.backends.cpu.linear import Weight
 from popxl_torch.backends.cuda import matrix_kernels, row_kernels
 from popxl_torch.backends.cuda.launches import FLOATS, FUSED, HALF
+from popxl_torch.backends.specs import StoredWeight
 
 FEW_ROWS = 64
 """Rows up to which quantised weights are taken apart in the product; for more, once before it."""
@@ -26,7 +26,7 @@ PIECE = 32
 
 def linear(
     x: torch.Tensor,
-    weight: Weight,
+    weight: StoredWeight,
     dtype: torch.dtype,
     bias: torch.Tensor | None = None,
     activation: str | None = None,
@@ -61,7 +61,7 @@ def linear(
     return finish(_few_rows(x, weight), dtype, scale, *added)
 
 
-def floats(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+def floats(weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
     """A quantised weight as floats, `(replicas, in, outputs)`, its bytes with `in` last."""
     size, outputs, group = weight.sizes()
     shape = (len(weight.tensor), outputs, size)
@@ -107,7 +107,7 @@ def finish(
 
 def _row(
     x: torch.Tensor,
-    weight: Weight,
+    weight: StoredWeight,
     dtype: torch.dtype,
     bias: torch.Tensor | None,
     activation: str | None,
@@ -168,7 +168,7 @@ def _arranged(
     return ordered, sums
 
 
-def _few_rows(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+def _few_rows(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """Sums of products, before a scale of outputs: float32 `(replicas, splits, rows, outputs)`."""
     (replicas, rows, _), (size, outputs, group) = x.shape, weight.sizes()
     block_m, block_n, block_k = 16 if rows <= 16 else 32, 64, max(128, group)
@@ -192,14 +192,14 @@ def _few_rows(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     return parts
 
 
-def _words(weight: Weight) -> torch.Tensor:
+def _words(weight: StoredWeight) -> torch.Tensor:
     """int16 `(replicas, outputs, in / 4)`: few operations of CUDA know uint16."""
     return weight.tensor.view(torch.int16).flatten(-2)
 
 
 def _known(
     x: torch.Tensor,
-    weight: Weight,
+    weight: StoredWeight,
     dtype: torch.dtype,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,

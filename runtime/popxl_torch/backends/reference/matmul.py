@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from popxl_torch.backends.reference.functions import HALF, align
-
-FEW_ROWS = 16
-"""Rows up to which a CPU computes float16 matmuls in float16: they wait for memory, not sums."""
+from popxl_torch.backends.specs import FEW_ROWS
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, lead: int, dtype: torch.dtype) -> torch.Tensor:

@@ -12,7 +12,7 @@ from popxl.replica_grouping import ReplicaGrouping
 from popxl_torch.collectives.mesh import Mesh
 
 
-class Share(Mesh):
+class LocalMesh(Mesh):
     """What one process holds of a mesh: its last axes, at one place of the first ones.
 
     Process p of n holds the p-th n-th of the replicas: its number is the first digits of theirs.

@@ -27,9 +27,9 @@ from popxl_torch.backends.cuda.room import Streamed, streamed
 from popxl_torch.backends.cuda.streamed_slots import StreamedStore
 from popxl_torch.backends.cuda.streaming import Streamer
 from popxl_torch.collectives.across import AcrossProcesses
+from popxl_torch.collectives.local_mesh import LocalMesh
 from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.collectives.processes import Processes
-from popxl_torch.collectives.share import Share
 from popxl_torch.collectives.within import Collectives
 from popxl_torch.device import memory_told, torch_device, without_torch_traces
 from popxl_torch.fusion.declared import Composites
@@ -46,7 +46,7 @@ MAPPED_MEMORY = "POPXL_MAPPED_MEMORY"
 """Environment variable: bytes that memory-mapped weights may keep in memory."""
 
 
-class Engine:
+class Executor:
     """Lowers a program and runs it.
 
     Args:
@@ -124,7 +124,7 @@ class Engine:
         mesh, grouping = self.mesh, _held(variable)
         apart = every_replica or grouping.num_groups > 1
         if isinstance(self.collectives, AcrossProcesses) and apart:
-            value, mesh = self.collectives.everywhere(value), self.collectives.share.whole
+            value, mesh = self.collectives.everywhere(value), self.collectives.local.whole
         if variable._sharding is not None:
             parts = mesh.flat(value).flatten(1)
             return to_numpy(shards.joined(parts, variable._sharding, variable.shape, every_replica))
@@ -347,8 +347,8 @@ def _layout(ir: Ir, device: torch.device) -> tuple[Mesh, Collectives | AcrossPro
     count = ir.replication_factor // together
     if count == 1:
         return mesh, Collectives(mesh)
-    share = Share(mesh, popdist.getInstanceIndex(), count)
-    return share, AcrossProcesses(share, Processes(popdist.getInstanceIndex(), count, device))
+    local = LocalMesh(mesh, popdist.getInstanceIndex(), count)
+    return local, AcrossProcesses(local, Processes(popdist.getInstanceIndex(), count, device))
 
 
 def _collective_groupings(ir: Ir) -> list[ReplicaGrouping]:

@@ -1,0 +1,51 @@
+"""The numbers that the C++ kernels and Python know alike; the C++ side's are made from these."""
+
+from __future__ import annotations
+
+import torch
+
+from popxl_torch.backends.specs import FEW_ROWS
+
+LINE = 64
+"""Bytes of a line of a processor's cache."""
+
+MESH_AXES = 3
+"""The axes of the mesh that kernels know."""
+
+PLACE_AXES = 8
+"""The axes of a tensor of which a part is replaced, those of the mesh included."""
+
+OUTER_AXES, MOST_OPERANDS, MOST_STEPS, MOST_REGISTERS = 7, 8, 24, 16
+"""What a chain of elementwise steps has room for."""
+
+CONSTANTS = {
+    "LINE": LINE,
+    "MESH_AXES": MESH_AXES,
+    "FEW_ROWS": FEW_ROWS,
+    "PLACE_AXES": PLACE_AXES,
+    "OUTER_AXES": OUTER_AXES,
+    "MOST_OPERANDS": MOST_OPERANDS,
+    "MOST_STEPS": MOST_STEPS,
+    "MOST_REGISTERS": MOST_REGISTERS,
+}
+"""What the C++ side knows under the same names."""
+
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint16: 4}
+"""The numbers of the types; 16-bit words hold four numbers of 4 bits each."""
+
+LOADED = {**TYPES, torch.int32: 5, torch.bool: 6}
+"""The numbers of the types that operands of elementwise steps may have."""
+
+TYPE_NAMES = ("FLOAT32", "FLOAT16", "BFLOAT16", "INT8", "NIBBLES", "INT32", "BOOL")
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+ACTIVATIONS: tuple[str | None, ...] = (None, "gelu", "geluerf")
+"""What may follow a product, in the order of its numbers."""
+
+STEPS = (
+    *("load", "constant", "add", "sub", "mul", "div", "maximum", "negate", "abs", "sqrt", "exp"),
+    *("log", "tanh", "relu", "swish", "cos", "sin", "greater", "equal", "where", "cast"),
+    *("sum", "mean", "max", "softmax"),
+)
+"""What an elementwise step may do, in the order of its numbers."""
