@@ -64,8 +64,7 @@ def built_library() -> Path:
     }
 
     def make(place: Path) -> None:
-        (place / HEADER).write_text(header())
-        _compile(program, [*flags, f"-I{place}"], place / NAME)
+        _compile(program, flags, place / NAME)
 
     return cache.entry("native", key, make) / NAME
 
@@ -142,7 +141,9 @@ def _version(compiler: str) -> str:
 
 
 def _compile(compiler: str, flags: list[str], target: Path) -> None:
-    command = [compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(target)]
+    (target.parent / HEADER).write_text(header(), encoding="utf-8")
+    sources = [f"-I{target.parent}", str(SOURCES / "library.cpp")]
+    command = [compiler, *flags, *sources, "-o", str(target)]
     told = threading.Timer(TOLD_AFTER, _log.warning, [COMPILING])
     told.start()
     try:
