@@ -14,7 +14,8 @@ import torch
 from bloom_checkpoints import config_of, random_bloom
 from popxl_torch.backends import cuda as gpu
 from popxl_torch.backends.cuda import graphs as cuda
-from popxl_torch.fusion.products import _by_group
+from popxl_torch.backends.reference.linear import product
+from popxl_torch.backends.specs import StoredWeight
 from stand_in_device import DEVICE, DeviceWatch, MixedDevices, on_stand_in
 
 from modelling.program import hf_mapping, inference
@@ -177,7 +178,8 @@ def test_a_product_that_no_kernel_does_makes_nothing_on_the_host(monkeypatch):
     scale, offset = torch.zeros(2, 8, 3, 1, dtype=torch.float16, device=DEVICE)
     x = torch.zeros(5, 48, dtype=torch.bfloat16, device=DEVICE)
     with DeviceWatch() as watch:
-        assert _by_group(x, words, scale, offset, 0, x.dtype).shape == (5, 8)
+        weight = StoredWeight(words, scale, offset)
+        assert product(x, weight, 0, x.dtype).shape == (5, 8)
     assert watch.copied == []
 
 

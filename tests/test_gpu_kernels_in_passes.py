@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from popxl_torch import executor
+from popxl_torch.backends import chosen
 from popxl_torch.backends import cuda as gpu
 from triton_here import DEVICE, kernels
 
@@ -38,7 +38,7 @@ def called(monkeypatch) -> list[str]:
     for name in ("linear", "token_attention", "chunk_attention", "verify_attention"):
         watched(name)
     monkeypatch.setattr(gpu, "kernels_for", lambda device: kernels)
-    monkeypatch.setattr(executor, "library", lambda: None)
+    monkeypatch.setattr(chosen, "library", lambda: None)
     return names
 
 

@@ -19,8 +19,7 @@ from popxl.tensor import Variable
 
 from popxl_torch.analysis.aliasing import Key
 from popxl_torch.analysis.op_facts import facts_of
-from popxl_torch.backends import cuda as gpu
-from popxl_torch.backends.cpu import library
+from popxl_torch.backends.chosen import chosen
 from popxl_torch.backends.cuda import graphs as cuda
 from popxl_torch.backends.cuda import lanes
 from popxl_torch.backends.cuda.room import Streamed, streamed
@@ -32,7 +31,6 @@ from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.collectives.processes import Processes
 from popxl_torch.collectives.within import Collectives
 from popxl_torch.device import memory_told, torch_device, without_torch_traces
-from popxl_torch.fusion.declared import Composites
 from popxl_torch.lowering.graphs import Lowering, Surroundings
 from popxl_torch.lowering.placement import load, load_stream
 from popxl_torch.memory import shards
@@ -68,20 +66,18 @@ class Executor:
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
         self._outputs: dict[Stream, list[torch.Tensor]] = {}
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
-        native = library() if composite_kernels and device.type == "cpu" else None
+        # Collectives between processes wait on the host, which no CUDA graph can hold.
         alone = not isinstance(self.collectives, AcrossProcesses)
-        graphs = cuda.enabled(device)
         around = Surroundings(
             self.mesh,
             device,
             self.remote,
             self._loader,
             self._storer,
-            Composites(composite_kernels, native, gpu.kernels_for(device)),
+            chosen(device, composite_kernels, captured=alone and self.streamer is None),
+            composite_kernels,
             lambda: self.pager.fits and self.streamer is None,
             self.collectives,
-            # Collectives between processes wait on the host, which no CUDA graph can hold.
-            capture=cuda.CudaCapture() if graphs and alone and self.streamer is None else None,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module

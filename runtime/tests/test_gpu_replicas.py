@@ -7,7 +7,7 @@ import popxl
 import programs
 import pytest
 from popxl import ops
-from popxl_torch import executor
+from popxl_torch.backends import chosen
 from popxl_torch.backends import cuda as gpu
 from programs import by_replica, numbers, run_on_layout
 from triton_here import DEVICE, kernels
@@ -35,7 +35,7 @@ def called(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(kernels, "linear", watched)
     monkeypatch.setattr(gpu, "kernels_for", lambda device: kernels)
-    monkeypatch.setattr(executor, "library", lambda: None)
+    monkeypatch.setattr(chosen, "library", lambda: None)
     return replicas
 
 

@@ -69,3 +69,31 @@ def test_the_addons_stand_on_popxl_alone(path):
 def test_what_runs_programs_knows_nothing_of_the_addons(path):
     for module, _ in imported(path):
         assert not stands_in(module, "popxl_addons"), f"{name_of(path)} imports {module}"
+
+
+BACK_ENDS = [f"popxl_torch.backends.{name}" for name in ("reference", "cpu", "cuda")]
+
+
+@pytest.mark.parametrize("path", sources("popxl_torch.backends"), ids=name_of)
+def test_back_ends_do_not_import_each_other(path):
+    """But for the place where one is chosen."""
+    own = [room for room in BACK_ENDS if stands_in(name_of(path), room)]
+    for module, _ in imported(path):
+        others = [room for room in BACK_ENDS if stands_in(module, room) and room not in own]
+        assert not others or path.name == "chosen.py", f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for room in ("analysis", "fusion", "lowering") for p in sources(f"popxl_torch.{room}")],
+    ids=name_of,
+)
+def test_what_comes_before_a_back_end_knows_none_but_the_reference(path):
+    for module, _ in imported(path):
+        assert not stands_in(module, *BACK_ENDS[1:]), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", sources("popxl_torch.analysis"), ids=name_of)
+def test_the_analysis_of_graphs_needs_no_torch(path):
+    for module, _ in imported(path):
+        assert stands_in(module, "popxl", "popxl_torch.analysis"), f"{path.name} imports {module}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -74,3 +75,119 @@ class StoredWeight:
     def scales(self) -> list[torch.Tensor]:
         """The scales and offsets that there are."""
         return [t for t in (self.scale, self.offset) if t is not None]
+
+
+ACTIVATIONS = ("gelu", "geluerf")
+"""What may follow a product."""
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """`activation(x @ weight + bias) + residual`, with sums in float32.
+
+    Attributes:
+        lead: the number of mesh axes in front of every tensor.
+        dtype: of the result.
+        summed: a mesh axis that products are summed over, of size 1 in the result; or None.
+        activation: "gelu", "geluerf" or None.
+    """
+
+    lead: int
+    dtype: torch.dtype
+    summed: int | None = None
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """Layer norm of the last dimension, in float32.
+
+    Attributes:
+        lead: the number of mesh axes in front of every tensor.
+        epsilon: added to the variance.
+        parts: the mesh axis along which the parts of a row lie, and their number; or None.
+    """
+
+    lead: int
+    epsilon: float
+    parts: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Attention over a KV cache with ALiBi (arXiv 2108.12409).
+
+    Attributes:
+        lead: the number of mesh axes in front of every tensor.
+        queries: which tokens the queries are: a chunk of one sequence; one token of each; or the
+            next tokens of one sequence, each computed as one token of each is, to the bit.
+    """
+
+    lead: int
+    queries: Literal["chunk of a row", "token of each row", "tokens of a row"]
+
+
+@dataclass(frozen=True)
+class PlaceSpec:
+    """A part of a tensor replaced.
+
+    Attributes:
+        lead: the number of mesh axes in front of every tensor.
+        axes: along which the part has another size, counted from the end.
+        sizes: of the part, along them.
+    """
+
+    lead: int
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+OUTER_AXES, MOST_OPERANDS, MOST_STEPS, MOST_REGISTERS = 7, 8, 24, 16
+"""What a chain has at most: axes but for rows, tensors that it reads, steps, registers."""
+
+CHAIN_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CHAIN_TYPES = (*CHAIN_FLOATS, torch.int32, torch.bool)
+"""The types of results, and of the tensors that it reads."""
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One step: `kind` of the registers `of` into the register `to`.
+
+    Attributes:
+        kind: one of `CHAIN_STEPS`.
+        dtype: what the result is rounded to.
+        one: whether there is one element a row.
+        value: of a constant.
+    """
+
+    kind: str
+    to: int
+    of: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    one: bool = False
+    value: float = 0.0
+
+
+CHAIN_STEPS = (
+    *("load", "constant", "add", "sub", "mul", "div", "maximum", "negate", "abs", "sqrt", "exp"),
+    *("log", "tanh", "relu", "swish", "cos", "sin", "greater", "equal", "where", "cast"),
+    *("sum", "mean", "max", "softmax"),
+)
+"""What a step may do: a load of the operand `of`, a constant, elements, reductions of rows."""
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """Elementwise steps and reductions of rows; the last step makes the result.
+
+    Attributes:
+        shape: of the result, without the mesh.
+        dtype: of the result.
+        lead: the number of mesh axes in front of every operand.
+    """
+
+    steps: tuple[ChainStep, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    lead: int

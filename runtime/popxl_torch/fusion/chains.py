@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from popxl.graph import Graph, Op
 from popxl.tensor import Constant, Tensor
 
-from popxl_torch.backends.cpu.constants import (
-    FLOATS,
-    LOADED,
+from popxl_torch.backends.specs import (
+    CHAIN_FLOATS,
+    CHAIN_TYPES,
     MOST_OPERANDS,
     MOST_REGISTERS,
     MOST_STEPS,
     OUTER_AXES,
+    ChainSpec,
+    ChainStep,
 )
-from popxl_torch.backends.cpu.elementwise import RowProgram, RowStep
-from popxl_torch.backends.cpu.library import Library
 from popxl_torch.fusion.groups import Fusion
 
 OPERANDS = {
@@ -57,12 +57,12 @@ class Chain:
     def output(self) -> Tensor:
         return self.ops[-1].outputs[0]
 
-    def program(self, native: Library, lead: int) -> RowProgram:
-        """What does the chain."""
+    def spec(self, lead: int) -> ChainSpec:
+        """What back ends are asked for."""
         out = self.output
         steps = _steps(self)
         assert steps is not None
-        return RowProgram(native, steps, out.shape, out.dtype.as_torch(), lead)
+        return ChainSpec(tuple(steps), out.shape, out.dtype.as_torch(), lead)
 
 
 def chains(graph: Graph, fusion: Fusion, lead: int) -> list[Chain]:
@@ -123,7 +123,7 @@ def _is_known(op: Op) -> bool:
 
 
 def _is_loaded(t: Tensor) -> bool:
-    return t.dtype.as_torch() in LOADED and t.dtype.name not in ("int8", "uint16")
+    return t.dtype.as_torch() in CHAIN_TYPES
 
 
 def _ends(op: Op, lead: int) -> bool:
@@ -135,7 +135,7 @@ def _ends(op: Op, lead: int) -> bool:
         return False
     return (
         0 < out.rank <= OUTER_AXES + 1 - lead
-        and out.dtype.as_torch() in FLOATS
+        and out.dtype.as_torch() in CHAIN_FLOATS
         and op.kind not in REDUCTIONS
         and all(_is_float(t) or op.kind in ("cast", "where") for t in op.inputs)
     )
@@ -188,7 +188,7 @@ class _NoRoomError(Exception):
     pass
 
 
-def _steps(chain: Chain) -> list[RowStep] | None:
+def _steps(chain: Chain) -> list[ChainStep] | None:
     """The steps of a chain; None where there are not enough registers."""
     try:
         return _Registers(chain).steps
@@ -205,7 +205,7 @@ class _Registers:
         self.last = {t: op for op in chain.ops for t in op.inputs}
         self.held: dict[Tensor, int] = {}
         self.free = list(range(MOST_REGISTERS))
-        self.steps: list[RowStep] = []
+        self.steps: list[ChainStep] = []
         for op in chain.ops:
             self._add(op)
 
@@ -214,9 +214,9 @@ class _Registers:
         to = self._register()  # another one than those that are read
         kind = op.kind
         if kind == "sumsquare":
-            self.steps.append(RowStep("mul", to, of * 2))
+            self.steps.append(ChainStep("mul", to, of * 2))
             kind, of = "sum", (to,)
-        self.steps.append(RowStep(kind, to, of, out.dtype.as_torch(), self._is_one(out)))
+        self.steps.append(ChainStep(kind, to, of, out.dtype.as_torch(), self._is_one(out)))
         for t in set(op.inputs):
             if self.last[t] is op:
                 self.free.append(self.held.pop(t))
@@ -227,11 +227,11 @@ class _Registers:
             return self.held[t]
         to = self.held[t] = self._register()
         if t in self.operand:
-            self.steps.append(RowStep("load", to, (self.operand[t],), one=self._is_one(t)))
+            self.steps.append(ChainStep("load", to, (self.operand[t],), one=self._is_one(t)))
         else:
             assert isinstance(t, Constant)
             value = float(t._data.reshape(()).astype("float64"))
-            self.steps.append(RowStep("constant", to, value=value, one=True))
+            self.steps.append(ChainStep("constant", to, value=value, one=True))
         return to
 
     def _register(self) -> int:

@@ -8,17 +8,16 @@ graph remains the meaning; tests hold the kernel against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
 
 import torch
 from popxl.graph import Graph, Op
 
-from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.collectives.mesh import Mesh
 
-Factory = Callable[[Graph, Mesh, "Composites", torch.nn.Module], torch.nn.Module | None]
-"""Makes the kernel of one graph, with the kernels of the device, and the lowered graph to fall back
-on; None where the graph is not what the kernel knows."""
+Factory = Callable[[Graph, Mesh, BackEnd, torch.nn.Module], torch.nn.Module | None]
+"""Makes what runs one graph by the back end, with the lowered graph to fall back on; None where the
+graph is not what is known."""
 
 _FACTORIES: dict[tuple[str, int], Factory] = {}
 
@@ -62,27 +61,13 @@ def has_signature(
     )
 
 
-class Composites:
-    """The kernels that a session uses: all that are known, or none."""
-
-    def __init__(
-        self, enabled: bool = True, native: Library | None = None, gpu: ModuleType | None = None
-    ):
-        """
-        Args:
-            native, gpu: the kernels for the device, `gpu/kernels.py` on a GPU, where there are any.
-        """
-        self.enabled = enabled
-        self.native, self.gpu = (native, gpu) if enabled else (None, None)
-        if enabled:
-            # They register their kernels.
-            from popxl_torch.lowering import attention, decompression, norms  # noqa: F401
-
-    def find(self, op: Op, mesh: Mesh, lowered: torch.nn.Module) -> torch.nn.Module | None:
-        """The kernel for the graph that `op` calls, if there is one."""
-        graph = op.graphs[0]
-        declared = graph._declaration
-        if not self.enabled or declared is None:
-            return None
-        factory = _FACTORIES.get((declared.name, declared.version))
-        return factory(graph, mesh, self, lowered) if factory else None
+def found_for(
+    op: Op, mesh: Mesh, back_end: BackEnd, lowered: torch.nn.Module
+) -> torch.nn.Module | None:
+    """What runs the graph that `op` calls, if it is declared and known."""
+    graph = op.graphs[0]
+    declared = graph._declaration
+    if declared is None:
+        return None
+    factory = _FACTORIES.get((declared.name, declared.version))
+    return factory(graph, mesh, back_end, lowered) if factory else None

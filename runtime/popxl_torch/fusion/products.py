@@ -7,26 +7,17 @@ order and each used nowhere else: a sum over replicas, a bias, GELU, an added te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
-from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import decompressed, finish, linear
-from popxl_torch.backends.reference.functions import align
-from popxl_torch.backends.reference.matmul import matmul
-from popxl_torch.backends.specs import StoredWeight
+from popxl_torch.backends.specs import ACTIVATIONS
 from popxl_torch.collectives.mesh import Mesh
-from popxl_torch.collectives.within import reduce
 from popxl_torch.fusion.declared import has_signature, is_declared
 from popxl_torch.fusion.groups import Fusion
-
-GELU = {"gelu": "tanh", "geluerf": "none"}
-"""The kinds of GELU, and torch's names of their forms."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ def products(graph: Graph, fusion: Fusion, mesh: Mesh | None) -> list[Product]:
     """
     found = []
     for op in graph._ops:
-        if _multiply(op) is not None and fusion.allows([op]):
+        if _multiplies(op) and fusion.allows([op]):
             found.append(_extended(op, fusion, mesh))
             fusion.take(found[-1].ops)
     return found
@@ -104,7 +95,7 @@ def _bias(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None
 
 
 def _gelu(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op = fusion.user(product.output, *GELU)
+    op = fusion.user(product.output, *ACTIVATIONS)
     return None if op is None else replace(product, ops=(*product.ops, op), activation=op.kind)
 
 
@@ -130,200 +121,36 @@ def _added(product: Product, fusion: Fusion) -> tuple[Op | None, Tensor | None]:
     return op, op.inputs[1 if op.inputs[0] is product.output else 0]
 
 
-# --- running one ---
-
-Multiply = Callable[..., torch.Tensor]
-
-
-class RunProduct:
-    """Runs a product: by the CPU's kernels where they do it, else op by op.
-
-    Args:
-        lead: the number of mesh axes.
-        reduced: does the sum that is `product.reduced`.
-    """
-
-    def __init__(
-        self,
-        product: Product,
-        lead: int,
-        native: Library | None,
-        reduced: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ):
-        multiply = _multiply(product.ops[0])
-        assert multiply is not None
-        self.product, self.lead, self.native, self.reduced = product, lead, native, reduced
-        self.weight_of, self.multiply = multiply
-        self.operands = len(product.ops[0].inputs)
-        self.between = product.ops[0].outputs[0].dtype.as_torch()
-        self.__name__ = f"product_{product.ops[0].kind}"
-
-    def __call__(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        product = self.product
-        operands, added = others[: self.operands - 1], list(others[self.operands - 1 :])
-        bias = added.pop(0) if product.bias is not None else None
-        residual = added.pop(0) if product.residual is not None else None
-        done = self._at_once(x, self.weight_of(*operands), bias, residual)
-        return self._then(self._sum(x, operands), bias, residual) if done is None else done
-
-    def _at_once(
-        self,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """All of it by one kernel; None where none does that."""
-        product = self.product
-        if self.reduced is not None or not self._sums_once(x, weight.tensor):
-            return None
-        return self._linear(
-            x,
-            weight,
-            product.dtype,
-            summed=product.summed and product.summed[0],
-            bias=bias,
-            activation=product.activation,
-            residual=residual,
-        )
-
-    def _sum(self, x: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """The product and the sum over replicas."""
-        if self.reduced is not None:
-            alone = self._linear(x, self.weight_of(*operands), self.between)
-            return self.reduced(self._multiplied(x, operands) if alone is None else alone)
-        y = self._multiplied(x, operands)
-        if self.product.summed is None:
-            return y
-        axis, size = self.product.summed
-        return reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
-
-    def _linear(
-        self,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        dtype: torch.dtype,
-        *,
-        summed: int | None = None,
-        bias: torch.Tensor | None = None,
-        activation: str | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        """The product and what follows it by a kernel; None where none does that."""
-        if self.native is None:
-            return None
-        return linear(
-            self.native,
-            self.lead,
-            x,
-            weight,
-            dtype,
-            summed=summed,
-            bias=bias,
-            activation=activation,
-            residual=residual,
-        )
-
-    def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        """Whether the members of the sum are all there, not held once for several."""
-        if self.product.summed is None:
-            return True
-        axis, size = self.product.summed
-        return size in (x.shape[axis], weight.shape[axis])
-
-    def _multiplied(self, x: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        weight = self.weight_of(*operands)
-        values = None
-        if self.native is not None and weight.grouped:
-            values = decompressed(self.native, weight, x.dtype)
-        if values is not None:
-            return matmul(x, values, self.lead, self.between)
-        return self.multiply(x, *operands, self.lead, self.between)
-
-    def _then(
-        self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
-    ) -> torch.Tensor:
-        """What follows the sum."""
-        product = self.product
-        if bias is None and residual is None and product.activation is None:
-            return y.to(product.dtype)
-        done = None
-        if self.native is not None:
-            done = finish(
-                self.native,
-                self.lead,
-                y,
-                product.dtype,
-                bias=bias,
-                activation=product.activation,
-                residual=residual,
-            )
-        if done is not None:
-            return done
-        if bias is not None:
-            y = y + align(bias, self.lead, y.ndim - bias.ndim)
-        if product.activation is not None:
-            y = F.gelu(y, approximate=GELU[product.activation])
-        if residual is not None:
-            y = y + residual
-        return y.to(product.dtype)
-
-
-def _multiply(op: Op) -> tuple[Callable[..., StoredWeight], Multiply] | None:
-    """How the weight of a product is given to the kernels, and its product in torch."""
+def _multiplies(op: Op) -> bool:
+    """Whether an op is a product with a weight, of any kind."""
     if not op.inputs or not op.inputs[0].dtype.is_floating_point:
-        return None
+        return False
     if op.kind == "matmul":
         x, w = op.inputs
-        return (StoredWeight, matmul) if x.rank >= 2 and w.rank == 2 else None
+        return x.rank >= 2 and w.rank == 2
     if op.kind == "call" and not op.modifies and len(op.outputs) == 1:
-        return _quantized(op)
-    return None
+        return _multiplies_quantised(op)
+    return False
 
 
-def _quantized(op: Op) -> tuple[Callable[..., StoredWeight], Multiply] | None:
+def _multiplies_quantised(op: Op) -> bool:
     """A graph that was declared to multiply with int8 and a scale a channel, or 4-bit groups."""
     graph = op.graphs[0]
     x, w = (*graph.inputs, None, None)[:2]
     if x is None or w is None or x.rank != 2 or w.rank < 2:
-        return None
+        return False
     (rows, size), kind = x.shape, x.dtype.name
     if is_declared(graph, "channel_quantized_matmul"):
         out = w.shape[-1]
         inputs = [(kind, x.shape), ("int8", (size, out)), ("float32", (out,))]
-        return (StoredWeight, _by_channel) if _multiplies(graph, inputs, rows, out) else None
+        return _has_product(graph, inputs, rows, out)
     if is_declared(graph, "group_quantized_matmul") and w.rank == 3 and w.shape[1]:
         out, groups, _ = w.shape
         words, halves = (out, groups, size // groups // 4), ("float16", (out, groups, 1))
         inputs = [(kind, x.shape), ("uint16", words), halves, halves]
-        fits = words[1] * words[2] * 4 == size and _multiplies(graph, inputs, rows, out)
-        return (StoredWeight, _by_group) if fits else None
-    return None
+        return words[1] * words[2] * 4 == size and _has_product(graph, inputs, rows, out)
+    return False
 
 
-def _multiplies(graph: Graph, inputs: Sequence[tuple], rows: int, out: int) -> bool:
+def _has_product(graph: Graph, inputs: Sequence[tuple], rows: int, out: int) -> bool:
     return has_signature(graph, inputs, [(inputs[0][0], (rows, out))])
-
-
-def _by_channel(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, lead: int, dtype: torch.dtype
-) -> torch.Tensor:
-    # 8 bits are exact in bfloat16; in float16 sums could overflow before they are scaled.
-    between = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-    product = matmul(x, weight.to(x.dtype), lead, between)
-    return (product * align(scale, lead, 1)).to(dtype)
-
-
-def _by_group(
-    x: torch.Tensor,
-    words: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    lead: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    shifts = torch.arange(12, -4, -4, dtype=torch.int32, device=x.device)  # no copy from the host
-    numbers = (words.to(torch.int32).unsqueeze(-1) >> shifts) & 15  # [..., group_size / 4, 4]
-    values = numbers.flatten(-2).float() * scale.float() + offset.float()
-    weight = values.flatten(-2).transpose(-1, -2).to(x.dtype)
-    return matmul(x, weight, lead, dtype)

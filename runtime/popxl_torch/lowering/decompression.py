@@ -1,5 +1,4 @@
-"""Weights of 4-bit groups as floats by the native kernel: graphs declared as
-`group_quantize_decompress`.
+"""Weights of 4-bit groups as floats: graphs declared as `group_quantize_decompress`.
 
 Such a graph has inputs `t, group_scale, group_bias`, uint16 `(rows, groups, words)` and float32
 `(rows, groups, 1)`, and gives `(rows, groups * words * 4)`. In other types it rounds in between.
@@ -10,36 +9,35 @@ from __future__ import annotations
 import torch
 from popxl.graph import Graph
 
-from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import decompressed
+from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.specs import StoredWeight
 from popxl_torch.collectives.mesh import Mesh
-from popxl_torch.fusion.declared import Composites, has_signature, kernel_for
+from popxl_torch.fusion.declared import has_signature, kernel_for
 
 
 class Decompress(torch.nn.Module):
     """The elements of groups.
 
     Args:
-        graph: what is run where the kernel does not do it.
+        graph: what is run where the back end does not do it.
     """
 
-    def __init__(self, native: Library, graph: torch.nn.Module):
+    def __init__(self, back_end: BackEnd, graph: torch.nn.Module):
         super().__init__()
-        self.native, self.graph = native, graph
+        self.back_end, self.graph = back_end, graph
 
     def forward(
         self, words: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        done = decompressed(self.native, StoredWeight(words, scale, bias), scale.dtype)
+        done = self.back_end.dequantise(StoredWeight(words, scale, bias), scale.dtype)
         return self.graph(words, scale, bias) if done is None else (done.transpose(-1, -2),)
 
 
 @kernel_for("group_quantize_decompress")
 def _decompress(
-    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
+    graph: Graph, mesh: Mesh, back_end: BackEnd, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    if known.native is None or len(graph.inputs) != 3 or graph.inputs[0].rank != 3:
+    if len(graph.inputs) != 3 or graph.inputs[0].rank != 3:
         return None
     rows, groups, words = graph.inputs[0].shape
     of_group = ("float32", (rows, groups, 1))
@@ -49,7 +47,7 @@ def _decompress(
         [("float32", (rows, groups * words * 4))],
         attributes=["dim"],
     )
-    return Decompress(known.native, lowered) if fits and _last(graph) else None
+    return Decompress(back_end, lowered) if fits and _last(graph) else None
 
 
 def _last(graph: Graph) -> bool:

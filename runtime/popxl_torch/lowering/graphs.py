@@ -6,9 +6,10 @@ buffers, streams and calls of other graphs. `values.py` keeps what tensors stand
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,31 +23,35 @@ from popxl_torch.analysis.aliasing import HOST, Key, slots_updated_in_place
 from popxl_torch.analysis.loans import loans
 from popxl_torch.analysis.op_facts import facts_of, is_view
 from popxl_torch.analysis.reach import is_steady, only_loads, reaches_outside
-from popxl_torch.backends.cpu.constants import FLOATS, OUTER_AXES
-from popxl_torch.backends.cpu.elementwise import Concat
-from popxl_torch.backends.cuda import graphs as cuda  # noqa: F401
-from popxl_torch.backends.cuda.product import RunOnGpu
-from popxl_torch.backends.reference import functions as kernels  # noqa: F401
+from popxl_torch.backends.back_end import BackEnd, first_of
+from popxl_torch.backends.reference import functions as kernels
+from popxl_torch.backends.reference.back_end import Reference
+from popxl_torch.backends.specs import LinearSpec, NormSpec, PlaceSpec
 from popxl_torch.collectives.across import AcrossProcesses
 from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.collectives.within import Collectives
 from popxl_torch.fusion.chains import Chain, chains, in_place
-from popxl_torch.fusion.declared import Composites
+from popxl_torch.fusion.declared import found_for
 from popxl_torch.fusion.groups import Fusion
-from popxl_torch.fusion.products import Product, RunProduct, products
-from popxl_torch.lowering import placement, rules_nn, rules_random, rules_updates  # noqa: F401
-from popxl_torch.lowering.batched import RunBatched
+from popxl_torch.fusion.products import Product, products
+from popxl_torch.lowering import (
+    attention,  # noqa: F401 - imported to register what is declared, and the rules
+    decompression,  # noqa: F401
+    norms,  # noqa: F401
+    placement,
+    rules_nn,  # noqa: F401
+    rules_random,  # noqa: F401
+    rules_updates,  # noqa: F401
+)
 from popxl_torch.lowering.callees import Callee, Lowered, repeated
 from popxl_torch.lowering.control import Conditional, Repeat
-from popxl_torch.lowering.norms import RunNorm
+from popxl_torch.lowering.linear import RunProduct
 from popxl_torch.lowering.parts import Update
 from popxl_torch.lowering.rules import region, rule_of
 from popxl_torch.lowering.values import NOWHERE, Values
-from popxl_torch.memory import cells  # noqa: F401
+from popxl_torch.memory import cells
 from popxl_torch.memory.arrays import to_torch
 from popxl_torch.memory.cells import RemoteStore
-from popxl_torch.replay.recording import Recorded
-from popxl_torch.replay.scratch import Scratch
 
 SMALL = 1 << 12
 """Elements that cost less to copy than to ask whether they have moved."""
@@ -61,11 +66,10 @@ class Surroundings:
     remote: dict[RemoteBuffer, RemoteStore]
     load: Callable[[Stream], Callable[[], torch.Tensor]]
     store: Callable[[Stream], Callable[[torch.Tensor], None]]
-    composites: Composites
+    back_end: BackEnd
+    declared: bool  # whether graphs that were declared are computed as what they stand for
     settled: Callable[[], bool]
     collectives: Collectives | AcrossProcesses
-    capture: cuda.Capture | None = None  # makes CUDA graphs of lowered ones
-    scratch: Scratch = field(default_factory=Scratch)  # of recordings
 
 
 class Lowering:
@@ -232,17 +236,15 @@ class _GraphLowering:
             self.values.bind(tensor, node, memory)
 
     def _lower_inplace(self, op: Op) -> None:
-        native = self.around.composites.native
-        chain = None if native is None else in_place(op, self.lead)
-        if native is not None and chain is not None:
-            nodes = [self.values.node(t) for t in chain.inputs]
-            self.values.assign(op.inputs[0], self.call(chain.program(native, self.lead), *nodes))
+        chain = in_place(op, self.lead) if self.around.back_end.chains else None
+        if chain is not None:
+            self.values.assign(op.inputs[0], self._chained(chain))
             return
         self.values.assign(op.inputs[0], self._apply_rule(op)[0], self._shared_by_rule(op))
 
     def _lower_dynamic_update(self, op: Op) -> None:
         target = op.inputs[0]
-        update = Update(self.around.composites.native, self.lead, **region(op))
+        update = Update(self.around.back_end, PlaceSpec(self.lead, **region(op)))
         if _is_wide_unsigned(target):
             made = self._apply_rule(op)[0]
         elif op.modifies and (cell := self.values.cell(target)):
@@ -296,13 +298,13 @@ class _GraphLowering:
 
     def _groups_of_kernels(self) -> dict[Op, Product | Chain]:
         """What kernels do at once, by each of its ops."""
-        known = self.around.composites
-        if known.native is None and known.gpu is None:
-            return {}
+        back_end = self.around.back_end
         mesh = self.around.mesh if isinstance(self.collectives, Collectives) else None
         fusion = Fusion(self.graph, {loan.call for loan in self.loans})
-        found: list[Product | Chain] = [*products(self.graph, fusion, mesh)]
-        if known.native is not None:
+        found: list[Product | Chain] = []
+        if back_end.products:
+            found += products(self.graph, fusion, mesh)
+        if back_end.chains:
             found += chains(self.graph, fusion, self.lead)
         return {op: group for group in found for op in group.ops}
 
@@ -313,50 +315,40 @@ class _GraphLowering:
             self._lower_product(group)
 
     def _lower_chain(self, chain: Chain) -> None:
-        native = self.around.composites.native
-        assert native is not None
-        nodes = [self.values.node(t) for t in chain.inputs]
-        self.values.bind(chain.output, self.call(chain.program(native, self.lead), *nodes))
+        self.values.bind(chain.output, self._chained(chain))
+
+    def _chained(self, chain: Chain) -> Node:
+        spec = chain.spec(self.lead)
+        run = self.around.back_end.chain(spec) or Reference().chain(spec)
+        return self.call(run, *(self.values.node(t) for t in chain.inputs))
 
     def _lower_layer_norm(self, op: Op) -> None:
-        nodes = [self.values.node(t) for t in op.inputs]
-        native = self.around.composites.native
-        if native is None:
-            made = rule_of("layer_norm")(self, op, nodes)
-        else:
-            made = self.call(RunNorm(native, self.lead, op.eps), *nodes)
-        self.values.bind(op.outputs[0], made)
+        spec, back_ends = NormSpec(self.lead, op.eps), (self.around.back_end, Reference())
+        run = first_of(op.kind, *(functools.partial(b.norm, spec) for b in back_ends))
+        self._define(op, [self.call(run, *map(self.values.node, op.inputs))], NOWHERE)
 
     def _lower_concat(self, op: Op) -> None:
         if is_view(op):
             return
-        native, dtype = self.around.composites.native, op.outputs[0].dtype.as_torch()
-        nodes = [self.values.node(t) for t in op.inputs]
-        if native is None or dtype not in FLOATS or op.outputs[0].rank + self.lead > OUTER_AXES:
-            made = rule_of("concat")(self, op, nodes)
-        else:
-            join = Concat(native, self.lead, op.axis - op.outputs[0].rank, dtype)
-            made = self.call(join, *nodes)
+        out, nodes = op.outputs[0], [self.values.node(t) for t in op.inputs]
+        axis, dtype = op.axis - out.rank, out.dtype.as_torch()
+        join = self.around.back_end.concat(self.lead, axis, dtype, out.rank)
+        made = rule_of(op.kind)(self, op, nodes) if join is None else self.call(join, *nodes)
         self._define(op, [made], NOWHERE)
 
     def _lower_matmul(self, op: Op) -> None:
-        native = self.around.composites.native
         x, w = op.inputs
-        if native is None or x.rank != w.rank or x.rank < 3 or not x.dtype.is_floating_point:
-            made = self._apply_rule(op)
-        else:
-            run = RunBatched(native, self.lead, op.outputs[0].dtype.as_torch())
-            made = [self.call(run, *map(self.values.node, op.inputs))]
-        self._define(op, made, NOWHERE)
+        if not (x.rank == w.rank >= 3 and x.dtype.is_floating_point):
+            self._define(op, self._apply_rule(op), NOWHERE)
+            return
+        spec = LinearSpec(self.lead, op.outputs[0].dtype.as_torch())
+        back_ends = self.around.back_end, Reference()
+        run = first_of(op.kind, *(functools.partial(b.batched, spec) for b in back_ends))
+        self._define(op, [self.call(run, *map(self.values.node, op.inputs))], NOWHERE)
 
     def _lower_product(self, product: Product) -> None:
-        known = self.around.composites
         reduced = None if product.reduced is None else self._collective(product.reduced)
-        run: RunProduct
-        if known.gpu is not None:
-            run = RunOnGpu(product, self.lead, known.gpu, reduced)
-        else:
-            run = RunProduct(product, self.lead, known.native, reduced)
+        run = RunProduct(product, self.lead, self.around.back_end, reduced)
         nodes = [self.values.node(t) for t in product.inputs]
         self.values.bind(product.output, self.call(run, *nodes))
 
@@ -365,8 +357,9 @@ class _GraphLowering:
     def _lower_call(self, op: Op) -> None:
         by_ref = frozenset(op.modifies) | {loan.index for loan in self.loans if loan.call is op}
         lowered = self.program.lower(op.graphs[0], by_ref)
-        replaced = self.around.composites.find(op, self.around.mesh, lowered.module)
-        module = lowered.module if replaced is None else replaced
+        around, module = self.around, lowered.module
+        if around.declared:
+            module = found_for(op, around.mesh, around.back_end, module) or module
         lasting = self._lasting(op, lowered, by_ref)
         # Elsewhere only a callee that loads its own weights: a recording may copy what it is given.
         if self.graph is self.graph.main_graph or not (lasting or is_steady(self.graph)):
@@ -441,15 +434,10 @@ class _GraphLowering:
             constants: its inputs that are the same in every run.
             lasting: those that may be read where they lie.
         """
-        native = self.around.composites.native
         if not is_steady(graph) or only_loads(graph):
             return module
-        if self.around.capture is not None:
-            return cuda.Graphed(module, self.device, self.around.capture, constants)
-        if native is None:
-            return module
         around = self.around
-        return Recorded(module, native, around.scratch, around.settled, constants, lasting)
+        return around.back_end.capture(module, constants, lasting, around.settled) or module
 
     def _run_graphs(
         self,

@@ -1,7 +1,7 @@
-"""Layer norms by the native kernel: the op, and graphs declared as `layer_norm_distributed`.
+"""Graphs declared as `layer_norm_distributed`.
 
-Such a graph has inputs `t, w, b`, normalises the last dimension, whose parts are on the members of
-a group, and takes its sums over them by collectives of that group.
+They have inputs `t, w, b`, normalise the last dimension, whose parts are on the members of
+a group, and take their sums over them by collectives of that group.
 """
 
 from __future__ import annotations
@@ -9,59 +9,36 @@ from __future__ import annotations
 import torch
 from popxl.graph import Graph
 
-from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.norm import norm
-from popxl_torch.backends.reference import functions as kernels
+from popxl_torch.backends.back_end import BackEnd
+from popxl_torch.backends.specs import NormSpec
 from popxl_torch.collectives.mesh import Mesh
-from popxl_torch.fusion.declared import Composites, has_signature, kernel_for
-
-
-class RunNorm:
-    """The `layer_norm` op: natively, or in torch where the kernel does not do it."""
-
-    def __init__(self, native: Library, lead: int, epsilon: float):
-        self.native, self.lead, self.epsilon = native, lead, epsilon
-        self.__name__ = "layer_norm"
-
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        done = norm(self.native, self.lead, x, weight, bias, self.epsilon)
-        if done is not None:
-            return done
-        return kernels.layer_norm(x, weight, bias, self.lead, self.epsilon)
+from popxl_torch.fusion.declared import has_signature, kernel_for
 
 
 class DistributedNorm(torch.nn.Module):
     """Layer norm of rows whose parts lie along a mesh axis.
 
     Args:
-        graph: what is run where the kernel does not do it.
+        graph: what is run where the back end does not do it.
     """
 
-    def __init__(
-        self,
-        native: Library,
-        lead: int,
-        epsilon: float,
-        parts: tuple[int, int] | None,
-        graph: torch.nn.Module,
-    ):
+    def __init__(self, spec: NormSpec, back_end: BackEnd, graph: torch.nn.Module):
         super().__init__()
-        self.native, self.lead, self.epsilon, self.parts = native, lead, epsilon, parts
-        self.graph = graph
+        self.spec, self.back_end, self.graph = spec, back_end, graph
 
     def forward(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        done = norm(self.native, self.lead, x, weight, bias, self.epsilon, self.parts)
+        done = self.back_end.norm(self.spec, x, weight, bias)
         return self.graph(x, weight, bias) if done is None else (done,)
 
 
 @kernel_for("layer_norm_distributed")
 def _distributed(
-    graph: Graph, mesh: Mesh, known: Composites, lowered: torch.nn.Module
+    graph: Graph, mesh: Mesh, back_end: BackEnd, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    native, declared = known.native, graph._declaration
-    if native is None or declared is None or len(graph.inputs) != 3 or not graph.inputs[0].rank:
+    declared = graph._declaration
+    if declared is None or len(graph.inputs) != 3 or not graph.inputs[0].rank:
         return None
     x = graph.inputs[0]
     whole, part = (x.dtype.name, x.shape), (x.dtype.name, x.shape[-1:])
@@ -71,8 +48,9 @@ def _distributed(
     epsilon, assignment = (declared.attributes[name] for name in names)
     group = graph.ir.replica_grouping_from_assignments(list(assignment))
     if group.group_size == 1:
-        return DistributedNorm(native, mesh.lead, epsilon, None, lowered)
+        return DistributedNorm(NormSpec(mesh.lead, epsilon), back_end, lowered)
     axes = mesh.axes_of(group)
     if axes is None or len(axes) != 1:
         return None
-    return DistributedNorm(native, mesh.lead, epsilon, (axes[0], mesh.dims[axes[0]]), lowered)
+    parts = (axes[0], mesh.dims[axes[0]])
+    return DistributedNorm(NormSpec(mesh.lead, epsilon, parts), back_end, lowered)

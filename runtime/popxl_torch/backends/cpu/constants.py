@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from popxl_torch.backends.specs import FEW_ROWS
+from popxl_torch.backends.specs import (
+    ACTIVATIONS,
+    CHAIN_FLOATS,
+    FEW_ROWS,
+    MOST_OPERANDS,
+    MOST_REGISTERS,
+    MOST_STEPS,
+    OUTER_AXES,
+)
 
 LINE = 64
 """Bytes of a line of a processor's cache."""
@@ -14,9 +22,6 @@ MESH_AXES = 3
 
 PLACE_AXES = 8
 """The axes of a tensor of which a part is replaced, those of the mesh included."""
-
-OUTER_AXES, MOST_OPERANDS, MOST_STEPS, MOST_REGISTERS = 7, 8, 24, 16
-"""What a chain of elementwise steps has room for."""
 
 CONSTANTS = {
     "LINE": LINE,
@@ -38,14 +43,7 @@ LOADED = {**TYPES, torch.int32: 5, torch.bool: 6}
 
 TYPE_NAMES = ("FLOAT32", "FLOAT16", "BFLOAT16", "INT8", "NIBBLES", "INT32", "BOOL")
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = CHAIN_FLOATS
 
-ACTIVATIONS: tuple[str | None, ...] = (None, "gelu", "geluerf")
+NUMBERED_ACTIVATIONS = (None, *ACTIVATIONS)
 """What may follow a product, in the order of its numbers."""
-
-STEPS = (
-    *("load", "constant", "add", "sub", "mul", "div", "maximum", "negate", "abs", "sqrt", "exp"),
-    *("log", "tanh", "relu", "swish", "cos", "sin", "greater", "equal", "where", "cast"),
-    *("sum", "mean", "max", "softmax"),
-)
-"""What an elementwise step may do, in the order of its numbers."""

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from popxl_torch.backends.cpu.constants import (
-    LOADED,
+from popxl_torch.backends.cpu.constants import LOADED, TYPES
+from popxl_torch.backends.cpu.instructions import ELEMENTWISE, STEP, STRIDED
+from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.specs import (
+    CHAIN_STEPS,
     MOST_OPERANDS,
     MOST_STEPS,
     OUTER_AXES,
-    STEPS,
-    TYPES,
+    ChainSpec,
+    ChainStep,
 )
-from popxl_torch.backends.cpu.instructions import ELEMENTWISE, STEP, STRIDED
-from popxl_torch.backends.cpu.library import Library
 from popxl_torch.memory.arrays import broadcast_shapes
 
 
-@dataclass(frozen=True)
-class RowStep:
-    """One step: `kind` of the registers `of` into the register `to`.
-
-    Attributes:
-        dtype: what the result is rounded to.
-        one: whether there is one element a row.
-        value: of a constant.
-    """
-
-    kind: str
-    to: int
-    of: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.float32
-    one: bool = False
-    value: float = 0.0
-
-
 class RowProgram:
-    """Steps, the last of which makes the result.
+    """A chain by the kernel."""
 
-    Args:
-        shape: of the result, without the mesh.
-        dtype: of the result.
-        lead: the number of mesh axes in front of every operand.
-    """
-
-    def __init__(
-        self,
-        native: Library,
-        steps: list[RowStep],
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        lead: int,
-    ):
+    def __init__(self, native: Library, spec: ChainSpec):
+        steps = spec.steps
         assert len(steps) <= MOST_STEPS
-        self.native, self.shape, self.dtype, self.lead = native, shape, dtype, lead
+        self.native, self.shape, self.dtype, self.lead = (
+            native,
+            spec.shape,
+            spec.dtype,
+            spec.lead,
+        )
         packed = [number for step in steps for number in _packed(step)]
         self._program = packed + [0] * (len(STEP.form) * (MOST_STEPS - len(steps)))
         self._steps = len(steps)
@@ -105,7 +79,7 @@ class Concat:
 
     def __init__(self, native: Library, lead: int, axis: int, dtype: torch.dtype):
         self.lead, self.axis, self.dtype = lead, axis, dtype
-        self._copy = RowProgram(native, [RowStep("load", 0, (0,))], (), dtype, lead)
+        self._copy = RowProgram(native, ChainSpec((ChainStep("load", 0, (0,)),), (), dtype, lead))
         self.__name__ = "concat"
 
     def __call__(self, *parts: torch.Tensor) -> torch.Tensor:
@@ -119,7 +93,7 @@ class Concat:
         return result
 
 
-def _packed(step: RowStep) -> list:
+def _packed(step: ChainStep) -> list:
     a, b, c = (*step.of, 0, 0, 0)[:3]
     number = TYPES.get(step.dtype, TYPES[torch.float32])
-    return [STEPS.index(step.kind), step.to, a, b, c, number, int(step.one), 0, step.value]
+    return [CHAIN_STEPS.index(step.kind), step.to, a, b, c, number, int(step.one), 0, step.value]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from popxl_torch.backends.cpu.constants import ACTIVATIONS, CONSTANTS, STEPS, TYPE_NAMES
+from popxl_torch.backends.cpu.constants import CONSTANTS, NUMBERED_ACTIVATIONS, TYPE_NAMES
 from popxl_torch.backends.cpu.structs import Instruction, Struct
+from popxl_torch.backends.specs import CHAIN_STEPS
 
 # Strides are in elements; those of a mesh axis are 0 where it is held once. One of `w_output` and
 # `w_input` is 1, or there is only one such element.
@@ -88,7 +89,7 @@ INSTRUCTIONS = (LINEAR, NORM, ATTENTION, FINISH, DECOMPRESS, CHUNK, KEEP, PUT, E
 def header() -> str:
     """The C++ side of all this."""
     structs = {s.name: s for s in (STRIDED, STEP, *INSTRUCTIONS)}
-    activations = (a.upper() if a else "NO_ACTIVATION" for a in ACTIVATIONS)
+    activations = (a.upper() if a else "NO_ACTIVATION" for a in NUMBERED_ACTIVATIONS)
     return "\n".join(
         [
             "// Made from instructions.py; do not edit.",
@@ -99,7 +100,7 @@ def header() -> str:
             _enumeration("Kind", "int64_t", (i.kind for i in INSTRUCTIONS)),
             _enumeration("Type", "int64_t", TYPE_NAMES),
             _enumeration("Activation", "int64_t", activations),
-            _enumeration("Step", "uint8_t", (f"STEP_{step.upper()}" for step in STEPS)),
+            _enumeration("Step", "uint8_t", (f"STEP_{step.upper()}" for step in CHAIN_STEPS)),
             *(s.declaration() for s in structs.values()),
             *(f"static_assert(sizeof({s.name}) == {s.size});" for s in structs.values()),
             "}  // namespace popxl",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from popxl_torch.backends.cpu.constants import ACTIVATIONS, FEW_ROWS, FLOATS, MESH_AXES
+from popxl_torch.backends.cpu.constants import FEW_ROWS, FLOATS, MESH_AXES, NUMBERED_ACTIVATIONS
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
     apart,
@@ -78,7 +78,7 @@ def linear(
         residual=more,
         out=result,
         **types(**segment_of, bias=bias, residual=more, out=result),
-        activation=ACTIVATIONS.index(activation),
+        activation=NUMBERED_ACTIVATIONS.index(activation),
         rows=rows,
         inputs=size,
         outputs=outputs,
@@ -133,7 +133,7 @@ def finish(
         residual=more,
         out=result,
         **types(x=flat, bias=bias, residual=more, out=result),
-        activation=ACTIVATIONS.index(activation),
+        activation=NUMBERED_ACTIVATIONS.index(activation),
         rows=rows,
         outputs=outputs,
         mesh=mesh_sizes(mesh),

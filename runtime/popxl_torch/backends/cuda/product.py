@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
@@ -11,85 +10,65 @@ import torch
 
 from popxl_torch.backends.cuda.launches import FLOATS
 from popxl_torch.backends.cuda.replicas import by_replica, without_mesh
-from popxl_torch.backends.specs import StoredWeight
-from popxl_torch.fusion.products import Product, RunProduct
+from popxl_torch.backends.specs import LinearSpec, StoredWeight
 from popxl_torch.memory.arrays import broadcast_shapes
 
 
-class RunOnGpu(RunProduct):
-    """Runs a product: by the GPU's kernels where these know how its tensors lie, else op by op.
+def linear_on_gpu(
+    kernels: ModuleType,
+    spec: LinearSpec,
+    x: torch.Tensor,
+    weight: StoredWeight,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """`activation(x @ weight + bias) + residual`; None where no kernel does it."""
+    layout = _Layout(spec.lead, x, weight)
+    apart = bias is not None and not layout.takes_bias(bias)
+    if spec.summed is not None or apart or not layout.holds(bias, residual):
+        alone = LinearSpec(spec.lead, torch.float32)
+        y = linear_on_gpu(kernels, alone, x, weight, None, None)
+        return None if y is None else _finished(kernels, spec, y, bias, residual)
+    own = layout.weight()
+    if own is None:
+        return None
+    done = kernels.linear(
+        layout.rows(x),
+        own,
+        spec.dtype,
+        None if bias is None else layout.rows(bias)[:, 0],
+        spec.activation,
+        None if residual is None else layout.rows(residual),
+    )
+    return None if done is None else layout.back(done)
 
-    Args:
-        lead: the number of mesh axes.
-        reduced: does the sum that is `product.reduced`.
-    """
 
-    def __init__(
-        self,
-        product: Product,
-        lead: int,
-        kernels: ModuleType,
-        reduced: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ):
-        super().__init__(product, lead, None, reduced)
-        self.kernels = kernels
-
-    def _linear(
-        self,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        dtype: torch.dtype,
-        *,
-        summed: int | None = None,
-        bias: torch.Tensor | None = None,
-        activation: str | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        layout = _Layout(self.lead, x, weight)
-        apart = bias is not None and not layout.takes_bias(bias)
-        if summed is not None or apart or not layout.holds(bias, residual):
-            y = self._linear(x, weight, torch.float32)
-            return None if y is None else self._finished(y, dtype, summed, bias, residual)
-        own = layout.weight()
-        if own is None:
-            return None
-        done = self.kernels.linear(
-            layout.rows(x),
-            own,
-            dtype,
-            None if bias is None else layout.rows(bias)[:, 0],
-            activation,
-            None if residual is None else layout.rows(residual),
-        )
-        return None if done is None else layout.back(done)
-
-    def _finished(
-        self,
-        y: torch.Tensor,
-        dtype: torch.dtype,
-        summed: int | None,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The sum over a mesh axis, and what follows it."""
-        lead = self.lead
-        parts = y.unsqueeze(lead)  # (*mesh, parts, ..., outputs)
-        if summed is not None:
-            parts = parts.transpose(summed, lead)
-        given = [t for t in (parts, bias, residual) if t is not None]
-        if any(of not in FLOATS for of in (dtype, *(t.dtype for t in given))):
-            return self._then(parts.sum(lead), bias, residual)
-        mesh = tuple(broadcast_shapes(*(t.shape[:lead] for t in given)))
-        rows = y.shape[lead:-1].numel()
-        done = self.kernels.finish(
-            by_replica(mesh, parts).reshape(math.prod(mesh), -1, rows, y.shape[-1]),
-            dtype,
-            None,
-            None if bias is None else by_replica(mesh, bias),
-            self.product.activation,
-            None if residual is None else by_replica(mesh, residual).flatten(1, -2).contiguous(),
-        )
-        return done.reshape(*mesh, *y.shape[lead:])
+def _finished(
+    kernels: ModuleType,
+    spec: LinearSpec,
+    y: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The sum over a mesh axis, and what follows it."""
+    lead = spec.lead
+    parts = y.unsqueeze(lead)  # (*mesh, parts, ..., outputs)
+    if spec.summed is not None:
+        parts = parts.transpose(spec.summed, lead)
+    given = [t for t in (parts, bias, residual) if t is not None]
+    if any(of not in FLOATS for of in (spec.dtype, *(t.dtype for t in given))):
+        return None
+    mesh = tuple(broadcast_shapes(*(t.shape[:lead] for t in given)))
+    rows = y.shape[lead:-1].numel()
+    done = kernels.finish(
+        by_replica(mesh, parts).reshape(math.prod(mesh), -1, rows, y.shape[-1]),
+        spec.dtype,
+        None,
+        None if bias is None else by_replica(mesh, bias),
+        spec.activation,
+        None if residual is None else by_replica(mesh, residual).flatten(1, -2).contiguous(),
+    )
+    return done.reshape(*mesh, *y.shape[lead:])
 
 
 class _Layout:

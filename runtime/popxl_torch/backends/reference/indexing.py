@@ -11,7 +11,6 @@ import torch
 from popxl_torch.backends.reference.functions import align, same_mesh
 from popxl_torch.lowering.placement import together
 from popxl_torch.memory.arrays import broadcast_shapes
-from popxl_torch.memory.cells import Cell
 from popxl_torch.replay.decisions import numbers
 
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -115,24 +114,11 @@ def dynamic_update(
     """A copy of `x` with the part replaced."""
     mesh = broadcast_shapes(x.shape[:lead], index.shape[:lead], update.shape[:lead])
     wide = x.expand(*mesh, *x.shape[lead:]).clone()
-    _put(wide, index, update, lead, axes, sizes)
+    put_at(wide, index, update, lead, axes, sizes)
     return wide
 
 
-def update_cell(
-    cell: Cell,
-    index: torch.Tensor,
-    update: torch.Tensor,
-    lead: int,
-    axes: tuple[int, ...],
-    sizes: tuple[int, ...],
-) -> None:
-    """`dynamic_update` in the memory of a cell."""
-    target = cell.writable(index.shape[:lead], update.shape[:lead])
-    _put(target, index, update, lead, axes, sizes)
-
-
-def _put(
+def put_at(
     target: torch.Tensor,
     index: torch.Tensor,
     update: torch.Tensor,
@@ -140,6 +126,7 @@ def _put(
     axes: tuple[int, ...],
     sizes: tuple[int, ...],
 ) -> None:
+    """Replace the part of `target` that begins at `index`, in its memory."""
     starts = numbers(index.reshape(-1, len(axes)))
     if len(starts) == 1:
         _narrow(target, starts[0], axes, sizes).copy_(update)

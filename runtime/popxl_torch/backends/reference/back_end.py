@@ -1,0 +1,67 @@
+"""The reference: every spec in torch ops, on any device. Other back ends are tested against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from popxl_torch.backends.reference import functions, indexing
+from popxl_torch.backends.reference.attention import attention
+from popxl_torch.backends.reference.chain import Chain
+from popxl_torch.backends.reference.linear import dequantised, epilogue, linear
+from popxl_torch.backends.reference.matmul import matmul
+from popxl_torch.backends.reference.norm import norm
+from popxl_torch.backends.specs import ChainSpec, LinearSpec, PlaceSpec, StoredWeight
+
+Maybe = torch.Tensor | None
+
+
+class Reference:
+    """A `BackEnd` that does everything, op by op: nothing is given to it as one."""
+
+    products = chains = False
+    norm = staticmethod(norm)
+    attention = staticmethod(attention)
+
+    def linear(
+        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
+    ) -> torch.Tensor:
+        return linear(spec, x, weight, bias, residual)
+
+    def epilogue(
+        self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe
+    ) -> torch.Tensor:
+        return epilogue(spec, y, bias, residual)
+
+    def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
+        return dequantised(weight, dtype)
+
+    def batched(self, spec: LinearSpec, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return matmul(x, w, spec.lead, spec.dtype)
+
+    def chain(self, spec: ChainSpec) -> Callable[..., torch.Tensor]:
+        return Chain(spec)
+
+    def concat(
+        self, lead: int, axis: int, dtype: torch.dtype, rank: int
+    ) -> Callable[..., torch.Tensor]:
+        def concat(*parts: torch.Tensor) -> torch.Tensor:
+            return functions.concat(list(parts), lead, axis)
+
+        return concat
+
+    def place(
+        self, spec: PlaceSpec, target: torch.Tensor, index: torch.Tensor, update: torch.Tensor
+    ) -> bool:
+        indexing.put_at(target, index, update, spec.lead, spec.axes, spec.sizes)
+        return True
+
+    def capture(
+        self,
+        module: torch.nn.Module,
+        constants: frozenset[int],
+        lasting: frozenset[int],
+        settled: Callable[[], bool],
+    ) -> None:
+        """Nothing: graphs are run as they are."""

@@ -1,0 +1,69 @@
+"""Products with weights of every kind and what follows them, in torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's custom
+
+from popxl_torch.backends.reference.functions import align
+from popxl_torch.backends.reference.matmul import matmul
+from popxl_torch.backends.specs import LinearSpec, StoredWeight
+
+GELU = {"gelu": "tanh", "geluerf": "none"}
+"""The kinds of GELU, and torch's names of their forms."""
+
+
+def linear(
+    spec: LinearSpec,
+    x: torch.Tensor,
+    weight: StoredWeight,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    """`activation(x @ weight + bias) + residual`; see `LinearSpec`."""
+    if spec.summed is None and spec.activation is None and bias is None and residual is None:
+        return product(x, weight, spec.lead, spec.dtype)
+    y = product(x, weight, spec.lead, torch.float32)
+    if spec.summed is not None:
+        y = y.sum(spec.summed, keepdim=True)
+    return epilogue(spec, y, bias, residual)
+
+
+def product(x: torch.Tensor, weight: StoredWeight, lead: int, dtype: torch.dtype) -> torch.Tensor:
+    """`x @ weight` in `dtype`."""
+    if weight.grouped:
+        return matmul(x, dequantised(weight, x.dtype), lead, dtype)
+    if weight.scale is None:
+        return matmul(x, weight.tensor, lead, dtype)
+    # 8 bits are exact in bfloat16; in float16 sums could overflow before they are scaled.
+    between = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+    y = matmul(x, weight.tensor.to(x.dtype), lead, between)
+    return (y * align(weight.scale, lead, 1)).to(dtype)
+
+
+def dequantised(weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
+    """A weight of groups as floats, `(*mesh, in, outputs)`."""
+    assert weight.scale is not None and weight.offset is not None
+    words = weight.tensor
+    shifts = torch.arange(
+        12, -4, -4, dtype=torch.int32, device=words.device
+    )  # no copy from the host
+    numbers = (words.to(torch.int32).unsqueeze(-1) >> shifts) & 15  # [..., group_size / 4, 4]
+    values = numbers.flatten(-2).float() * weight.scale.float() + weight.offset.float()
+    return values.flatten(-2).transpose(-1, -2).to(dtype)
+
+
+def epilogue(
+    spec: LinearSpec,
+    y: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    """`activation(y + bias) + residual`."""
+    if bias is not None:
+        y = y + align(bias, spec.lead, y.ndim - bias.ndim)
+    if spec.activation is not None:
+        y = F.gelu(y, approximate=GELU[spec.activation])
+    if residual is not None:
+        y = y + residual
+    return y.to(spec.dtype)
