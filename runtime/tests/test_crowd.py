@@ -96,6 +96,17 @@ def test_all_compute_again_where_nothing_was_computed_meanwhile(monkeypatch):
     assert set(machine.compute(1)) == {2}
 
 
+def test_what_others_used_while_this_one_waited_takes_no_thread(monkeypatch):
+    machine = Machine(monkeypatch, 2)
+    machine.busy = 1
+    machine.compute(1)
+    machine.busy = 0
+    for _ in range(10):
+        machine.pass_time(3, 0, 0, 0)
+        machine.compute(0.25)
+        assert set(machine.compute(1)) == {2}
+
+
 def test_beside_a_process_that_comes_and_goes_threads_change_seldom(monkeypatch):
     machine, counts = Machine(monkeypatch, 2), []
     for busy in 50 * [1, 0]:

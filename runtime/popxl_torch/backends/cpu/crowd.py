@@ -20,7 +20,7 @@ FIXED_THREADS = "POPXL_FIXED_THREADS"
 """Environment variable: where it is 1, other programs do not change the number of threads."""
 
 WINDOW = 0.1
-"""Seconds that are judged together while all threads compute."""
+"""Seconds that are judged together."""
 
 LASTS = 3
 """Windows, one after another, with too many threads after which fewer compute: what wants a core
@@ -33,7 +33,7 @@ sleeps two threads on two cores are 0.67 too many."""
 ROOM = 0.7
 """Idle cores that another thread needs."""
 
-PAUSE, LONGEST_PAUSE = 0.25, 4.0
+PAUSE, LONGEST_PAUSE = 0.25, 2.0
 """Seconds until more threads are tried: doubled when these turn out to be too many soon after."""
 
 TELL_AFTER = 5.0
@@ -72,7 +72,8 @@ class Crowd:
     ):
         self._usage, self._clock = usage or usage_of_process, clock
         self._most = self._threads = 0
-        self._before, self._began, self._until = Usage(0, 0, 0), 0.0, 0.0
+        self._before, self._began = Usage(0, 0, 0), 0.0
+        self._more_from = 0.0  # when more threads may be tried
         self._pause, self._full_since, self._fewer_since = PAUSE, -math.inf, 0.0
         self._short = 0  # windows with too many threads so far
         self._follows = os.environ.get(FIXED_THREADS) != "1"
@@ -85,7 +86,7 @@ class Crowd:
         if most != self._most:
             self._most = self._threads = most
             self._look(now)
-        elif now >= self._until:
+        elif now >= self._began + WINDOW:
             self._judge(now)
         return self._threads
 
@@ -103,7 +104,7 @@ class Crowd:
             self._take(max(1, round(surplus)), now)
         elif self._threads < self._most and not self._short:
             self._tell(now)
-            if room > ROOM:
+            if room > ROOM and now >= self._more_from:
                 self._give(int(room + 1 - ROOM), now)
 
     def _soon(self, now: float) -> bool:
@@ -115,12 +116,12 @@ class Crowd:
             self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._soon(now) else PAUSE
             self._fewer_since = now
         self._threads, self._short = max(1, self._threads - threads), 0
-        self._until = now + self._pause
+        self._more_from = now + self._pause
 
     def _give(self, threads: int, now: float) -> None:
         self._threads = min(self._most, self._threads + threads)
         if self._threads == self._most:
-            self._full_since, self._until = now, now + WINDOW
+            self._full_since = now
 
     def _look(self, now: float) -> None:
         try:
@@ -128,7 +129,6 @@ class Crowd:
         except (OSError, ValueError, IndexError):
             self._follows, self._threads = False, self._most
         self._began = now
-        self._until = now + (WINDOW if self._threads == self._most else self._pause)
 
     def _tell(self, now: float) -> None:
         if Crowd.told or now - self._fewer_since < TELL_AFTER:
