@@ -36,5 +36,4 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
     ("POST", "/tokenize", {"prompt": f"{SECRET} A dog", "add_special_tokens": True}),
     ("POST", "/detokenize", {"tokens": [5, 300, 7]}),
     *[("GET", path, None) for path in ("/v1/models", "/v1/models/BLOOM", "/metrics", "/v1/files")],
-    ("GET", "/openapi.json", None),
 ]

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -62,9 +61,10 @@ metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bit
 
 def write_tasks(folder: Path, text: str, documents: int) -> list[str]:
     """Tasks of a text in a folder; their names."""
-    paragraphs = [p for p in re.split(r"\n\s*\n", text) if 20 <= len(p.split()) <= 120]
+    lines = [line.replace("</s>", "").strip() for line in text.splitlines()]
+    paragraphs = [line for line in lines if 20 <= len(line.split()) <= 120]
     if len(paragraphs) < CHOICES:
-        raise SystemExit(f"error: the text must have {CHOICES} paragraphs of 20 to 120 words")
+        raise SystemExit(f"error: the text must have {CHOICES} lines of 20 to 120 words")
     chosen = random.Random(0).sample(paragraphs, min(documents, len(paragraphs)))
     words = [_question(paragraph, chosen) for paragraph in chosen]
     files = {"WORDS": words, "PARAGRAPHS": [{"text": paragraph} for paragraph in chosen]}

@@ -10,10 +10,8 @@ from utils.serving.calls import Refusal, read_json
 from utils.serving.limits import Limits
 
 POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
-GETS = ("/v1/models", "/metrics", "/openapi.json")
+GETS = ("/v1/models", "/metrics")
 BELOW = ("/v1/models/",)
-OPEN = ("/openapi.json",)
-"""What needs no key: it says nothing that the source does not."""
 
 
 class ApiAddresses:
@@ -32,7 +30,7 @@ class ApiAddresses:
 
     def guards(self, path: str) -> bool:
         """Whether a key is asked for, where there are any."""
-        return self.has(path) and path not in OPEN
+        return self.has(path)
 
     def takes(self, path: str) -> bool:
         """Whether a POST to this path has JSON that is checked here."""

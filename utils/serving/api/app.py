@@ -31,7 +31,7 @@ TITLE = "BLOOM, by OpenAI's API"
 
 def build_api(service: Service, meter: Meter) -> fastapi.FastAPI:
     """The API, `/health` and `/metrics`; a page may be mounted under it."""
-    app = fastapi.FastAPI(title=TITLE, docs_url=None, redoc_url=None)
+    app = fastapi.FastAPI(title=TITLE, openapi_url=None)
     _add_errors(app)
     _add_health(app, service, meter)
     _add_models(app, service)

@@ -24,7 +24,7 @@ class LoginInSnippets:
         self._app, self._user = app, user
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
         if scope["type"] != "http" or path != INFO:
             await self._app(scope, receive, send)
             return
