@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 from pathlib import Path
 
@@ -263,11 +264,14 @@ def test_a_dumb_terminal_gets_no_escape_sequence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_many_ctrl_c_at_the_prompt_leave_no_traceback(term: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", ["as a key", "as a signal"])
+def test_many_ctrl_c_at_the_prompt_leave_no_traceback(sent: str, term: str, tmp_path: Path) -> None:
     with terminal(tmp_path, TERM=term) as child:
         child.expect_exact("Prompt:")
         for _ in range(300):
             child.sendintr()
+            if sent == "as a signal":
+                child.kill(signal.SIGINT)
         child.expect_exact("Prompt:")
         seen = child.before
         for question, reply in (("", "A cat"), ("Temp", ""), ("Top-k", ""), ("Number", "")):

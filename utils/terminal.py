@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -169,13 +170,25 @@ class EditedLines(Lines):
     def ask(self, question: str) -> str:
         with Noted(self._interrupt):
             # Its own handler would leave Python's for a moment, which raises anywhere.
-            return self._session.prompt(question, handle_sigint=False)
+            return self._session.prompt(question, handle_sigint=False, pre_run=_drop_surplus)
 
     def _interrupt(self) -> None:
         """As if Ctrl-C was typed; while a line is edited it is a key, and no signal."""
         application = self._session.app
         if application.is_running and application.loop is not None:
             application.loop.call_soon_threadsafe(application.key_processor.send_sigint)
+
+
+def _drop_surplus() -> None:
+    """Have the event loop that starts drop the signals that it has no room for: Python would
+    print a traceback for each."""
+
+    def drop() -> None:
+        descriptor = signal.set_wakeup_fd(-1)
+        if descriptor != -1:
+            signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+
+    asyncio.get_running_loop().call_soon(drop)
 
 
 class PlainLines(Lines):
