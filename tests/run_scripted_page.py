@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def load(config: Any) -> LanguageModel:
     rows = config.execution.batch_size
     kind = StuckPasses if "STUCK" in os.environ else ScriptedPasses
     passes = kind(tokenizer, "a cat ", rows, sequence_length=1 << 21, endless=True)
+    passes.log = deque(maxlen=16)  # a server's would grow as long as it runs
     return LanguageModel(passes, tokenizer)
 
 

@@ -250,7 +250,7 @@ def test_a_long_prompt_is_tokenized_in_a_thread_of_its_own(
 ) -> None:
     threads = []
 
-    def tokenize(*_: Any) -> list[int]:
+    def tokenize(*_: Any, **__: Any) -> list[int]:
         threads.append(threading.current_thread().name)
         return [5]
 
