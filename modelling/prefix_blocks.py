@@ -46,7 +46,7 @@ class PrefixBlocks:
         last: popxl.Tensor,
         size: int,
     ) -> None:
-        """Copy `size` tokens of a slot, from `positions[0]` on, to the blocks numbered by `tokens`."""
+        """Copy `size` tokens of a slot from `positions[0]` on to the blocks `tokens`."""
         self._copy(_to_blocks, tokens[: size // self.block], positions[0], slot)
 
     def reuse(
@@ -57,7 +57,7 @@ class PrefixBlocks:
         last: popxl.Tensor,
         size: int,
     ) -> None:
-        """Copy the blocks numbered by `tokens` to `size` tokens of a slot, from `positions[0]` on."""
+        """Copy the blocks `tokens` to `size` tokens of a slot from `positions[0]` on."""
         self._copy(_from_blocks, tokens[: size // self.block], positions[0], slot)
 
     def _copy(self, copy: Callable, *given: popxl.Tensor) -> None:

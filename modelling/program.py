@@ -57,11 +57,12 @@ def numbered_passes(config: BloomConfig) -> list[tuple[str, int]]:
     """The kind and size of each pass, at the place that is its number.
 
     Prefill passes have a chunk's tokens, and so have `keep` and `reuse`, which copy a chunk to the
-    prefix cache and from it; verify passes have those of `verify_sizes`.
+    prefix cache and from it; verify passes have those of `verify_sizes`. These are the last: a
+    program with them runs what settings without look-up number.
     """
     chunks = chunk_sizes(config)
     kept = kept_sizes(config, chunks)
-    sizes = {"prefill": chunks, "verify": verify_sizes(config), "keep": kept, "reuse": kept}
+    sizes = {"prefill": chunks, "keep": kept, "reuse": kept, "verify": verify_sizes(config)}
     each = [(kind, size) for kind, found in sizes.items() for size in found]
     return [("decode", config.execution.batch_size), *each]
 
