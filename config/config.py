@@ -158,6 +158,12 @@ class ExecutionConfig:
         help="compile a pass that gives the log-likelihoods of a prompt's tokens, so many at "
         "once; 0 is none",
     )
+    prefix_cache: int = field(
+        default=512,
+        metavar="MB",
+        help="keep keys and values of prompts in at most so much memory, for requests that begin "
+        "alike; 0 keeps none",
+    )
     log_level: str = field(
         default="warning", metavar="|".join(LOG_LEVELS), help="show log lines from this level up"
     )
@@ -246,6 +252,7 @@ def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
     epsilon, share = model.layer_norm_epsilon, execution.available_memory_proportion
     _check(epsilon > 0, "layer_norm_epsilon", epsilon, "over 0")
     _check(0 < share <= 1, "available_memory_proportion", share, "over 0 and at most 1")
+    _check(execution.prefix_cache >= 0, "prefix_cache", execution.prefix_cache, "0 or more")
     lookup = execution.lookup_tokens
     _check(
         0 <= lookup <= MOST_LOOKUP_TOKENS,

@@ -26,6 +26,7 @@ MOST = {
     "tensor_parallel_2": 1 << 10,
     "io_tiles": 1 << 20,
     "group_size": 1 << 17,
+    "prefix_cache": 1 << 24,
 }
 """The largest value of each setting, far beyond any BLOOM there is."""
 
@@ -42,7 +43,10 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5}
 """Of an element of a matrix; scales come on top, some percent."""
 
-GIGABYTE = 1e9
+MOST_PREFIXES = 64
+"""Contexts that a prefix cache has room for at most, however few bytes they take."""
+
+GIGABYTE, MEGABYTE = 1e9, 1_000_000
 MAPS = "memory maps (generate_memmap.py, --memmap_dir)"
 
 
@@ -60,11 +64,35 @@ def weight_bytes(config: BloomConfig) -> int:
 
 
 def cache_bytes(config: BloomConfig) -> int:
-    """Bytes of the KV cache of all replicas: each holds its heads, for every replica of tp2."""
+    """Bytes of the KV cache of all replicas, with every slot full."""
+    return _bytes_of_tokens(config, config.execution.batch_size * config.model.sequence_length)
+
+
+def prefix_blocks(config: BloomConfig) -> tuple[int, int]:
+    """Blocks that the prefix cache has, and the tokens of a block, which are the smallest chunk's.
+
+    As many as fit `prefix_cache`, and no more than `MOST_PREFIXES` contexts fill; none where the
+    context is shorter than two chunks, of which a prompt's last one is never taken from the cache.
+    """
     model, execution = config.model, config.execution
-    of_a_slot = 2 * model.layers * model.sequence_length * model.hidden_size
-    slots = execution.batch_size * execution.tensor_parallel_2
-    return slots * of_a_slot * BYTES[model.precision]
+    block = execution.prompt_chunks[0]
+    if block >= model.sequence_length:
+        return 0, block
+    within = execution.prefix_cache * MEGABYTE // _bytes_of_tokens(config, block)
+    return min(within, MOST_PREFIXES * (model.sequence_length // block)), block
+
+
+def prefix_bytes(config: BloomConfig) -> int:
+    """Bytes that the prefix cache of all replicas may take."""
+    blocks, block = prefix_blocks(config)
+    return blocks * _bytes_of_tokens(config, block)
+
+
+def _bytes_of_tokens(config: BloomConfig, tokens: int) -> int:
+    """Of keys and values in all layers and replicas: each holds its heads, for each of tp2."""
+    model = config.model
+    each = 2 * model.layers * model.hidden_size * BYTES[model.precision]
+    return each * config.execution.tensor_parallel_2 * tokens
 
 
 def pass_bytes(config: BloomConfig) -> int:

@@ -4,8 +4,8 @@ The program holds several passes and runs one of them a run: *prefill* for each 
 of a prompt in one slot of the KV cache), *decode* (one token for every slot), for prompt-lookup
 decoding *verify* (the next tokens of one slot, with the logits after each of them) and, for the
 log-likelihoods of prompts, *score* (a prefill chunk with the logits after each of its tokens).
-Weights are in remote buffers, one entry a layer, and are loaded when the layer runs; so is the KV
-cache.
+Further ones copy between slots and the blocks of the prefix cache. Weights are in remote buffers,
+one entry a layer, and are loaded when the layer runs; so is the KV cache.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from popxl import ops
 
 from config import BloomConfig
 from modelling.architecture import architecture_of
+from modelling.prefix_blocks import PrefixBlocks, kept_sizes
 from modelling.sharding import axis_size
 from modelling.vocabulary import vocabulary_weight
-
-DECODE = 0
-"""The number of the decode pass; prefill passes follow, one a chunk size, then verify passes, and
-the scoring pass."""
 
 NO_LOGITS = -1
 """What `last` is for a chunk that another one follows: its head is not computed."""
@@ -61,6 +58,21 @@ def score_sizes(config: BloomConfig) -> tuple[int, ...]:
     """The size of the scoring pass in tokens; none where it is off."""
     size = min(config.execution.score_tokens, config.model.sequence_length)
     return (size,) if size else ()
+
+
+def numbered_passes(config: BloomConfig) -> list[tuple[str, int]]:
+    """The kind and size of each pass, at the place that is its number.
+
+    Prefill passes have a chunk's tokens, and so have `keep` and `reuse`, which copy a chunk to the
+    prefix cache and from it; verify passes have those of `verify_sizes`, score passes those of
+    `score_sizes`. These are the last: a program with them runs what settings without them number.
+    """
+    chunks = chunk_sizes(config)
+    kept = kept_sizes(config, chunks)
+    sizes = {"prefill": chunks, "keep": kept, "reuse": kept, "verify": verify_sizes(config)}
+    sizes["score"] = score_sizes(config)
+    each = [(kind, size) for kind, found in sizes.items() for size in found]
+    return [("decode", config.execution.batch_size), *each]
 
 
 class InferenceSession(addons.TaskSession):
@@ -147,6 +159,8 @@ class _Phases:
         cache = (execution.batch_size, heads, model.sequence_length, model.head_dim)
         self.cache = popxl.TensorSpec(cache, model.dtype)
         self.caches = [popxl.remote_buffer(cache, model.dtype, model.layers) for _ in range(2)]
+        if kept_sizes(config, chunk_sizes(config)):
+            self.prefixes = PrefixBlocks(config, self.caches)
         self.outputs = self._output_streams()
         self.variables = addons.NamedTensors()
         self.parts: dict[str, _Part] = {}
@@ -173,24 +187,22 @@ class _Phases:
     def choose_pass(self, *inputs: popxl.Tensor) -> popxl.Graph:
         """The graph of `(tokens, positions, slot, last, chosen_pass)`: the pass of that number."""
         specs = [t.spec for t in inputs]
-        ir = popxl.gir()
-        graph = self._pass("decode", self.decode, *specs[:4])
-        sized: list[tuple[str, Callable, int]]
-        sized = [(f"prefill_{n}", self.prefill, n) for n in chunk_sizes(self.config)]
-        sized += [(f"verify_{n}", self.verify, n) for n in verify_sizes(self.config)]
-        sized += [(f"score_{n}", self.score, n) for n in score_sizes(self.config)]
-        for number, (name, build, size) in enumerate(sized, start=DECODE + 1):
-            this = self._pass(name, build, *specs[:4], size)
-            graph = ir.create_graph(self._either, *specs, number, this, graph)
-        return graph
+        graphs = [self._pass(kind, size, *specs[:4]) for kind, size in numbered_passes(self.config)]
+        *others, chosen = graphs
+        for number, graph in reversed([*enumerate(others)]):  # decode is found first
+            chosen = popxl.gir().create_graph(self._either, *specs, number, graph, chosen)
+        return chosen
 
-    def _pass(self, name: str, build: Callable, *arguments: Any) -> popxl.Graph:
+    def _pass(self, kind: str, size: int, *specs: popxl.TensorSpec) -> popxl.Graph:
         """A pass that stores what it returns; prefill does so itself, where there is anything."""
         ir = popxl.gir()
-        graph = self.pass_graphs[name] = ir.create_graph(build, *arguments)
+        if kind in ("keep", "reuse"):
+            return ir.create_graph(getattr(self.prefixes, kind), *specs, size)
+        name, sizes = (kind, ()) if kind == "decode" else (f"{kind}_{size}", (size,))
+        graph = self.pass_graphs[name] = ir.create_graph(getattr(self, kind), *specs, *sizes)
         if name not in self.outputs:
             return graph
-        return ir.create_graph(self._stored, *arguments[:4], name=name, graph=graph)
+        return ir.create_graph(self._stored, *specs, name=name, graph=graph)
 
     def _stored(self, *inputs: popxl.Tensor, name: str, graph: popxl.Graph) -> None:
         (logits,) = ops.call(graph, *inputs)

@@ -78,17 +78,15 @@ def table(rows: list[tuple[str, str, str]]) -> str:
 def _value(
     spellings: tuple[str, ...], default: Any, values: Mapping[str, Any], place: str | Path
 ) -> Any:
-    spelling = next((s for s in spellings if values.get(s) is not None), None)
-    if spelling is None:
-        return default
-    value = values[spelling]
+    given = {s: values[s] for s in spellings if values.get(s) is not None}
     if default in PRECISIONS:
-        value = str(value).removeprefix("torch.")
+        value = str(next(iter(given.values()), default)).removeprefix("torch.")
         return value if value in PRECISIONS else default  # float64, auto: as it is computed here
     kind = type(default)
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise CheckpointError(f"{place}: {spelling} must be {KINDS[kind]}, not {shown(value)}")
-    return value
+    for spelling, value in given.items():  # also those that the first one outweighs
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise CheckpointError(f"{place}: {spelling} must be {KINDS[kind]}, not {shown(value)}")
+    return next(iter(given.values()), default)
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -182,6 +182,7 @@ class Engine:
         with self._changed:
             alive = self._thread is None or self._thread.is_alive()
             return self._records.statistics(
+                getattr(self.passes, "prefixes", None),
                 alive=alive and not self._closing,
                 slots=len(self._slots),
                 running=len(self._running()),

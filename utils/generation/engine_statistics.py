@@ -6,6 +6,7 @@ import statistics
 from collections import Counter, deque
 from dataclasses import dataclass
 
+from utils.generation.prefixes import PrefixCache
 from utils.generation.ticket import Ticket
 
 RECENT = 256
@@ -31,6 +32,9 @@ class EngineStatistics:
     verify_passes: int  # of look-up, with the tokens proposed to them and those that were right
     proposed_tokens: int
     accepted_tokens: int
+    cache_tokens: int  # of the prefix cache: that are kept, that can be, and that were used
+    cache_capacity_tokens: int
+    cache_hit_tokens: int
     queue_wait: float | None
     time_to_first_token: float | None
     tokens_per_second: float | None
@@ -61,7 +65,14 @@ class Records:
         self._accepted_tokens += accepted
 
     def statistics(
-        self, *, alive: bool, slots: int, running: int, queued: int, max_queue: int
+        self,
+        prefixes: PrefixCache | None,
+        *,
+        alive: bool,
+        slots: int,
+        running: int,
+        queued: int,
+        max_queue: int,
     ) -> EngineStatistics:
         """All there is, with what the engine knows."""
         waits, firsts, rates = zip(*self._recent, strict=True) if self._recent else ((), (), ())
@@ -78,6 +89,9 @@ class Records:
             verify_passes=self._verify_passes,
             proposed_tokens=self._proposed_tokens,
             accepted_tokens=self._accepted_tokens,
+            cache_tokens=prefixes.tokens if prefixes else 0,
+            cache_capacity_tokens=prefixes.capacity if prefixes else 0,
+            cache_hit_tokens=prefixes.hit_tokens if prefixes else 0,
             queue_wait=_median(waits),
             time_to_first_token=_median(firsts),
             tokens_per_second=_median(rates),

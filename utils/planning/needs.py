@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from popxl import Variable
 
-from config import BloomConfig
+from config import BloomConfig, costs
 from modelling.program import InferenceSession
 from utils.generation.loading import build
 from utils.our_runtime import Cost, cost, peak_memory, program_bytes
@@ -56,7 +56,7 @@ def needs_of(config: BloomConfig) -> Needs:
         parameters_all_replicas=sum(math.prod(v.shape_on_host) for v in elements),
         weight_bytes=weights,
         largest_part_bytes=max(_bytes_of_parts(session)),
-        cache_bytes=state,
+        cache_bytes=state - costs.prefix_bytes(config) // config.execution.replicas,
         token=cost(session.pass_graphs["decode"]),
         weight_bytes_all_replicas=sum(_bytes(v, v.shape_on_host) for v in variables),
         between_processes=predicted(config, session),

@@ -1,0 +1,107 @@
+"""Keys and values of prompts, kept in blocks beside the slots for requests that begin alike.
+
+Which block holds what is for the host to know. Blocks are copied, a chunk of a prompt at a time,
+from a slot and to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import popxl
+from popxl import ops
+
+from config import BloomConfig
+from config.costs import prefix_blocks
+from modelling.sharding import axis_size
+
+
+def kept_sizes(config: BloomConfig, chunks: Sequence[int]) -> tuple[int, ...]:
+    """Of the chunks' sizes those that are kept: they are whole blocks. None where that is off."""
+    blocks, block = prefix_blocks(config)
+    return tuple(c for c in chunks if c % block == 0 and c // block <= blocks)
+
+
+class PrefixBlocks:
+    """The blocks' remote buffers, and the passes that copy.
+
+    Args:
+        caches: the remote buffers of keys and values, an entry a layer:
+            `(batch_size, heads / tp1, sequence_length, head_dim)`.
+    """
+
+    def __init__(self, config: BloomConfig, caches: Sequence[popxl.RemoteBuffer]):
+        blocks, self.block = prefix_blocks(config)
+        model = config.model
+        self.layers, self.caches = model.layers, caches
+        heads = model.heads // axis_size(config, "tp1")
+        shape = (blocks, heads, self.block, model.head_dim)
+        self.buffers = [popxl.remote_buffer(shape, model.dtype, model.layers) for _ in caches]
+
+    def keep(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        slot: popxl.Tensor,
+        last: popxl.Tensor,
+        size: int,
+    ) -> None:
+        """Copy `size` tokens of a slot from `positions[0]` on to the blocks `tokens`."""
+        self._copy(_to_blocks, tokens[: size // self.block], positions[0], slot)
+
+    def reuse(
+        self,
+        tokens: popxl.Tensor,
+        positions: popxl.Tensor,
+        slot: popxl.Tensor,
+        last: popxl.Tensor,
+        size: int,
+    ) -> None:
+        """Copy the blocks `tokens` to `size` tokens of a slot from `positions[0]` on."""
+        self._copy(_from_blocks, tokens[: size // self.block], positions[0], slot)
+
+    def _copy(self, copy: Callable, *given: popxl.Tensor) -> None:
+        """Of every layer, in a loop over one graph."""
+
+        def layer(number: popxl.Tensor, given: list) -> popxl.Tensor:
+            for blocks, cache in zip(self.buffers, self.caches, strict=True):
+                loaded = [ops.remote_load(buffer, number) for buffer in (blocks, cache)]
+                ops.call(popxl.gir().create_graph(copy, *loaded, *given), *loaded, *given)
+                target = 0 if copy is _to_blocks else 1
+                ops.remote_store((blocks, cache)[target], number, loaded[target])
+            return number + 1
+
+        body = popxl.gir().create_graph(layer, popxl.TensorSpec((), popxl.int32), list(given))
+        ops.repeat(body, self.layers, 0, *given)
+
+
+def _to_blocks(
+    blocks: popxl.TensorByRef,
+    cache: popxl.TensorByRef,
+    numbers: popxl.Tensor,
+    position: popxl.Tensor,
+    slot: popxl.Tensor,
+) -> None:
+    _, heads, block, head_dim = blocks.shape
+    count = numbers.shape[0]
+    at = ops.concat([ops.reshape(slot, (1,)), ops.reshape(position, (1,))])
+    tokens = ops.dynamic_slice(cache, at, [0, 2], [1, count * block], True)
+    by_block = ops.reshape(tokens, (heads, count, block, head_dim))
+    for i in range(count):
+        one = ops.transpose(by_block[:, i : i + 1], (1, 0, 2, 3))
+        ops.dynamic_update_(blocks, numbers[i : i + 1], one, [0], [1], True)
+
+
+def _from_blocks(
+    blocks: popxl.TensorByRef,
+    cache: popxl.TensorByRef,
+    numbers: popxl.Tensor,
+    position: popxl.Tensor,
+    slot: popxl.Tensor,
+) -> None:
+    _, heads, block, head_dim = blocks.shape
+    count = numbers.shape[0]
+    at = ops.concat([ops.reshape(slot, (1,)), ops.reshape(position, (1,))])
+    by_block = ops.transpose(ops.gather(blocks, numbers), (1, 0, 2, 3))
+    tokens = ops.reshape(by_block, (1, heads, count * block, head_dim))
+    ops.dynamic_update_(cache, at, tokens, [0, 2], [1, count * block], True)
