@@ -65,9 +65,9 @@ class Replicas:
         return processes(r"run_inference_gradio\.py .*--no_page", actors)
 
 
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    running = Replicas(tmp_path_factory.mktemp("replicas") / "log")
+@pytest.fixture
+def replicas(tmp_path: Path) -> Iterator[Replicas]:
+    running = Replicas(tmp_path / "log")
     try:
         wait_until(lambda: "the API is at" in running.log.read_text(), 110)
         yield running
@@ -89,8 +89,15 @@ def complete(replicas: Replicas, number: int) -> str:
     return "whole stream" if last == "data: [DONE]" else json.loads(last[6:])["error"]["message"]
 
 
-@pytest.mark.timeout(240)
-def test_the_api_is_that_of_one_server(replicas: Replicas) -> None:
+@pytest.mark.timeout(360)
+def test_the_api_is_that_of_one_server_also_where_a_replica_dies(replicas: Replicas) -> None:
+    """One test, as two that are run side by side would end each other's replicas."""
+    has_the_api(replicas)
+    replaces_a_server_that_is_killed_under_load(replicas)
+    replaces_a_replica_that_is_killed(replicas)
+
+
+def has_the_api(replicas: Replicas) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     ids = tokenizer("And the king said", return_tensors="pt")
@@ -108,10 +115,7 @@ def test_the_api_is_that_of_one_server(replicas: Replicas) -> None:
     assert too_long.status_code == 413
 
 
-@pytest.mark.timeout(240)
-def test_a_replica_that_is_killed_under_load_is_replaced_and_no_request_hangs(
-    replicas: Replicas,
-) -> None:
+def replaces_a_server_that_is_killed_under_load(replicas: Replicas) -> None:
     wait_until(lambda: len(replicas.servers()) == 2)
     before = replicas.servers()
     with ThreadPoolExecutor(24) as pool:
@@ -127,8 +131,7 @@ def test_a_replica_that_is_killed_under_load_is_replaced_and_no_request_hangs(
     assert complete(replicas, 1) == "plain 200 1"
 
 
-@pytest.mark.timeout(240)
-def test_the_server_of_a_replica_that_is_killed_ends(replicas: Replicas) -> None:
+def replaces_a_replica_that_is_killed(replicas: Replicas) -> None:
     wait_until(lambda: len(replicas.servers()) == 2)
     before = set(replicas.servers())
     actor = processes(r"ServeReplica:bloom:replica")[0]
@@ -139,6 +142,7 @@ def test_the_server_of_a_replica_that_is_killed_ends(replicas: Replicas) -> None
     wait_until(lambda: complete(replicas, 3) == "plain 200 1")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 def test_requests_go_where_their_beginning_is_known_unless_that_is_busy() -> None:
     import asyncio
 
