@@ -10,7 +10,6 @@ On stdout is the text alone; what is said about it goes to stderr.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from tqdm import tqdm
 from config import BloomConfig
 from config.options import field
 from utils import distributed
-from utils.checkpoints.arguments import parse_model_arguments
+from utils.checkpoints.arguments import parse_model_arguments, with_defaults
 from utils.generation.chat import Message, chat_text
 from utils.generation.language_model import Generation, LanguageModel, stream_generate
 from utils.generation.request import GenerationStep
 from utils.generation.settings import TEXT, GenerationSettings, settings_of, with_line_ends
 from utils.setup import UserError, run_script, setup_logging
-from utils.writing import say, summary, write
+from utils.writing import as_json, as_object, say, summary, write
 
 DESCRIPTION = (
     "Continue a prompt with BLOOM. Without --prompt, it is read from standard input if that is a "
@@ -48,6 +47,17 @@ class GenerationArguments(GenerationSettings):
     no_stream: bool = field(default=False, help="print the text once it is complete")
     json: bool = field(
         default=False, help="print one JSON object with text, token ids, times and settings"
+    )
+    input: str | None = field(
+        default=None,
+        metavar="FILE",
+        help="continue all prompts of a file, one a line: plain text, or in .jsonl objects with a "
+        "prompt and settings; --batch_size of them at once, 8 unless it is given",
+    )
+    output: str | None = field(
+        default=None,
+        metavar="FILE",
+        help="write a JSON object a prompt here, in order; where it has some already, go on",
     )
 
     def settings(self) -> GenerationSettings:
@@ -138,8 +148,11 @@ def main(
         prog="run_inference.py",
         description=DESCRIPTION,
     )
+    config = for_a_file(config, arguments, sys.argv[1:] if argv is None else argv)
     setup_logging(config.execution.log_level)
     distributed.join(config)  # before what only the leader does, and may fail at
+    if arguments.input is not None:
+        return from_file(config, arguments, load or load_model)
     prompt = given_prompt(arguments) if distributed.leads() else None
     if arguments.chat and load is None and distributed.leads():
         check_template(config)
@@ -150,6 +163,40 @@ def main(
 
     forget = generator.turns.clear if arguments.chat else None
     return Terminal(generator.steps, arguments.settings(), forget).run()
+
+
+def for_a_file(
+    config: BloomConfig, arguments: GenerationArguments, argv: Sequence[str]
+) -> BloomConfig:
+    """The settings with several slots, where prompts come from a file and nobody says how many.
+
+    Raises:
+        UserError: options that do not go together.
+    """
+    if (arguments.input is None) != (arguments.output is None):
+        raise UserError("--input and --output belong together: give both files")
+    if arguments.input is None:
+        return config
+    for name in ("prompt", "chat", "no_stream", "json"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is not for --input, whose answers are JSON lines")
+    return with_defaults(config, {"batch_size": 8}, argv)
+
+
+def from_file(
+    config: BloomConfig,
+    arguments: GenerationArguments,
+    load: Callable[[BloomConfig], LanguageModel],
+) -> int:
+    """Continue the prompts of a file; the exit status."""
+    if not distributed.leads():
+        load(config)  # and follow
+    from utils.offline import Answers, Prompts  # late: one shot needs none of it
+
+    prompts = Prompts(str(arguments.input), arguments.settings())
+    with Answers(str(arguments.output), prompts) as answers:
+        say(answers.run(load(config)))
+    return 0
 
 
 def checkpoint_defaults(config: BloomConfig, given: set[str]) -> dict[str, Any]:
@@ -221,33 +268,12 @@ def one_shot(generator: Generator, prompt: str) -> int:
         raise
     found = Generation.of(steps)
     if arguments.json:
-        print(as_json(settings, prompt, found))
+        print(as_json(as_object(settings, prompt, found)))
     else:
         write("\n" if stream else found.text + "\n")
     seed = None if settings.greedy else settings.seed
     say(summary(found.last, str(found.last.finish_reason), seed))
     return 0
-
-
-def as_json(settings: GenerationSettings, prompt: str, found: Generation) -> str:
-    """One generation as a JSON object; `settings` repeats it, as its seed is the one in use."""
-    last = found.last
-    result = {
-        "prompt": prompt,
-        "text": found.text,
-        "tokens": last.generated_tokens,
-        "ids": found.tokens,
-        "finish_reason": last.finish_reason,
-        "prompt_tokens": last.prompt_tokens,
-        "time_to_first_token": last.time_to_first_token,
-        "tokens_per_second": last.tokens_per_second,
-        "prompt_tokens_per_second": last.prompt_tokens_per_second,
-        "settings": dataclasses.asdict(settings),
-    }
-    if last.verify_passes:
-        names = ("verify_passes", "proposed_tokens", "accepted_tokens")
-        result["lookup"] = {name: getattr(last, name) for name in names}
-    return json.dumps(result, ensure_ascii=sys.stdout.isatty()).replace("\x7f", "\\u007f")
 
 
 if __name__ == "__main__":

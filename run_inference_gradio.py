@@ -10,7 +10,6 @@ It listens on this computer alone unless told otherwise, and calls no other host
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import gc
 import logging
 import os
@@ -18,9 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from config import BloomConfig, ExecutionConfig
+from config import BloomConfig
 from utils import distributed
-from utils.checkpoints.arguments import parse_model_arguments
+from utils.checkpoints.arguments import parse_model_arguments, with_defaults
 from utils.serving.arguments import ServerArguments
 from utils.serving.hosts import Hosts
 from utils.serving.limits import Limits
@@ -72,17 +71,7 @@ def main(
 
 def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
     """The settings with this script's defaults, where nothing else was asked for."""
-
-    def given(option: str) -> bool:
-        return any(w.partition("=")[0].replace("-", "_") == f"__{option}" for w in argv)
-
-    execution, default = config.execution, ExecutionConfig()
-    changed: dict[str, Any] = {
-        name: value
-        for name, value in FOR_MANY.items()
-        if getattr(execution, name) == getattr(default, name) and not given(name)
-    }
-    return dataclasses.replace(config, execution=dataclasses.replace(execution, **changed))
+    return with_defaults(config, FOR_MANY, argv)
 
 
 def serve(

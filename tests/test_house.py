@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 FLOORS: list[set[str]] = [
     {"inference", "run_inference", "run_inference_gradio", "generate_memmap", "serve_replicas"},
-    {"utils.serving", "utils.benchmark", "utils.terminal"},
+    {"utils.serving", "utils.benchmark", "utils.terminal", "utils.offline"},
     {"utils.planning", "utils.writing"},
     {"utils.generation"},
     {"utils.checkpoints"},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config import REPOSITORY, BloomConfig, ModelConfig, parse_arguments
+from config import REPOSITORY, BloomConfig, ExecutionConfig, ModelConfig, parse_arguments
 
 AS_MADE = ("precision", "weight_precision", "group_size")
 """Settings that memory maps are made with."""
@@ -28,6 +29,26 @@ def parse_model_arguments(
         return model_of(hf_model, None if makes_maps else memmap_dir)
 
     return parse_arguments(argv, model_of=settings, **about)
+
+
+def with_defaults(
+    config: BloomConfig, values: Mapping[str, Any], argv: Sequence[str]
+) -> BloomConfig:
+    """The settings with a script's own defaults of how it is executed.
+
+    They count where neither command line nor preset say anything else.
+    """
+
+    def given(option: str) -> bool:
+        return any(w.partition("=")[0].replace("-", "_") == f"__{option}" for w in argv)
+
+    execution, default = config.execution, ExecutionConfig()
+    changed = {
+        name: value
+        for name, value in values.items()
+        if getattr(execution, name) == getattr(default, name) and not given(name)
+    }
+    return dataclasses.replace(config, execution=dataclasses.replace(execution, **changed))
 
 
 def described(config: BloomConfig) -> Path:
