@@ -158,7 +158,10 @@ def _gptq(case: Case) -> None:
         zeros = rng.integers(shift, 2**bits, (groups, outputs))
         if draw.random() < 0.5:
             zeros[:] = 2 ** (bits - 1)
-        scales = rng.uniform(0.02, 0.1, (groups, outputs)).astype(np.float16)
+        # As large for 8 bits as for 4: states would go beyond float16, in transformers, too.
+        scales = (rng.uniform(0.02, 0.1, (groups, outputs)) * min(1, 16 / 2**bits)).astype(
+            np.float16
+        )
         meant = scales[index].astype(np.float32) * (numbers - zeros[index])
         case.meant[f"{module}.weight"] = torch.from_numpy(meant.T.astype(np.float32).copy())
         parts = {

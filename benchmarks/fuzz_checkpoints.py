@@ -64,6 +64,8 @@ IGNORED = ("quantization_config", "dtype", "torch_dtype", "hidden_dropout", "slo
 IGNORED += ("pretraining_tp", "bos_token_id", "eos_token_id", "model_type")
 """Settings that change no logits, or not those of the weights that are meant."""
 
+EPSILON = "layer_norm_epsilon"
+
 
 @dataclass
 class Findings:
@@ -191,9 +193,14 @@ def _even_heads(case: Case) -> bool:
 def _theirs(case: Case, path: Path, tokens: list[int]) -> list[np.ndarray]:
     """transformers' logits at the same places, in float32 with the weights that are meant."""
     said = json.loads((path / "config.json").read_text()) if path.is_dir() else case.config
-    config = TransformersConfig(**{n: v for n, v in said.items() if n not in IGNORED})
+    # Null is as if left out here, and a whole number is a number; transformers refuses both.
+    taken = {n: float(v) if n == EPSILON and type(v) is int else v for n, v in said.items()}
+    config = TransformersConfig(
+        **{n: v for n, v in taken.items() if n not in IGNORED and v is not None}
+    )
     model = BloomForCausalLM(config).eval()
-    state = {n if n.startswith("lm_head") else f"transformer.{n}": t for n, t in case.meant.items()}
+    # Not the head: where the configuration ties it, it would overwrite the embedding.
+    state = {f"transformer.{n}": t for n, t in case.meant.items() if not n.startswith("lm_head")}
     found = model.load_state_dict(state, strict=False)
     left = [name for name in found.missing_keys if not name.startswith("lm_head")]
     if left:

@@ -58,6 +58,12 @@ def test_a_value_of_a_wrong_type_is_named(name, value):
         model_settings({name: value}, "config.json")
 
 
+@pytest.mark.parametrize("wrong", ["n_layer", "num_hidden_layers"])
+def test_a_value_of_a_wrong_type_is_named_whichever_spelling_counts(wrong):
+    with pytest.raises(CheckpointError, match=f"{wrong} must be an integer, not '3'"):
+        model_settings({"n_layer": 3, "num_hidden_layers": 3} | {wrong: "3"}, "config.json")
+
+
 @pytest.mark.parametrize("tp", [(1, 1), (2, 2)])
 def test_shortcuts_behind_the_norms_are_those_of_transformers(tp):
     made = random_bloom()
