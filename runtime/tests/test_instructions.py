@@ -27,7 +27,7 @@ def test_fields_are_packed_by_name_in_the_order_of_the_description():
 @pytest.mark.parametrize(
     "changed, error, message",
     [
-        ({"wdth": 1}, TypeError, "Line: missing or unknown fields: wdth"),
+        ({"wdth": 1}, TypeError, "Line.* unexpected keyword argument 'wdth'"),
         ({"mesh": [1, 2]}, ValueError, "Line.mesh: 3 numbers, not 2"),
         ({"ends": ENDS[:-1]}, ValueError, "Line.ends: 24 numbers, not 23"),
     ],
@@ -39,7 +39,7 @@ def test_a_field_that_does_not_fit_is_refused_by_its_name(changed, error, messag
 
 
 def test_a_field_that_is_missing_is_refused():
-    with pytest.raises(TypeError, match="Decompress: missing or unknown fields: group, groups"):
+    with pytest.raises(TypeError, match="Decompress.* missing 2 .*: 'groups' and 'group'"):
         DECOMPRESS.pack(words=None, scale=None, offset=None, out=None, scale_type=0, out_type=0)
 
 

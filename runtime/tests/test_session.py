@@ -141,8 +141,8 @@ def test_devices():
 @pytest.mark.parametrize("what", ["run", "write"])
 def test_too_little_memory_of_a_device_is_one_line(monkeypatch, what):
     ir = popxl.Ir()
-    stream = popxl.h2d_stream((), popxl.float32)
     with ir.main_graph:
+        stream = popxl.h2d_stream((), popxl.float32)
         variable = popxl.variable(1.0)
         ops.host_load(stream)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -11,23 +11,29 @@ from popxl_torch.backends.cpu.constants import MESH_AXES, TYPES
 
 def types(**tensors: torch.Tensor | None) -> dict[str, int]:
     """The fields `<name>_type`; 0 where there is no tensor."""
-    return {f"{n}_type": 0 if t is None else TYPES[t.dtype] for n, t in tensors.items()}
+    return {f"{name}_type": type_of(t) for name, t in tensors.items()}
+
+
+def type_of(tensor: torch.Tensor | None) -> int:
+    """The number of a tensor's type; 0 where there is none."""
+    return 0 if tensor is None else TYPES[tensor.dtype]
 
 
 def mesh_strides(tensor: torch.Tensor | None, lead: int) -> list[int]:
     """The strides of the mesh axes, filled up in front; 0 where a value is held once or missing."""
+    if tensor is None or not lead:
+        return [0] * MESH_AXES
     strides = [0] * (MESH_AXES - lead)
     for axis in range(lead):
-        once = tensor is None or tensor.shape[axis] == 1
-        strides.append(0 if once else tensor.stride(axis))  # type: ignore[union-attr]
+        strides.append(tensor.stride(axis) if tensor.shape[axis] > 1 else 0)
     return strides
 
 
-def apart(strides: Sequence[int], lead: int, axis: int | None) -> tuple[list[int], int]:
+def apart(strides: list[int], lead: int, axis: int | None) -> tuple[list[int], int]:
     """The strides of the mesh but for those of an axis, and that one's."""
-    rest = list(strides)
     if axis is None:
-        return rest, 0
+        return strides, 0
+    rest = list(strides)
     place = MESH_AXES - lead + axis
     segment, rest[place] = rest[place], 0
     return rest, segment

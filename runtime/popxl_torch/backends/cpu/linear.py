@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from popxl_torch.backends.cpu.constants import FEW_ROWS, FLOATS, MESH_AXES, NUMBERED_ACTIVATIONS
+from popxl_torch.backends.cpu.constants import (
+    FEW_ROWS,
+    FLOATS,
+    MESH_AXES,
+    NUMBERED_ACTIVATIONS,
+    TYPES,
+)
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
     apart,
@@ -14,6 +20,7 @@ from popxl_torch.backends.cpu.layout import (
     joint_mesh,
     mesh_sizes,
     mesh_strides,
+    type_of,
     types,
 )
 from popxl_torch.backends.cpu.library import Library
@@ -67,17 +74,26 @@ def linear(
         return None
     result = torch.empty((*mesh, rows, outputs), dtype=dtype)
     more = None if residual is None else _rows_of(residual, lead, rows, outputs)
-    segment_of = {"x": flat, "w": weight.tensor, "scale": weight.scale}
-    summing = {name: apart(mesh_strides(t, lead), lead, summed) for name, t in segment_of.items()}
+    x_mesh, x_segment = apart(mesh_strides(flat, lead), lead, summed)
+    w_mesh, w_segment = apart(mesh_strides(weight.tensor, lead), lead, summed)
+    scale_mesh, scale_segment = apart(mesh_strides(weight.scale, lead), lead, summed)
+    w_output, w_input = weight.strides()
     native.run(
         LINEAR,
         result,
-        **segment_of,
+        x=flat,
+        w=weight.tensor,
+        scale=weight.scale,
         offset=weight.offset,
         bias=bias,
         residual=more,
         out=result,
-        **types(**segment_of, bias=bias, residual=more, out=result),
+        x_type=TYPES[flat.dtype],
+        w_type=TYPES[weight.tensor.dtype],
+        scale_type=type_of(weight.scale),
+        bias_type=type_of(bias),
+        residual_type=type_of(more),
+        out_type=TYPES[dtype],
         activation=NUMBERED_ACTIVATIONS.index(activation),
         rows=rows,
         inputs=size,
@@ -85,10 +101,15 @@ def linear(
         segments=segments,
         group=group,
         mesh=mesh_sizes(mesh),
-        **{f"{name}_mesh": strides for name, (strides, _) in summing.items()},
-        **{f"{name}_segment": segment for name, (_, segment) in summing.items()},
+        x_mesh=x_mesh,
+        x_segment=x_segment,
         x_row=flat.stride(-2),
-        **dict(zip(("w_output", "w_input"), weight.strides(), strict=True)),
+        w_mesh=w_mesh,
+        w_segment=w_segment,
+        w_output=w_output,
+        w_input=w_input,
+        scale_mesh=scale_mesh,
+        scale_segment=scale_segment,
         scale_output=weight.scale_stride(),
         **_added(lead, bias, more, result),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES
+from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES, TYPES
 from popxl_torch.backends.cpu.instructions import NORM
 from popxl_torch.backends.cpu.layout import (
     apart,
@@ -12,7 +12,6 @@ from popxl_torch.backends.cpu.layout import (
     joint_mesh,
     mesh_sizes,
     mesh_strides,
-    types,
 )
 from popxl_torch.backends.cpu.library import Library
 
@@ -51,8 +50,9 @@ def norm(
         mesh[axis] = segments
     result = torch.empty((*mesh, rows, size), dtype=x.dtype)
     outer = [1 if i == axis else n for i, n in enumerate(mesh)]
-    lie = {"x": flat, "weight": weight, "out": result}
-    mesh_of = {name: apart(mesh_strides(t, lead), lead, axis) for name, t in lie.items()}
+    x_mesh, x_segment = apart(mesh_strides(flat, lead), lead, axis)
+    weight_mesh, weight_segment = apart(mesh_strides(weight, lead), lead, axis)
+    out_mesh, out_segment = apart(mesh_strides(result, lead), lead, axis)
     native.run(
         NORM,
         result,
@@ -60,15 +60,20 @@ def norm(
         weight=weight,
         bias=bias,
         out=result,
-        **types(x=flat, weight=weight),
+        x_type=TYPES[x.dtype],
+        weight_type=TYPES[weight.dtype],
         rows=rows,
         size=size,
         segments=segments,
         epsilon=epsilon,
         mesh=mesh_sizes(outer),
-        **{f"{name}_mesh": strides for name, (strides, _) in mesh_of.items()},
-        **{f"{name}_segment": segment for name, (_, segment) in mesh_of.items()},
+        x_mesh=x_mesh,
+        x_segment=x_segment,
         x_row=flat.stride(-2),
+        weight_mesh=weight_mesh,
+        weight_segment=weight_segment,
+        out_mesh=out_mesh,
+        out_segment=out_segment,
         out_row=result.stride(-2),
     )
     return result.reshape(*mesh, *inner, size)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from popxl_torch.backends.cpu.constants import CONSTANTS, MESH_AXES
+
+ADDRESSES = ("read", "write", "int32*")
+"""The kinds of fields that are addresses, given as tensors."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Struct:
         }
         known |= {other.name: other.form for other in inside}
         self.form: str = "".join(known[f.kind] * (f.count or 1) for f in self.fields)
-        self._names = frozenset(f.name for f in self.fields)
-        self._numbers = [len(known[f.kind]) * (f.count or 1) for f in self.fields]
         self._packer = struct.Struct(self.form)
         self.size = self._packer.size
+        numbers = {f.name: len(known[f.kind]) * (f.count or 1) for f in self.fields}
+        self._pack = self._packing(numbers)
 
     def pack(self, **values: Any) -> bytes:
         """The struct's bytes.
@@ -73,19 +75,28 @@ class Struct:
             TypeError: where a field is missing, or there is none of such a name.
             ValueError: where an array has another number of elements.
         """
-        if values.keys() != self._names:
-            wrong = ", ".join(sorted(values.keys() ^ self._names))
-            raise TypeError(f"{self.name}: missing or unknown fields: {wrong}")
-        flat: list[float] = []
-        for field, count in zip(self.fields, self._numbers, strict=True):
-            value = values[field.name]
-            if field.count is None and count == 1:
-                flat.append(_address(value) if value is None or _is_tensor(value) else value)
-                continue
-            if len(value) != count:
-                raise ValueError(f"{self.name}.{field.name}: {count} numbers, not {len(value)}")
-            flat.extend(value)
-        return self._packer.pack(*flat)
+        return self._pack(**values)
+
+    def _packing(self, numbers: dict[str, int]) -> Callable[..., bytes]:
+        """The function that packs, with a parameter a field, since a loop over them is slower."""
+        names, checks, items = [], [], []
+        for field in self.fields:
+            count = numbers[field.name]
+            names.append(field.name)
+            if field.kind in ADDRESSES:
+                items.append(f"0 if {field.name} is None else {field.name}.data_ptr()")
+            elif field.count is None and count == 1:
+                items.append(field.name)
+            else:
+                wrong = f"'{self.name}.{field.name}: {count} numbers, not %d' % len({field.name})"
+                checks.append(f"    if len({field.name}) != {count}: raise ValueError({wrong})")
+                items.append(f"*{field.name}")
+        lines = [f"def {self.name}(*, {', '.join(names)}):", *checks]
+        lines.append(f"    return pack({', '.join(items)})")
+        made: dict[str, Any] = {"pack": self._packer.pack}
+        exec("\n".join(lines), made)  # of the description alone, as dataclasses make theirs
+        function: Callable[..., bytes] = made[self.name]
+        return function
 
     def declaration(self) -> str:
         """The struct in C++."""
@@ -117,11 +128,3 @@ def _field(text: str) -> Field:
     if name.endswith("mesh"):
         return Field(name, kind, MESH_AXES)
     return Field(name, kind, None if count is None else CONSTANTS[count])
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def _address(value: torch.Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()

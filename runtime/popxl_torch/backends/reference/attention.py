@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl_torch.backends.back_end import one_after_another
+from popxl_torch.backends.reference.alibi import alibi
 from popxl_torch.backends.reference.rows_attention import rows_attention
 from popxl_torch.backends.specs import AttentionSpec
 from popxl_torch.memory.arrays import broadcast_shapes
@@ -105,13 +106,10 @@ def _write(cell: Cell, new: torch.Tensor, row: int, at: int, lead: int) -> torch
 
 
 def _bias(slopes: torch.Tensor, at: int, tokens: int, filled: int) -> torch.Tensor:
-    """Slope times distance, minus infinity ahead of a query: `(*mesh, heads, tokens, filled)`."""
+    """Of queries from position `at` on: `(*mesh, heads, tokens, filled)`."""
     keys = torch.arange(filled, dtype=torch.float32, device=slopes.device)
     queries = torch.arange(at, at + tokens, dtype=torch.float32, device=slopes.device)
-    distance = keys - queries[:, None]
-    if tokens > 1:
-        distance = distance.masked_fill(distance > 0, -torch.inf)
-    return slopes.reshape(*slopes.shape, 1, 1) * distance
+    return alibi(slopes[..., None, None], keys - queries[:, None])
 
 
 def attend(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from popxl_torch.backends.reference.alibi import alibi
 from popxl_torch.lowering.placement import move
 from popxl_torch.memory.cells import Cell
 
@@ -52,7 +53,6 @@ def _write(cell: Cell, new: torch.Tensor, at: torch.Tensor, lead: int) -> torch.
 
 
 def _bias(slopes: torch.Tensor, at: torch.Tensor, keys: int) -> torch.Tensor:
-    """Slope times distance, minus infinity ahead of a query: `(*mesh, batch, heads, 1, keys)`."""
+    """Of one query a row: `(*mesh, batch, heads, 1, keys)`."""
     numbers = torch.arange(keys, dtype=torch.float32, device=at.device)
-    distance = numbers - at[..., None, None, None]
-    return slopes[..., None, :, None, None] * distance.masked_fill(distance > 0, -torch.inf)
+    return alibi(slopes[..., None, :, None, None], numbers - at[..., None, None, None])
