@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "runtime")]
 import torch  # noqa: E402 - its profiler is what shows the ops
 from popxl_torch.backends.cpu import library  # noqa: E402 - found just above
 from popxl_torch.backends.cpu.library import Library  # noqa: E402
+from popxl_torch.backends.cpu.structs import Instruction  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from config import BloomConfig, parse_arguments  # noqa: E402
@@ -33,8 +35,6 @@ from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
 from utils.generation.passes import Passes  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
-KINDS = "products", "layer norms", "attention", "after products", "decompression", "chunks", "keys"
-"""Of native instructions, by their numbers."""
 SHOWN = 6
 WARM_UP = 4
 
@@ -95,10 +95,10 @@ def _kernels(step) -> tuple[float, Counter]:
     parts: Counter = Counter()
     run = Library.run
 
-    def timed(self, kind: int, result: torch.Tensor, *fields: float) -> None:
+    def timed(self, instruction: Instruction, result: torch.Tensor, **fields: Any) -> None:
         begin = time.perf_counter()
-        run(self, kind, result, *fields)
-        parts[KINDS[kind]] += time.perf_counter() - begin
+        run(self, instruction, result, **fields)
+        parts[instruction.kind.lower()] += time.perf_counter() - begin
 
     from popxl_torch.replay.recording import Recorded
 

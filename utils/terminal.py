@@ -227,6 +227,7 @@ class Noted:
         self._previous = signal.signal(signal.SIGINT, lambda *_: self._handle())
 
     def __exit__(self, *exception: object) -> None:
+        self._handle = lambda: None  # one that comes now raises nothing
         signal.signal(signal.SIGINT, self._previous)
 
 
