@@ -78,5 +78,5 @@ def test_a_profile_accounts_for_the_whole_step():
         assert sum(each) == pytest.approx(whole, abs=0.01 * len(each))
         assert last.startswith("without looking on")
     kinds = [line[:34].strip() for line in tables[1]]
-    assert {"products", "attention", "layer norms"} <= set(kinds)
+    assert {"linear", "attention", "norm"} <= set(kinds)
     assert any("mm" in line for line in tables[0])
