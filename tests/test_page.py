@@ -131,7 +131,7 @@ def text_of(page: Page) -> str:
 
 def shows(page: Page, text: str) -> None:
     """The output becomes this text: a page draws its parts one after another."""
-    wait_until(lambda: text_of(page) == text)
+    expect(page.locator("#output textarea")).to_have_value(text)
 
 
 def bars(page: Page) -> Locator:
