@@ -77,14 +77,23 @@ def random_values(
         return None
     if variable.rank != 2:
         values = aligned(np.empty, shape, numbers.dtype)
-        values[...] = np.resize(numbers, shape)
+        _repeat(numbers, values)
         return values
     swapped = name not in TABLES
     stored = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
     values = aligned(np.empty, stored, numbers.dtype)
     filled = values[own] if len(stored) == 3 else values
-    filled[...] = np.resize(numbers, filled.shape)
+    _repeat(numbers, filled)
     return values.swapaxes(-1, -2) if swapped else values
+
+
+def _repeat(numbers: np.ndarray, filled: np.ndarray) -> None:
+    """Fill a contiguous array with numbers over and over, without a second one of its size."""
+    flat = filled.view()
+    flat.shape = (-1,)
+    for at in range(0, flat.size, numbers.size):
+        piece = flat[at : at + numbers.size]
+        piece[...] = numbers[: piece.size]
 
 
 def _fill_there(session: InferenceSession, name: str, variable: Variable, pool: np.ndarray) -> None:
