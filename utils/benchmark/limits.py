@@ -15,6 +15,9 @@ from utils.our_runtime import machine
 ROWS_AT_MOST = 512
 """Of a sample's products: more do not multiply faster."""
 
+SIDE_AT_MOST = 8192
+"""Inputs and outputs of a product that is timed for the rate."""
+
 
 class Limit:
     """A rate of the machine round what it limits."""
@@ -66,6 +69,11 @@ class MachineLimits:
 
 
 def _layer_products(config: BloomConfig, rows: int) -> tuple[machine.Product, ...]:
-    """The matmuls of a layer's weights: attention's two, the feed-forward's two."""
+    """The matmuls of a layer's weights: attention's two, the feed-forward's two.
+
+    Their sides are bounded: a layer of the largest model has 10 GB in float32, and its rate is that
+    of a part of it.
+    """
     h = config.model.hidden_size
-    return (rows, h, 3 * h), (rows, h, h), (rows, h, 4 * h), (rows, 4 * h, h)
+    sides = (h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)
+    return tuple((rows, min(k, SIDE_AT_MOST), min(m, SIDE_AT_MOST)) for k, m in sides)
