@@ -13,8 +13,9 @@ from matplotlib.image import imread
 from config import BloomConfig, ConfigError, costs, parse_arguments
 from utils.benchmark import run_benchmark
 from utils.benchmark.arguments import Combination
+from utils.benchmark.command import PROGRAM_BYTES
 from utils.benchmark.comparison import Transformers
-from utils.benchmark.limits import Limit, MachineLimits
+from utils.benchmark.limits import Limit, MachineLimits, sample_bytes
 from utils.benchmark.measuring import Rounds, Samples, Timed
 from utils.benchmark.plot import draw, picture
 from utils.benchmark.report import Layers, Result, Start, result_of
@@ -139,7 +140,8 @@ def room_for(layers: int, monkeypatch, *words: str) -> None:
     config = config_of(*words)
     model = dataclasses.replace(config.model, layers=layers)
     needed = sum(costs.needed(dataclasses.replace(config, model=model), True).values())
-    monkeypatch.setattr(loading, "available_memory", lambda: needed / loading.ROOM + 1)
+    taken = PROGRAM_BYTES + sample_bytes(config)
+    monkeypatch.setattr(loading, "available_memory", lambda: needed / loading.ROOM + taken + 2)
 
 
 def test_layers_that_fit_are_measured_and_the_whole_model_is_extrapolated(capsys, monkeypatch):

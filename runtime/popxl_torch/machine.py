@@ -60,7 +60,7 @@ def matmul_rate(
 
     Args:
         products: sizes of the matrices, multiplied one after another; weights `(k, m)` lie as a
-            checkpoint has them, in rows of outputs. Matrices are kept from call to call.
+            checkpoint has them, in rows of outputs. The last matrices are kept from call to call.
         dtype: of operands and result.
         device_desc: a device as `Session` takes it.
 
@@ -201,6 +201,8 @@ def _operands(products: tuple[Product, ...], dtype: dtypes.dtype, kind: str) -> 
         return torch.ones(*shape, dtype=dtype.as_torch(), device=kind)
 
     def make() -> list:
+        for other in [key for key in _kept if len(key) == 3]:  # they may be as large as a layer
+            del _kept[other]
         return [t for n, k, m in products for t in (ones(n, k), ones(m, k).t())]
 
     return _keep((products, dtype, kind), make)

@@ -17,7 +17,7 @@ from config import BloomConfig
 from utils import distributed, planning
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
-from utils.benchmark.limits import MachineLimits
+from utils.benchmark.limits import MachineLimits, sample_bytes
 from utils.benchmark.measuring import Rounds, Samples, progress_of
 from utils.benchmark.report import Layers, Result, Start, as_json, as_text, result_of
 from utils.benchmark.work import work_of
@@ -34,6 +34,9 @@ from utils.setup import setup_logging
 from utils.writing import show
 
 logger = logging.getLogger(__name__)
+
+PROGRAM_BYTES = 400_000_000
+"""Of Python, PyTorch and what a program keeps besides: 247 MB were resident before any weight."""
 
 
 def run_benchmark(argv: Sequence[str] | None = None) -> None:
@@ -90,9 +93,10 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     restart_peak_memory()
     maps = maps_of(config, arguments.seed) if config.execution.memmap_dir is not None else None
     whole = config = maps.config if maps else config
+    taken = PROGRAM_BYTES + sample_bytes(config)
     if maps is None and arguments.compare is None:
-        config = with_fitting_layers(config)
-    check_memory(config, weights=maps is None)
+        config = with_fitting_layers(config, taken)
+    check_memory(config, weights=maps is None, taken=taken)
     generator = np.random.default_rng(arguments.seed)
     session, compile_seconds = timed_build(config)
     peer = Transformers(config, arguments.seed) if arguments.compare else None
@@ -128,9 +132,13 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
         passes.replicas.release()
 
 
-def with_fitting_layers(config: BloomConfig) -> BloomConfig:
-    """The model with as many of its layers as fit in memory; all, if none do, to be refused."""
-    count = fitting_layers(config)
+def with_fitting_layers(config: BloomConfig, taken: int) -> BloomConfig:
+    """The model with as many of its layers as fit in memory; all, if none do, to be refused.
+
+    Args:
+        taken: bytes that the measurement itself takes.
+    """
+    count = fitting_layers(config, taken)
     if count in (0, config.model.layers):
         return config
     logger.warning(

@@ -68,6 +68,14 @@ class MachineLimits:
         return Limit(lambda: machine.matmul_rate(self.products, dtype, self.device))
 
 
+def sample_bytes(config: BloomConfig) -> int:
+    """Memory that samples take on a CPU at most: the buffer that is read, and a layer's products in
+    float32."""
+    products = _layer_products(config, ROWS_AT_MOST)
+    operands = sum(4 * (n * k + k * m + n * m) for n, k, m in products)
+    return machine.READ_BYTES["cpu"] + operands
+
+
 def _layer_products(config: BloomConfig, rows: int) -> tuple[machine.Product, ...]:
     """The matmuls of a layer's weights: attention's two, the feed-forward's two.
 

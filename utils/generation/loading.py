@@ -137,19 +137,20 @@ def _loaded(
     return LanguageModel(passes, tokenizer, defaults)
 
 
-def check_memory(config: BloomConfig, weights: bool) -> None:
+def check_memory(config: BloomConfig, weights: bool, taken: int = 0) -> None:
     """Find out before anything is built whether what is computed has room.
 
     Args:
         weights: whether these take memory, too.
+        taken: bytes of the machine's memory that something else is going to take.
 
     Raises:
         UserError: it has not.
     """
     share = 1 / distributed.place()[1]
     device = config.execution.device
-    excess = costs.excess(config, available_memory(), weights, share)
-    if excess and device != "cpu":  # an accelerator may have more; finding out takes seconds
+    excess = costs.excess(config, max(0, available_memory() - taken), weights, share)
+    if excess and not on_cpu(config):  # an accelerator may have more; finding out takes seconds
         try:
             excess = costs.excess(config, int(machine.free_memory(device)), weights, share)
         except (RuntimeError, ValueError) as error:
@@ -158,12 +159,16 @@ def check_memory(config: BloomConfig, weights: bool) -> None:
         raise UserError(excess)
 
 
-def fitting_layers(config: BloomConfig) -> int:
-    """As many layers of the model, with weights in memory, as there is room for; 0 to all."""
+def fitting_layers(config: BloomConfig, taken: int = 0) -> int:
+    """As many layers of the model, with weights in memory, as there is room for; 0 to all.
+
+    Args:
+        taken: bytes of the machine's memory that something else is going to take.
+    """
     share = 1 / distributed.place()[1]
     device, layers = config.execution.device, config.model.layers
-    most = costs.fitting_layers(config, int(ROOM * available_memory()), share)
-    if most < layers and device != "cpu":
+    most = costs.fitting_layers(config, int(ROOM * (available_memory() - taken)), share)
+    if most < layers and not on_cpu(config):
         try:
             free = int(machine.free_memory(device))
         except (RuntimeError, ValueError) as error:
