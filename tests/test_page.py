@@ -223,9 +223,14 @@ def test_one_who_waits_is_told_the_place_in_the_queue(browser: Browser, story: S
         ended_by(page, "budget")
 
 
-def test_clear_empties_the_page_and_frees_the_row(browser: Browser, story: Served) -> None:
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "cancelling is lost"])
+def test_clear_empties_the_page_and_frees_the_row(
+    browser: Browser, story: Served, cancelled: bool
+) -> None:
     before = story.engine.statistics().ended.get("stopped", 0)
     with tab(browser, story) as page:
+        if not cancelled:
+            page.route("**/cancel", lambda route: route.fulfill(json={"success": True}))
         page.locator("#prompt textarea").fill(PROMPT)
         page.locator("#look").click()
         expect(bars(page)).to_have_count(10)

@@ -28,6 +28,9 @@ from utils.setup import UserError
 UPDATE_INTERVAL = 0.1
 """Seconds between two updates at least: a reader sees no difference, and eight cost less."""
 
+SETTLED = 1.0
+"""Seconds that a cleared page waits for a last text."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -136,9 +139,12 @@ class Service:
             ticket.cancel()
 
     async def settled(self, owner: str) -> None:
-        """Wait until nobody takes anything more of what this owner has just now."""
+        """Wait until nobody takes anything more of what this owner has just now, for `SETTLED`
+        seconds at most: Gradio may have let go of a generator without closing it."""
         begun = set(self._owned.get(owner, ()))
-        while begun & self._owned.get(owner, set()):
+        for _ in range(int(SETTLED / 0.01)):
+            if not begun & self._owned.get(owner, set()):
+                return
             await asyncio.sleep(0.01)
 
     async def ids(self, prompt: Any, *, special: bool = True, last: int | None = None) -> list[int]:

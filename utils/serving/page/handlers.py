@@ -70,8 +70,16 @@ class Handlers:
         yield longer, gr.skip(), gr.skip(), gr.skip()
         yield gr.skip(), *await self.look(longer, request)
 
-    def clear(self) -> tuple[Any, ...]:
-        """Output, status, chart, what is known of it and remark as they were at first."""
+    async def clear(self, request: gr.Request) -> tuple[Any, ...]:
+        """Prompt, output, status, chart, what is known of it and remark as they were at first.
+
+        It ends what runs itself: Gradio's own cancelling is lost where its call to the server is.
+        """
+        await self.stop(request)
+        return None, *self.cleared()
+
+    def cleared(self) -> tuple[Any, ...]:
+        """All of `clear` but the prompt, which may be a new one by now."""
         return "", said(""), gr.update(visible=False), {}, remark("")
 
     async def settle(self, request: gr.Request) -> None:

@@ -237,7 +237,7 @@ def _bind(handlers: Handlers, writing: _Writing, settings: dict[str, Any]) -> No
         found.then(None, given, writing.chart, js=CHART_IF_IT_FITS, **hidden)
     cleared = [*written, *charted]
     writing.clear.click(
-        lambda: (None, *handlers.clear()),
+        handlers.clear,
         None,
         [writing.prompt, *cleared],
         cancels=[generating, looking, appending],
@@ -245,7 +245,7 @@ def _bind(handlers: Handlers, writing: _Writing, settings: dict[str, Any]) -> No
         **hidden,
     ).then(handlers.settle, **hidden).then(
         # Again: a last text may have come in between. What is queued comes after it.
-        handlers.clear,
+        handlers.cleared,
         None,
         cleared,
         **hidden,
