@@ -101,7 +101,8 @@ def read_bytes(path: Path, fault: Fault, most: int, *, absent: bool = False) -> 
     """All of a file of at most `most` bytes."""
     with open_regular(path, fault, most, absent=absent) as file:
         try:
-            data = io.BufferedReader(file).read(most + 1)  # type: ignore[type-var]
+            with io.BufferedReader(file) as buffered:  # type: ignore[type-var]
+                data = buffered.read(most + 1)
         except OSError as error:
             raise fault(f"cannot read {path}: {error.strerror}") from None
     if len(data) > most:  # it grows, or does not know its size as those of /proc
