@@ -187,6 +187,8 @@ def test_a_slow_browser_ends_with_the_last_text(
         served(ScriptedPasses(tokenizer, text), tokenizer) as site,
         tab(browser, site) as page,
     ):
+        generate(page, "", num_tokens="1")  # what a page loads at its first answer is there then
+        expect(status(page)).to_have_value(re.compile("^Error"))
         throttle = page.context.new_cdp_session(page)
         throttle.send("Emulation.setCPUThrottlingRate", {"rate": 5})
         generate(page, PROMPT, num_tokens="300")
