@@ -27,6 +27,7 @@ import torch  # noqa: E402 - its profiler is what shows the ops
 from popxl_torch.backends.cpu import library  # noqa: E402 - found just above
 from popxl_torch.backends.cpu.library import Library  # noqa: E402
 from popxl_torch.backends.cpu.structs import Instruction  # noqa: E402
+from popxl_torch.replay import decisions  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from config import BloomConfig, parse_arguments  # noqa: E402
@@ -100,14 +101,13 @@ def _kernels(step) -> tuple[float, Counter]:
         run(self, instruction, result, **fields)
         parts[instruction.kind.lower()] += time.perf_counter() - begin
 
-    from popxl_torch.replay.recording import Recorded
-
-    recorded, Recorded._may_record = Recorded._may_record, lambda self, inputs: False
+    token = decisions.observer.set(lambda tensor, values: None)  # who looks on stops replays
     Library.run = timed
     try:
         seconds = _seconds(step)
     finally:
-        Library.run, Recorded._may_record = run, recorded
+        Library.run = run
+        decisions.observer.reset(token)
     parts["Python and torch"] = seconds - sum(parts.values())
     return seconds, parts
 

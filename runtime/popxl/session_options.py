@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from popxl.ir import Ir
 
 
+CACHE_DIR = "POPXL_CACHE_DIR"
+"""Environment variable: the folder for what is kept from launch to launch; empty for nothing."""
+
+
+def cache_dir() -> str | None:
+    """What `CACHE_DIR` says; None where it is not set."""
+    return os.environ.get(CACHE_DIR)
+
+
 class SessionOptions:
     """Takes any option. One that was not set is None; those that are tables start empty.
 
@@ -22,7 +31,7 @@ class SessionOptions:
         self.dotChecks: set[str] = set()
         self.logDir = "."
         self.globalReplicaOffset = 0  # the first replica of this process
-        cache = os.environ.get("POPXL_CACHE_DIR")
+        cache = cache_dir()
         self.enableEngineCaching, self.cachePath = cache is not None, cache
         self.engineOptions: dict[str, str] = {}
         self.convolutionOptions: dict[str, str] = {}

@@ -35,9 +35,10 @@ from popxl_torch.lowering.graphs import Lowering, Surroundings
 from popxl_torch.lowering.placement import load, load_stream
 from popxl_torch.memory import shards
 from popxl_torch.memory.arrays import repeated, to_numpy, to_torch
-from popxl_torch.memory.cells import Cell, RemoteStore
+from popxl_torch.memory.cells import Cell, Lasting, RemoteStore
 from popxl_torch.memory.paging import Pager
 from popxl_torch.memory.system import untouched_zeros
+from popxl_torch.replay.replay import Replays
 from popxl_torch.traffic import Traffic
 
 MAPPED_MEMORY = "POPXL_MAPPED_MEMORY"
@@ -60,6 +61,7 @@ class Executor:
         if device.type == "cuda":
             cuda.sum_in_float32()
         self.mesh, self.collectives = _layout(ir, device)
+        self.memory = Lasting()
         self.pager = Pager(_mapped_memory())
         self.streamer, self._streamed = _streams(ir, device)
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
@@ -68,15 +70,19 @@ class Executor:
         self._cells = {v: self._new_cell(v) for v in ir.main_graph.variables}
         # Collectives between processes wait on the host, which no CUDA graph can hold.
         alone = not isinstance(self.collectives, AcrossProcesses)
+        back_end = chosen(device, composite_kernels, captured=alone and self.streamer is None)
+        self.replays = Replays(
+            back_end.capture, self.memory, lambda: self.pager.fits and self.streamer is None
+        )
         around = Surroundings(
             self.mesh,
             device,
             self.remote,
             self._loader,
             self._storer,
-            chosen(device, composite_kernels, captured=alone and self.streamer is None),
+            back_end,
             composite_kernels,
-            lambda: self.pager.fits and self.streamer is None,
+            self.replays,
             self.collectives,
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
@@ -168,7 +174,7 @@ class Executor:
 
     def _new_cell(self, variable: Variable) -> Cell:
         value = self._value(variable, variable._data)
-        cell = Cell(value, self._is_shared(value), lasts=True)
+        cell = Cell(value, self._is_shared(value), lasting=self.memory)
         if variable._remote is not None:
             buffer, offset = variable._remote
             self.remote[buffer].place(offset, cell)
@@ -202,8 +208,10 @@ class Executor:
         name = f"remote_buffer_{buffer.remote_buffer_id}"
         if self.streamer is not None and buffer in self._streamed.slots:
             on_host = self._streamed.slots[buffer]
-            return StreamedStore(name, buffer.entries, lead, zeros, self.streamer.lanes, on_host)
-        return RemoteStore(name, buffer.entries, lead, zeros, self._slot_loader())
+            return StreamedStore(
+                name, buffer.entries, lead, self.memory, zeros, self.streamer.lanes, on_host
+            )
+        return RemoteStore(name, buffer.entries, lead, self.memory, zeros, self._slot_loader())
 
     def _slot_loader(self) -> Callable[[torch.Tensor, str], torch.Tensor]:
         """What brings a slot to where it is computed with."""

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from popxl_torch.backends.cuda import graphs as cuda
-from popxl_torch.backends.cuda.graphs import CudaCapture, Graphed
+from popxl_torch.backends.cuda.graphs import CudaCapture, CudaGraphs
 from popxl_torch.backends.reference.attention import attend
 from popxl_torch.backends.reference.indexing import dynamic_slice, picked_range
 from popxl_torch.backends.reference.rows_attention import rows_attention
-from popxl_torch.memory.cells import Cell
+from popxl_torch.memory.cells import Cell, Lasting
 from popxl_torch.replay.decisions import numbers
+from popxl_torch.replay.replay import Replays
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 3, 2, 9, 4
 CPU = torch.device("cpu")
@@ -95,12 +96,18 @@ class Captures:
 
 
 def lasting(value: float) -> Cell:
-    return Cell(torch.full((2,), value), shared=False, lasts=True)
+    return Cell(torch.full((2,), value), shared=False, lasting=Lasting())
+
+
+def replayed(module, capture, memory=None, device=CPU, constants=frozenset()) -> torch.nn.Module:
+    """What runs a graph in a session with this memory."""
+    replays = Replays(CudaGraphs(device, capture), memory or Lasting(), lambda: True)
+    return replays.of(module, constants)
 
 
 def test_the_third_run_is_a_replay_on_its_own_inputs():
     capture, cell = Captures(), lasting(3.0)
-    graphed = Graphed(Scaled(), CPU, capture)
+    graphed = replayed(Scaled(), capture, cell.lasting)
     results = [graphed(torch.full((2,), float(i)), cell)[0] for i in range(5)]
     assert [r.tolist() for r in results] == [[3.0 * i] * 2 for i in range(5)]
     assert (capture.count, capture.replays) == (1, 3)
@@ -108,7 +115,7 @@ def test_the_third_run_is_a_replay_on_its_own_inputs():
 
 def test_what_is_written_between_replays_is_seen_and_moved_memory_is_captured_anew():
     capture, cell, x = Captures(), lasting(3.0), torch.ones(2)
-    graphed = Graphed(Scaled(), CPU, capture)
+    graphed = replayed(Scaled(), capture, cell.lasting)
     for _ in range(3):
         graphed(x, cell)
     cell.write(torch.full((2,), 4.0))
@@ -131,7 +138,8 @@ def test_a_constant_input_is_left_where_it_is(monkeypatch, constants, captured):
     capture, meta = Captures(), torch.device("meta")
     moved = []
     monkeypatch.setattr(cuda, "move", lambda x, device: moved.append(x) or x)
-    graphed = Graphed(Stepped(), CPU if not constants else meta, capture, constants)
+    device = meta if constants else CPU
+    graphed = replayed(Stepped(), capture, None, device, constants)
     results = [graphed(torch.full((2,), float(i)), torch.tensor([5]))[0] for i in range(4)]
     assert [r.tolist() for r in results] == [[5.0 + i] * 2 for i in range(4)]
     assert capture.count == captured
@@ -140,7 +148,7 @@ def test_a_constant_input_is_left_where_it_is(monkeypatch, constants, captured):
 
 def test_another_shape_is_not_replayed():
     capture, cell = Captures(), lasting(3.0)
-    graphed = Graphed(Scaled(), CPU, capture)
+    graphed = replayed(Scaled(), capture, cell.lasting)
     for _ in range(3):
         graphed(torch.ones(2), cell)
     assert graphed(torch.ones(4, 2), cell)[0].shape == (4, 2)
@@ -150,9 +158,9 @@ def test_a_capture_that_fails_is_said_once_and_not_tried_again(caplog):
     def fail(run):
         raise RuntimeError("operation not permitted when stream is capturing\ntrace")
 
-    module = Scaled()
-    graphed = Graphed(module, CPU, fail)
-    results = [graphed(torch.ones(2), lasting(3.0))[0].tolist() for _ in range(6)]
+    module, cell = Scaled(), lasting(3.0)
+    graphed = replayed(module, fail, cell.lasting)
+    results = [graphed(torch.ones(2), cell)[0].tolist() for _ in range(6)]
     assert results == [[3.0, 3.0]] * 6
     assert module.runs == 6
     assert caplog.messages == [
@@ -166,7 +174,7 @@ def test_what_decides_by_numbers_on_the_device_is_not_captured(caplog):
             return (x[numbers(index)[0]],)
 
     capture = Captures()
-    graphed = Graphed(Picks(), CPU, capture)
+    graphed = replayed(Picks(), capture)
     x = torch.arange(4.0)
     assert [graphed(x, torch.tensor([i]))[0].item() for i in range(4)] == [0, 1, 2, 3]
     assert capture.count == 0

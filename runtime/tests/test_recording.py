@@ -11,7 +11,7 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl_torch.replay import recording
+from popxl_torch.replay import replay
 from popxl_torch.replay.scratch import Copies, Scratch
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -31,9 +31,8 @@ def sessions(build: Callable[[], tuple], replicas: int = 1) -> list[tuple]:
 
 
 def recordings(session: popxl.Session) -> int:
-    """How many there are now."""
-    modules = session._executor.main.modules()
-    return sum(len(m._recordings) for m in modules if isinstance(m, recording.Recorded))
+    """How many were made."""
+    return session._executor.replays.captures
 
 
 def call(function: Callable, *inputs: popxl.Tensor) -> popxl.Tensor:
@@ -122,6 +121,52 @@ def test_weights_may_be_written_after_a_recording():
             np.testing.assert_array_equal(session.run()[y], [[2 * number + 1] * 2])
 
 
+def test_a_write_in_one_session_leaves_the_recordings_of_another():
+    def build():
+        w = popxl.variable(np.full((2, 2), 3, np.float32))
+        y = popxl.d2h_stream((1, 2), popxl.float32)
+        one = popxl.constant(np.ones((1, 2), np.float32))
+        ops.host_store(y, call(lambda one, w: one @ w + 1, one, w))
+        return w, y
+
+    (first, (w, y)), (second, (_, y_second)) = (sessions(build)[0] for _ in range(2))
+    with first, second:
+        for _ in range(RUNS):
+            first.run(), second.run()
+        before = second._executor.replays.replays
+        first.write_variable_data(w, np.ones((2, 2), np.float32))
+        np.testing.assert_array_equal(first.run()[y], [[3] * 2])
+        np.testing.assert_array_equal(second.run()[y_second], [[7] * 2])
+    assert recordings(first) == 2
+    assert recordings(second) == 1
+    assert second._executor.replays.replays == before + 1
+
+
+def test_a_graph_is_recorded_anew_as_often_as_recordings_are_of_use():
+    """A variable is written to before every run, then before every twentieth."""
+
+    def build():
+        w = popxl.variable(np.zeros(2, np.float32))
+        y = popxl.d2h_stream((2,), popxl.float32)
+        ops.host_store(y, call(lambda w: w * 2 + 1, w))
+        return w, y
+
+    ((session, (w, y)), _) = sessions(build)
+    with session:
+        for number in range(12):
+            session.write_variable_data(w, np.full(2, number, np.float32))
+            np.testing.assert_array_equal(session.run()[y], [2 * number + 1] * 2)
+        assert recordings(session) == replay.FIRST_CAPTURES
+    ((session, (w, y)), _) = sessions(build)
+    with session:
+        for number in range(200):
+            if number % 20 == 0:
+                session.write_variable_data(w, np.full(2, number, np.float32))
+            expected = 2 * (number - number % 20) + 1
+            np.testing.assert_array_equal(session.run()[y], [expected] * 2)
+    assert recordings(session) == 10
+
+
 def test_variables_are_updated_in_every_run():
     def build():
         total = popxl.variable(np.zeros(3, np.float32))
@@ -176,7 +221,6 @@ RECORDS = """
 import sys
 import numpy as np, popxl
 from popxl import ops
-from popxl_torch.replay import recording
 ir = popxl.Ir()
 with ir.main_graph:
     x, y = popxl.h2d_stream((2, 3), popxl.float32), popxl.d2h_stream((2, 3), popxl.float32)
@@ -186,8 +230,7 @@ with ir.main_graph:
 with popxl.Session(ir, "cpu") as session:
     for _ in range(3):
         session.run({x: np.ones((2, 3), np.float32)})
-modules = session._executor.main.modules()
-print(sum(len(m._recordings) for m in modules if isinstance(m, recording.Recorded)))
+print(session._executor.replays.captures)
 print(sorted(name for name in ("torch._dynamo", "sympy") if name in sys.modules))
 """
 

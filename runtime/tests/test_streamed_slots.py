@@ -12,6 +12,7 @@ from popxl import ops
 from popxl_torch.backends.cuda import lanes, room
 from popxl_torch.backends.cuda.streamed_slots import StreamedStore
 from popxl_torch.lowering.parts import Update
+from popxl_torch.memory.cells import Lasting
 from programs import store
 from recording_lanes import RecordingLanes
 
@@ -216,7 +217,7 @@ def test_what_is_read_after_a_store_is_what_was_stored(monkeypatch, device, repl
 
 def test_a_slot_has_room_while_others_are_read():
     device = RecordingLanes(free=0)
-    slots = StreamedStore("slots", 4, 0, lambda: torch.zeros(3), device, {0, 1, 2, 3})
+    slots = StreamedStore("slots", 4, 0, Lasting(), lambda: torch.zeros(3), device, {0, 1, 2, 3})
     for number in range(4):
         slots.store(torch.full((3,), number), number)
     read = [slots.load(number) for number in range(3)]

@@ -21,6 +21,7 @@ from popxl_torch.backends.specs import (
     StoredWeight,
 )
 from popxl_torch.memory.cells import Cell
+from popxl_torch.replay.replay import Capture
 
 Maybe = torch.Tensor | None
 
@@ -31,10 +32,12 @@ class BackEnd(Protocol):
     Attributes:
         products: whether products are given to it with what follows them, as one.
         chains: whether chains of elementwise ops are given to it, as one.
+        capture: how graphs that repeat are captured; None where they are not.
     """
 
     products: bool
     chains: bool
+    capture: Capture | None
 
     def linear(
         self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
@@ -90,21 +93,6 @@ class BackEnd(Protocol):
         self, spec: PlaceSpec, target: torch.Tensor, index: torch.Tensor, update: torch.Tensor
     ) -> bool | None:
         """Replace the part of `target` that begins at `index`, in its memory; True where done."""
-
-    def capture(
-        self,
-        module: torch.nn.Module,
-        constants: frozenset[int],
-        lasting: frozenset[int],
-        settled: Callable[[], bool],
-    ) -> torch.nn.Module | None:
-        """What runs a graph that does the same in every run, and replays it.
-
-        Args:
-            constants: the inputs that are the same in every run.
-            lasting: the inputs that may be read where they lie.
-            settled: whether lasting memory is where it stays.
-        """
 
 
 def first_of(name: str, *ways: Callable[..., Maybe]) -> Callable[..., torch.Tensor]:

@@ -22,7 +22,7 @@ def chosen(device: torch.device, kernels: bool, captured: bool) -> BackEnd:
     """
     of_gpu = cuda.kernels_for(device) if kernels else None
     if device.type != "cpu" or of_gpu is not None:
-        capture = graphs.CudaCapture() if captured and graphs.enabled(device) else None
-        return Cuda(device, of_gpu, capture)
+        captures = captured and graphs.enabled(device)
+        return Cuda(of_gpu, graphs.CudaGraphs(device, graphs.CudaCapture()) if captures else None)
     native = library() if kernels else None
     return Reference() if native is None else Cpu(native)

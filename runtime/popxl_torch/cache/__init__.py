@@ -28,6 +28,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from popxl.session_options import CACHE_DIR as CACHE_DIR
+from popxl.session_options import cache_dir
+
 from popxl_torch.cache.private_folder import NotPrivateError, PrivateFolder, is_stable
 from popxl_torch.cache.room import LOCK, in_use, trim
 
@@ -35,9 +38,6 @@ try:
     import fcntl
 except ImportError:  # a system without file locks: processes may do the same work twice
     fcntl = None  # type: ignore[assignment]
-
-CACHE_DIR = "POPXL_CACHE_DIR"
-"""Environment variable: the folder; an empty value means that nothing is kept."""
 
 MANIFEST = "entry.json"
 LARGEST_MANIFEST = 1 << 20
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 def folder() -> Path | None:
     """Where entries are; None where nothing is kept."""
-    given = os.environ.get(CACHE_DIR)
+    given = cache_dir()
     if given is not None:
         return Path(given).expanduser() if given else None
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -121,7 +121,7 @@ def opened_root() -> PrivateFolder | None:
     if root is None:
         return None
     try:
-        return PrivateFolder.open(root, tighten=CACHE_DIR not in os.environ)
+        return PrivateFolder.open(root, tighten=cache_dir() is None)
     except (OSError, ValueError, NotPrivateError) as error:
         _cannot_keep(root, error)
         return None

@@ -52,6 +52,7 @@ from popxl_torch.lowering.values import NOWHERE, Values
 from popxl_torch.memory import cells
 from popxl_torch.memory.arrays import to_torch
 from popxl_torch.memory.cells import RemoteStore
+from popxl_torch.replay.replay import Replays
 
 SMALL = 1 << 12
 """Elements that cost less to copy than to ask whether they have moved."""
@@ -68,7 +69,7 @@ class Surroundings:
     store: Callable[[Stream], Callable[[torch.Tensor], None]]
     back_end: BackEnd
     declared: bool  # whether graphs that were declared are computed as what they stand for
-    settled: Callable[[], bool]
+    replays: Replays
     collectives: Collectives | AcrossProcesses
 
 
@@ -436,8 +437,7 @@ class _GraphLowering:
         """
         if not is_steady(graph) or only_loads(graph):
             return module
-        around = self.around
-        return around.back_end.capture(module, constants, lasting, around.settled) or module
+        return self.around.replays.of(module, constants, lasting)
 
     def _run_graphs(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 
@@ -13,6 +12,19 @@ from popxl_torch.memory.arrays import broadcast_shapes
 from popxl_torch.replay.decisions import numbers
 
 
+class Lasting:
+    """The memory of a session that is there from run to run.
+
+    Attributes:
+        moves: how often a cell of it has become other memory.
+    """
+
+    __slots__ = ("moves",)
+
+    def __init__(self) -> None:
+        self.moves = 0
+
+
 class Cell:
     """A value that can be written: a variable, a slot of a remote buffer, a by-reference input.
 
@@ -20,20 +32,19 @@ class Cell:
         tensor: what it holds, `(*mesh, *shape)`.
         shared: whether the tensor's memory is also someone else's (the program's host arrays, a
             memory map, another value); it is then copied before the first write.
-        lasts: whether it is there from run to run.
-        moves: how often the memory of any cell that lasts has become another.
+        lasting: the memory that it is a part of; None where it lasts for a run at most.
     """
 
-    __slots__ = ("tensor", "shared", "lasts")
-    moves: ClassVar[int] = 0
+    __slots__ = ("tensor", "shared", "lasting")
 
-    def __init__(self, tensor: torch.Tensor, shared: bool = True, lasts: bool = False):
-        self.tensor, self.shared, self.lasts = tensor, shared, lasts
+    def __init__(self, tensor: torch.Tensor, shared: bool = True, lasting: Lasting | None = None):
+        self.tensor, self.shared, self.lasting = tensor, shared, lasting
 
     def move(self, tensor: torch.Tensor, shared: bool) -> None:
         """Hold other memory from now on."""
         self.tensor, self.shared = tensor, shared
-        Cell.moves += self.lasts
+        if self.lasting is not None:
+            self.lasting.moves += 1
 
     def share(self) -> torch.Tensor:
         """What it holds, which no write will change: the next one goes to other memory."""
@@ -95,17 +106,19 @@ class RemoteStore:
         name: str,
         entries: int,
         lead: int,
+        memory: Lasting,
         zeros: Callable[[], torch.Tensor],
         loads: Callable[[torch.Tensor, str], torch.Tensor],
     ):
         """
         Args:
+            memory: the session's, which slots are a part of.
             zeros: makes what a slot holds before it is written to.
             loads: given what a slot that is about to be used holds, and the store's name, gives
                 that where it is computed with.
         """
         self._name, self._entries, self._lead = name, entries, lead
-        self._zeros, self._loads = zeros, loads
+        self._memory, self._zeros, self._loads = memory, zeros, loads
         self._slots: dict[int, Cell] = {}
         self.__name__ = name
 
@@ -147,12 +160,12 @@ class RemoteStore:
     def place(self, offset: int, cell: Cell) -> None:
         """Make `cell` the slot."""
         self._slots[offset] = cell
-        Cell.moves += 1
+        self._memory.moves += 1
 
     def _slot(self, offset: int) -> Cell:
         """The slot, where it is computed with."""
         if offset not in self._slots:
-            self.place(offset, Cell(self._zeros(), shared=False, lasts=True))
+            self.place(offset, Cell(self._zeros(), shared=False, lasting=self._memory))
         return self._slots[offset]
 
     def _written(self, offset: int, cell: Cell) -> None:

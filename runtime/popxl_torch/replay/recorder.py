@@ -1,8 +1,13 @@
-"""What writes down a graph's work while it is done."""
+"""Captures on a CPU: what a graph does, written down below Python while it is done.
+
+That is native instructions with the addresses they use, the torch ops between them, and what is
+exchanged with other processes. A replay runs the list, a few native calls in all. Results have
+memory of their own (`scratch.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +18,43 @@ from popxl_torch.backends.cpu.library import Library, Program
 from popxl_torch.backends.cpu.library import observer as instructions
 from popxl_torch.backends.cpu.structs import Instruction
 from popxl_torch.replay import decisions, effects
-from popxl_torch.replay.scratch import Scratch
+from popxl_torch.replay.replay import Captured, Outputs
+from popxl_torch.replay.scratch import Copies, Scratch
 
 MOST_BYTES = 1 << 28
 """Memory that the intermediate results of a session's recordings may take."""
 
 _DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+
+
+class CallLists:
+    """A `Capture` of lists of calls, of graphs of which one is replayed at a time.
+
+    Args:
+        native: whose instructions are written down.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, native: Library):
+        self._native, self._scratch = native, Scratch()
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    def watch(
+        self, module: torch.nn.Module, inputs: Sequence[Any], constants: Collection[int]
+    ) -> tuple[Outputs, Callable[[], Captured] | None]:
+        recorder = Recorder(self._native, self._scratch)
+        for i in constants:
+            recorder.stays(inputs[i])
+        made = recorder.watch(module, inputs)
+        outputs = tuple(t.clone() for t in made)
+
+        def end() -> Captured:
+            return Captured(recorder.again, [Copies(t).copy for t in made])
+
+        return outputs, None if recorder.failed else end
 
 
 class Recorder(TorchDispatchMode):
@@ -46,7 +82,11 @@ class Recorder(TorchDispatchMode):
         self._constant: set[int] = set()  # storages whose numbers are the same in every run
         self._written = False
 
-    def watch(self, module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    def again(self) -> bool:
+        """Do it again; False, before anything is written, where a decision no longer holds."""
+        return all(step() for step in self.steps)
+
+    def watch(self, module: torch.nn.Module, inputs: Sequence[Any]) -> Outputs:
         """Run `module`, whose buffers are the program's constants."""
         for constant in module.buffers():
             self.stays(constant)

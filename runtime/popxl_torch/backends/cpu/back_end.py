@@ -22,8 +22,8 @@ from popxl_torch.backends.specs import (
     StoredWeight,
 )
 from popxl_torch.memory.cells import Cell
-from popxl_torch.replay.recording import Recorded
-from popxl_torch.replay.scratch import Scratch
+from popxl_torch.replay.recorder import CallLists
+from popxl_torch.replay.replay import Capture
 
 Maybe = torch.Tensor | None
 
@@ -33,15 +33,13 @@ class Cpu:
 
     Args:
         native: the library.
-
-    Attributes:
-        scratch: the memory that recordings work in.
     """
 
     products = chains = True
 
     def __init__(self, native: Library):
-        self.native, self.scratch = native, Scratch()
+        self.native = native
+        self.capture: Capture | None = CallLists(native)
 
     def linear(
         self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
@@ -106,12 +104,3 @@ class Cpu:
     ) -> bool | None:
         done = put(self.native, spec.lead, target, index, update, spec.axes, spec.sizes)
         return done or None
-
-    def capture(
-        self,
-        module: torch.nn.Module,
-        constants: frozenset[int],
-        lasting: frozenset[int],
-        settled: Callable[[], bool],
-    ) -> torch.nn.Module:
-        return Recorded(module, self.native, self.scratch, settled, constants, lasting)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
 
 from popxl_torch.backends.back_end import one_after_another
 from popxl_torch.backends.cuda.attention import attention_on_gpu
-from popxl_torch.backends.cuda.graphs import Capture, Graphed
 from popxl_torch.backends.cuda.product import linear_on_gpu
 from popxl_torch.backends.specs import (
     AttentionSpec,
@@ -21,6 +19,7 @@ from popxl_torch.backends.specs import (
     StoredWeight,
 )
 from popxl_torch.memory.cells import Cell
+from popxl_torch.replay.replay import Capture
 
 Maybe = torch.Tensor | None
 Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -30,15 +29,14 @@ class Cuda:
     """A `BackEnd` of a GPU.
 
     Args:
-        device: the GPU.
         kernels: those of `kernels.py`; None where PyTorch does what they would.
-        graphs: captures CUDA graphs; None where there are to be none.
+        capture: of CUDA graphs; None where there are to be none.
     """
 
     chains = False
 
-    def __init__(self, device: torch.device, kernels: ModuleType | None, graphs: Capture | None):
-        self.device, self.kernels, self.graphs = device, kernels, graphs
+    def __init__(self, kernels: ModuleType | None, capture: Capture | None):
+        self.kernels, self.capture = kernels, capture
         self.products = kernels is not None
 
     def linear(
@@ -81,17 +79,6 @@ class Cuda:
         assert self.kernels is not None
         kernel = self.kernels.token_attention
         return attention_on_gpu(kernel, lead, tokens, cells, slopes, positions)
-
-    def capture(
-        self,
-        module: torch.nn.Module,
-        constants: frozenset[int],
-        lasting: frozenset[int],
-        settled: Callable[[], bool],
-    ) -> torch.nn.Module | None:
-        if self.graphs is None:
-            return None
-        return Graphed(module, self.device, self.graphs, constants)
 
     # PyTorch does the rest.
 

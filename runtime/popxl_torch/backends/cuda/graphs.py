@@ -1,30 +1,23 @@
-"""Graphs that do the same work every time, replayed as CUDA graphs.
-
-A pass launches the same kernels on the same memory again and again. Here they are captured once and
-then launched together. Inputs are copied to memory of their own before each replay, and results
-after it; a capture is dropped when lasting memory has moved. A graph that decides by numbers on the
-device cannot be captured and is run as it is.
-"""
+"""Captures on CUDA: the kernels that a graph launches, launched together by a replay."""
 
 from __future__ import annotations
 
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
 from popxl_torch.lowering.placement import move
-from popxl_torch.memory.cells import Cell
 from popxl_torch.replay.decisions import observer
+from popxl_torch.replay.replay import Captured, Outputs
 
 CUDA_GRAPHS = "POPXL_CUDA_GRAPHS"
 """Environment variable: 0 turns CUDA graphs off."""
 
-Outputs = tuple[torch.Tensor, ...]
-Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
+Record = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
 """Captures what a function does on the device: what replays it, and where its results then are."""
 
 
@@ -41,7 +34,7 @@ def sum_in_float32() -> None:
 
 
 class CudaCapture:
-    """A `Capture` by CUDA, of graphs of which one is replayed at a time.
+    """A `Record` by CUDA, of graphs of which one is replayed at a time.
 
     They share their memory: a replay's is the next one's, as inputs lie elsewhere and results are
     copied at once. PyTorch has the graphs that were captured on one stream share the workspace of
@@ -76,95 +69,42 @@ class CudaCapture:
         return graph.replay, outputs
 
 
-class Graphed(torch.nn.Module):
-    """Runs a graph as it is once, once more to see whether it can be captured, then replays it.
+class CudaGraphs:
+    """A `Capture` of CUDA graphs.
+
+    A graph that decides by numbers on the device cannot be captured.
 
     Args:
-        device: where inputs are for a replay.
-        constants: the inputs that are the same in every run, and stay where they are.
+        record: what captures one, a `CudaCapture`.
     """
 
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        device: torch.device,
-        capture: Capture,
-        constants: frozenset[int] = frozenset(),
-    ):
-        super().__init__()
-        self.module, self.device, self.capture = module, device, capture
-        self.constants = constants
-        self._captured: _Captured | None = None
-        self._tried, self._possible = False, True
+    def __init__(self, device: torch.device, record: Record):
+        self.device, self._record = device, record
 
-    def forward(self, *inputs: Any) -> Outputs:
-        if not self._possible or not all(x.lasts for x in inputs if isinstance(x, Cell)):
-            return self.module(*inputs)
-        if self._captured is not None and self._captured.holds(inputs):
-            return self._captured.run(inputs)
-        self._captured = None
-        if not self._tried:  # memory that lasts finds its place
-            self._tried = True
-            return self.module(*inputs)
-        self._tried = False
-        return self._run_and_capture(inputs)
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        return move(x, self.device).clone()
 
-    def _run_and_capture(self, inputs: tuple[Any, ...]) -> Outputs:
-        fixed = tuple(
-            x if i in self.constants or isinstance(x, Cell) else move(x, self.device).clone()
-            for i, x in enumerate(inputs)
-        )
-        moves = Cell.moves
-        outputs = self._observed(fixed)
-        if self._possible and moves == Cell.moves:
-            try:
-                replay, results = self.capture(lambda: self.module(*fixed))
-                varying = tuple(None if i in self.constants else x for i, x in enumerate(fixed))
-                self._captured = _Captured(varying, replay, results)
-            except RuntimeError as error:
-                self._possible = False
-                reason = str(error).splitlines()[0]
-                logging.getLogger(__name__).warning("run without a CUDA graph: %s", reason)
-        return outputs
-
-    def _observed(self, inputs: tuple[Any, ...]) -> Outputs:
-        """Run, and see whether numbers on the device are decided by."""
+    def watch(
+        self, module: torch.nn.Module, inputs: Sequence[Any], constants: Collection[int]
+    ) -> tuple[Outputs, Callable[[], Captured | None] | None]:
+        decisions = []  # by numbers on the device
 
         def decided(tensor: torch.Tensor, values: Any) -> None:
-            self._possible &= tensor.device != self.device
+            if tensor.device == self.device:
+                decisions.append(values)
 
         token = observer.set(decided)
         try:
-            return self.module(*inputs)
+            outputs = module(*inputs)
         finally:
             observer.reset(token)
+        return outputs, None if decisions else lambda: self._captured(module, inputs)
 
-
-class _Captured:
-    """A capture, the inputs that it reads and the outputs that it writes.
-
-    Args:
-        inputs: None for those that are the same in every run.
-    """
-
-    def __init__(self, inputs: tuple[Any, ...], replay: Callable[[], Any], outputs: Outputs):
-        self._inputs, self._replay, self._outputs = inputs, replay, outputs
-        self._moves = Cell.moves
-
-    def holds(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether memory is where it was, and `inputs` are of the same kind."""
-        pairs = zip(self._inputs, inputs, strict=True)
-        return self._moves == Cell.moves and all(self._fits(*pair) for pair in pairs)
-
-    @staticmethod
-    def _fits(fixed: Any, given: Any) -> bool:
-        if isinstance(fixed, torch.Tensor):
-            return (given.shape, given.dtype) == (fixed.shape, fixed.dtype)
-        return fixed is None or given is fixed
-
-    def run(self, inputs: tuple[Any, ...]) -> Outputs:
-        for fixed, given in zip(self._inputs, inputs, strict=True):
-            if isinstance(fixed, torch.Tensor):
-                fixed.copy_(given, non_blocking=True)
-        self._replay()
-        return tuple(t.clone() for t in self._outputs)
+    def _captured(self, module: torch.nn.Module, inputs: Sequence[Any]) -> Captured | None:
+        try:
+            replay, outputs = self._record(lambda: module(*inputs))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            logging.getLogger(__name__).warning("run without a CUDA graph: %s", reason)
+            return None
+        return Captured(lambda: replay() is None or True, [t.clone for t in outputs])

@@ -16,7 +16,7 @@ import torch
 
 from popxl_torch.backends.cuda.lanes import Lanes
 from popxl_torch.backends.cuda.places import SLOT_PLACES, Held, Place, elements, is_dense
-from popxl_torch.memory.cells import Cell, RemoteStore
+from popxl_torch.memory.cells import Cell, Lasting, RemoteStore
 
 
 class StreamedStore(RemoteStore):
@@ -31,11 +31,12 @@ class StreamedStore(RemoteStore):
         name: str,
         entries: int,
         lead: int,
+        memory: Lasting,
         zeros: Callable[[], torch.Tensor],
         lanes: Lanes,
         numbers: set[int],
     ):
-        super().__init__(name, entries, lead, zeros, lambda value, store: value)
+        super().__init__(name, entries, lead, memory, zeros, lambda value, store: value)
         self.lanes, self.numbers = lanes, numbers
         self._held: dict[int, Held] = {}  # what slots hold that were stored to
         self._places: list[Place] = []  # by last use; their keys are numbers of slots

@@ -13,6 +13,7 @@ from popxl_torch.backends.reference.linear import dequantised, epilogue, linear
 from popxl_torch.backends.reference.matmul import matmul
 from popxl_torch.backends.reference.norm import norm
 from popxl_torch.backends.specs import ChainSpec, LinearSpec, PlaceSpec, StoredWeight
+from popxl_torch.replay.replay import Capture
 
 Maybe = torch.Tensor | None
 
@@ -21,6 +22,7 @@ class Reference:
     """A `BackEnd` that does everything, op by op: nothing is given to it as one."""
 
     products = chains = False
+    capture: Capture | None = None
     norm = staticmethod(norm)
     attention = staticmethod(attention)
 
@@ -56,12 +58,3 @@ class Reference:
     ) -> bool:
         indexing.put_at(target, index, update, spec.lead, spec.axes, spec.sizes)
         return True
-
-    def capture(
-        self,
-        module: torch.nn.Module,
-        constants: frozenset[int],
-        lasting: frozenset[int],
-        settled: Callable[[], bool],
-    ) -> None:
-        """Nothing: graphs are run as they are."""
