@@ -11,7 +11,7 @@ import torch
 from popxl import ops
 from popxl_torch.backends.cuda import lanes, room
 from popxl_torch.backends.cuda.streamed_slots import StreamedStore
-from popxl_torch.lowering.parts import Update
+from popxl_torch.lowering.updates import Update
 from popxl_torch.memory.cells import Lasting
 from programs import store
 from recording_lanes import RecordingLanes

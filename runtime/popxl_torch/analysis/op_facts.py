@@ -78,7 +78,7 @@ OP_FACTS: dict[str, OpFacts] = {
     # shape
     **dict.fromkeys(("reshape", "transpose", "slice"), _VIEW),
     **dict.fromkeys(("identity", "split"), _SEEN_FROM_ELSEWHERE),
-    "concat": OpFacts(aliases=True),
+    "concat": OpFacts(moved=ALL, aliases=True),
     # indices
     "gather": OpFacts(moved=1, integers="apart", cost="picked"),
     "dynamic_slice": OpFacts(moved=ALL, shares=True, integers="apart", cost="view"),

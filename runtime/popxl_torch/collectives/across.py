@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
+from popxl.graph import Op
 from popxl.replica_grouping import ReplicaGrouping
 
 from popxl_torch.collectives.local_mesh import LocalMesh
@@ -146,3 +148,22 @@ class AcrossProcesses:
             results = self.processes.gather(padded, members)
         joined = results.movedim(0, lead).flatten(lead)[..., : flat.shape[-1]]
         return joined.reshape(*joined.shape[:lead], *x.shape[lead:])
+
+
+def of_op(op: Op, do: Collectives | AcrossProcesses) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The collective that an op asks for."""
+    group = op.group
+    options: tuple[Any, ...]
+    if op.kind == "all_reduce":
+        options = (op.reduction, group)
+    elif op.kind == "all_gather":
+        options = (group, op.axis, op.new_axis)
+    else:
+        options = (op.reduction, group, group.group_size)
+    function = getattr(do, op.kind)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return function(x, *options)
+
+    run.__name__ = op.kind
+    return run

@@ -6,12 +6,15 @@ used nowhere else. An RMS norm written out is such a chain, and so are a gate, a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+import torch
 from popxl.graph import Graph, Op
 from popxl.tensor import Constant, Tensor
 
+from popxl_torch.backends.back_end import BackEnd
+from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.specs import (
     CHAIN_FLOATS,
     CHAIN_TYPES,
@@ -63,6 +66,11 @@ class Chain:
         steps = _steps(self)
         assert steps is not None
         return ChainSpec(tuple(steps), out.shape, out.dtype.as_torch(), lead)
+
+    def lowered(self, lead: int, back_end: BackEnd, *_: object) -> Callable[..., torch.Tensor]:
+        """What computes it, from its inputs, which have `lead` mesh axes in front."""
+        spec = self.spec(lead)
+        return back_end.chain(spec) or Reference().chain(spec)
 
 
 def chains(graph: Graph, fusion: Fusion, lead: int) -> list[Chain]:

@@ -1,4 +1,4 @@
-"""Matrix products and the ops that follow them, done by one native kernel where rows are few.
+"""Matrix products and the ops that follow them, done at once: found, and run by a back end.
 
 A product is a `matmul` with a matrix, or the call of a graph declared to multiply with quantised
 weights: `channel_quantized_matmul` or `group_quantized_matmul`. What follows it may be, in this
@@ -7,15 +7,19 @@ order and each used nowhere else: a sum over replicas, a bias, GELU, an added te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
 
-from popxl_torch.backends.specs import ACTIVATIONS
+from popxl_torch.backends.back_end import BackEnd
+from popxl_torch.backends.reference.back_end import Reference
+from popxl_torch.backends.specs import ACTIVATIONS, LinearSpec, StoredWeight
+from popxl_torch.collectives.across import AcrossProcesses, of_op
 from popxl_torch.collectives.mesh import Mesh
+from popxl_torch.collectives.within import Collectives, reduce
 from popxl_torch.fusion.declared import has_signature, is_declared
 from popxl_torch.fusion.groups import Fusion
 
@@ -48,6 +52,13 @@ class Product:
     @property
     def output(self) -> Tensor:
         return self.ops[-1].outputs[0]
+
+    def lowered(
+        self, lead: int, back_end: BackEnd, collectives: Collectives | AcrossProcesses
+    ) -> Callable[..., torch.Tensor]:
+        """What computes it, from its inputs, which have `lead` mesh axes in front."""
+        reduced = None if self.reduced is None else of_op(self.reduced, collectives)
+        return RunProduct(self, lead, back_end, reduced)
 
 
 def products(graph: Graph, fusion: Fusion, mesh: Mesh | None) -> list[Product]:
@@ -154,3 +165,70 @@ def _multiplies_quantised(op: Op) -> bool:
 
 def _has_product(graph: Graph, inputs: Sequence[tuple], rows: int, out: int) -> bool:
     return has_signature(graph, inputs, [(inputs[0][0], (rows, out))])
+
+
+class RunProduct:
+    """Runs a product: by the back end as far as it does it, in parts or at once, else in torch.
+
+    Args:
+        lead: the number of mesh axes.
+        reduced: does the sum that is `product.reduced`.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        lead: int,
+        back_end: BackEnd,
+        reduced: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        self.product, self.back_end, self.reduced = product, back_end, reduced
+        summed = product.summed and product.summed[0]
+        self.whole = LinearSpec(lead, product.dtype, summed, product.activation)
+        self.alone = LinearSpec(lead, product.ops[0].outputs[0].dtype.as_torch())
+        self.operands = len(product.ops[0].inputs)
+        self.reference = Reference()
+        self.__name__ = f"product_{product.ops[0].kind}"
+
+    def __call__(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        product = self.product
+        weight, added = StoredWeight(*others[: self.operands - 1]), [*others[self.operands - 1 :]]
+        bias = added.pop(0) if product.bias is not None else None
+        residual = added.pop(0) if product.residual is not None else None
+        if self.reduced is None and self._sums_once(x, weight.tensor):
+            done = self.back_end.linear(self.whole, x, weight, bias, residual)
+            if done is not None:
+                return done
+        return self._then(self._sum(x, weight), bias, residual)
+
+    def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether the members of the sum are all there, not held once for several."""
+        if self.product.summed is None:
+            return True
+        axis, size = self.product.summed
+        return size in (x.shape[axis], weight.shape[axis])
+
+    def _sum(self, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+        """The product and the sum over replicas."""
+        if self.reduced is not None:
+            alone = self.back_end.linear(self.alone, x, weight, None, None)
+            return self.reduced(self._multiplied(x, weight) if alone is None else alone)
+        y = self._multiplied(x, weight)
+        if self.product.summed is None:
+            return y
+        axis, size = self.product.summed
+        return reduce(y, "add", (axis,), size if y.shape[axis] == 1 else 1)
+
+    def _multiplied(self, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+        values = self.back_end.dequantise(weight, x.dtype) if weight.grouped else None
+        held = weight if values is None else StoredWeight(values)
+        return self.reference.linear(self.alone, x, held, None, None)
+
+    def _then(
+        self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What follows the sum."""
+        if bias is None and residual is None and self.whole.activation is None:
+            return y.to(self.whole.dtype)
+        done = self.back_end.epilogue(self.whole, y, bias, residual)
+        return self.reference.epilogue(self.whole, y, bias, residual) if done is None else done

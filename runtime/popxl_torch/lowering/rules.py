@@ -6,6 +6,7 @@ list of nodes for several).
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,10 +16,13 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.graph import Op
 from torch.fx import Node
 
+from popxl_torch.backends.back_end import BackEnd, first_of
 from popxl_torch.backends.reference import functions as kernels
 from popxl_torch.backends.reference import indexing
+from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.reference.matmul import matmul
-from popxl_torch.collectives.across import AcrossProcesses
+from popxl_torch.backends.specs import LinearSpec, NormSpec
+from popxl_torch.collectives.across import AcrossProcesses, of_op
 from popxl_torch.collectives.within import Collectives
 
 
@@ -28,12 +32,10 @@ class Emitter(Protocol):
     lead: int
     device: torch.device
     collectives: Collectives | AcrossProcesses
+    back_end: BackEnd
 
     def call(self, function: Callable, *args: Any, **kwargs: Any) -> Node:
         """Add a call."""
-
-    def collective(self, op: Op, x: Node) -> Node:
-        """Add the collective that `op` asks for."""
 
 
 Rule = Callable[[Emitter, Op, list[Node]], Any]
@@ -197,7 +199,9 @@ def _along_axis(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("layer_norm")
 def _layer_norm(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.layer_norm, *args, b.lead, op.eps)
+    spec, back_ends = NormSpec(b.lead, op.eps), (b.back_end, Reference())
+    run = first_of(op.kind, *(functools.partial(each.norm, spec) for each in back_ends))
+    return b.call(run, *args)
 
 
 # --- shape ---
@@ -231,7 +235,9 @@ def _split(b: Emitter, op: Op, args: list[Node]) -> list[Node]:
 
 @rule("concat")
 def _concat(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.concat, args, b.lead, op.axis - op.inputs[0].rank)
+    out, axis = op.outputs[0], op.axis - op.inputs[0].rank
+    given = b.lead, axis, out.dtype.as_torch(), out.rank
+    return b.call(b.back_end.concat(*given) or Reference().concat(*given), *args)
 
 
 # --- matmul ---
@@ -241,6 +247,10 @@ def _concat(b: Emitter, op: Op, args: list[Node]) -> Node:
 def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
     (x, w), dtype = args, op.outputs[0].dtype.as_torch()
     x_rank, w_rank = (t.rank for t in op.inputs)
+    if x_rank == w_rank >= 3 and op.inputs[0].dtype.is_floating_point:
+        spec, back_ends = LinearSpec(b.lead, dtype), (b.back_end, Reference())
+        run = first_of(op.kind, *(functools.partial(each.batched, spec) for each in back_ends))
+        return b.call(run, x, w)
     if x_rank == 1:
         x = b.call(torch.unsqueeze, x, -2)
     if w_rank == 1:
@@ -315,4 +325,4 @@ def _print(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 @rule("all_reduce", "all_gather", "reduce_scatter")
 def _collective(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.collective(op, args[0])
+    return b.call(of_op(op, b.collectives), args[0])

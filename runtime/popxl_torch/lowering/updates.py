@@ -1,14 +1,39 @@
-"""A part of a tensor replaced, in a copy or in a cell."""
+"""How a part of a tensor is replaced, in a copy or in a cell."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from popxl.graph import Op
+from popxl.tensor import Tensor
 
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.specs import PlaceSpec
+from popxl_torch.lowering.rules import region
 from popxl_torch.memory.arrays import broadcast_shapes
 from popxl_torch.memory.cells import Cell
+
+if TYPE_CHECKING:
+    from popxl_torch.lowering.graphs import GraphLowering
+
+
+def dynamic_update(g: GraphLowering, op: Op) -> None:
+    target = op.inputs[0]
+    update = Update(g.back_end, PlaceSpec(g.lead, **region(op)))
+    if is_wide_unsigned(target):
+        made = g.apply_rule(op)[0]
+    elif op.modifies and (cell := g.values.cell(target)):
+        node, key = cell
+        g.call(update.in_cell, node, *g.values.protect({key}, op.inputs[1:]))
+        return
+    else:
+        made = g.call(update.of_copy, *(g.values.node(t) for t in op.inputs))
+    if op.modifies:
+        g.values.assign(target, made)
+    else:
+        g.values.bind(op.outputs[0], made)
 
 
 class Update:
@@ -34,3 +59,8 @@ class Update:
     def _put(self, target: torch.Tensor, index: torch.Tensor, update: torch.Tensor) -> None:
         if not self.back_end.place(self.spec, target, index, update):
             Reference().place(self.spec, target, index, update)
+
+
+def is_wide_unsigned(t: Tensor) -> bool:
+    """Whether torch has few operations of its dtype."""
+    return t.dtype.name in ("uint16", "uint32", "uint64")
