@@ -6,7 +6,7 @@ from a slot and to one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import popxl
 from popxl import ops
@@ -38,70 +38,56 @@ class PrefixBlocks:
         shape = (blocks, heads, self.block, model.head_dim)
         self.buffers = [popxl.remote_buffer(shape, model.dtype, model.layers) for _ in caches]
 
-    def keep(
+    def copy(
         self,
         tokens: popxl.Tensor,
         positions: popxl.Tensor,
         slot: popxl.Tensor,
         last: popxl.Tensor,
         size: int,
+        keep: bool,
     ) -> None:
-        """Copy `size` tokens of a slot from `positions[0]` on to the blocks `tokens`."""
-        self._copy(_to_blocks, tokens[: size // self.block], positions[0], slot)
+        """Copy `size` tokens of a slot from `positions[0]` on, every layer's in a loop.
 
-    def reuse(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slot: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-    ) -> None:
-        """Copy the blocks `tokens` to `size` tokens of a slot from `positions[0]` on."""
-        self._copy(_from_blocks, tokens[: size // self.block], positions[0], slot)
-
-    def _copy(self, copy: Callable, *given: popxl.Tensor) -> None:
-        """Of every layer, in a loop over one graph."""
+        Args:
+            tokens: the numbers of the blocks.
+            keep: to the blocks; else from them.
+        """
+        given = tokens[: size // self.block], positions[0], slot
 
         def layer(number: popxl.Tensor, given: list) -> popxl.Tensor:
-            for blocks, cache in zip(self.buffers, self.caches, strict=True):
-                loaded = [ops.remote_load(buffer, number) for buffer in (blocks, cache)]
-                ops.call(popxl.gir().create_graph(copy, *loaded, *given), *loaded, *given)
-                target = 0 if copy is _to_blocks else 1
-                ops.remote_store((blocks, cache)[target], number, loaded[target])
+            for pair in zip(self.buffers, self.caches, strict=True):
+                loaded = [ops.remote_load(buffer, number) for buffer in pair]
+                copied = popxl.gir().create_graph(_copied, *loaded, *given, keep)
+                ops.call(copied, *loaded, *given)
+                target = 0 if keep else 1
+                ops.remote_store(pair[target], number, loaded[target])
             return number + 1
 
         body = popxl.gir().create_graph(layer, popxl.TensorSpec((), popxl.int32), list(given))
         ops.repeat(body, self.layers, 0, *given)
 
 
-def _to_blocks(
+def _copied(
     blocks: popxl.TensorByRef,
     cache: popxl.TensorByRef,
     numbers: popxl.Tensor,
     position: popxl.Tensor,
     slot: popxl.Tensor,
+    keep: bool,
 ) -> None:
+    """Copy from a layer's cache to its blocks of these numbers, or the other way."""
     _, heads, block, head_dim = blocks.shape
     count = numbers.shape[0]
     at = ops.concat([ops.reshape(slot, (1,)), ops.reshape(position, (1,))])
-    tokens = ops.dynamic_slice(cache, at, [0, 2], [1, count * block], True)
+    part = [0, 2], [1, count * block], True
+    if not keep:
+        by_block = ops.transpose(ops.gather(blocks, numbers), (1, 0, 2, 3))
+        tokens = ops.reshape(by_block, (1, heads, count * block, head_dim))
+        ops.dynamic_update_(cache, at, tokens, *part)
+        return
+    tokens = ops.dynamic_slice(cache, at, *part)
     by_block = ops.reshape(tokens, (heads, count, block, head_dim))
     for i in range(count):
         one = ops.transpose(by_block[:, i : i + 1], (1, 0, 2, 3))
         ops.dynamic_update_(blocks, numbers[i : i + 1], one, [0], [1], True)
-
-
-def _from_blocks(
-    blocks: popxl.TensorByRef,
-    cache: popxl.TensorByRef,
-    numbers: popxl.Tensor,
-    position: popxl.Tensor,
-    slot: popxl.Tensor,
-) -> None:
-    _, heads, block, head_dim = blocks.shape
-    count = numbers.shape[0]
-    at = ops.concat([ops.reshape(slot, (1,)), ops.reshape(position, (1,))])
-    by_block = ops.transpose(ops.gather(blocks, numbers), (1, 0, 2, 3))
-    tokens = ops.reshape(by_block, (1, heads, count * block, head_dim))
-    ops.dynamic_update_(cache, at, tokens, [0, 2], [1, count * block], True)

@@ -197,7 +197,7 @@ class _Phases:
         """A pass that stores what it returns; prefill does so itself, where there is anything."""
         ir = popxl.gir()
         if kind in ("keep", "reuse"):
-            return ir.create_graph(getattr(self.prefixes, kind), *specs, size)
+            return ir.create_graph(self.prefixes.copy, *specs, size, kind == "keep")
         name, sizes = (kind, ()) if kind == "decode" else (f"{kind}_{size}", (size,))
         graph = self.pass_graphs[name] = ir.create_graph(getattr(self, kind), *specs, *sizes)
         if name not in self.outputs:
