@@ -42,7 +42,7 @@ def memory_map(
         warnings.warn(
             f"variable {name or ''}: no single stride and size describe its groups, so its memory "
             "map is copied and not written back to",
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
     return data

@@ -10,11 +10,9 @@ from typing import Any
 
 from popxl import dtypes
 from popxl.context import get_ir, get_main_graph
-from popxl.memory_maps import memory_map
 from popxl.remote_buffer import RemoteBuffer
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Shard, Tensor, TensorSpec, Variable, _make_variable
-from popxl.utils import to_numpy
 
 
 @dataclass(frozen=True)
@@ -118,14 +116,12 @@ def remote_replica_sharded_variable(
             buffer's dtype, meta shape or size do not fit.
     """
     _check_slot(name, remote_buffer, offset)
-    mapped = memory_map(name, data, dtype, replica_grouping)
-    array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
+    given = data, dtype, downcast, log2_scale, nan_on_overflow
     slot = (remote_buffer, int(offset))
-    made = _make_variable(array, name, replica_grouping, retrieval_mode, slot)
+    made = _make_variable(given, name, replica_grouping, retrieval_mode, slot)
     _check_buffer(made, remote_buffer)
     made._sharding = Sharding(made.replica_grouping, _over_of(made, remote_buffer))
     remote_buffer.meta_shape = made.shape
-    made._map = mapped
     return made
 
 
@@ -156,10 +152,8 @@ def replica_sharded_variable(
             group.
     """
     _check_replicas(name)
-    mapped = memory_map(name, data, dtype, replica_grouping)
-    array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
-    made = _make_variable(array, name, replica_grouping, retrieval_mode, None)
-    made._map = mapped
+    given = data, dtype, downcast, log2_scale, nan_on_overflow
+    made = _make_variable(given, name, replica_grouping, retrieval_mode)
     size = made.replica_grouping.const_rg.group_size
     over = size if shard_over is None else shard_over
     _check_over(over, size)

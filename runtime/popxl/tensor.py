@@ -458,11 +458,8 @@ def variable(
         ValueError: where there is not one entry a group, the current graph is not the main graph,
             or a writable memory map is not of the variable's dtype and in C order.
     """
-    mapped = memory_map(name, data, dtype, replica_grouping)
-    array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
-    made = _make_variable(array, name, replica_grouping, retrieval_mode, None)
-    made._map = mapped
-    return made
+    given = data, dtype, downcast, log2_scale, nan_on_overflow
+    return _make_variable(given, name, replica_grouping, retrieval_mode)
 
 
 def remote_variable(
@@ -488,12 +485,9 @@ def remote_variable(
         )
     if remote_buffer._ir is not get_main_graph().ir:
         raise ValueError(f"remote_variable {name or ''}: {remote_buffer} belongs to another Ir")
-    mapped = memory_map(name, data, dtype, replica_grouping)
-    array = to_numpy(data, dtype, downcast, False, log2_scale, nan_on_overflow)
-    made = _make_variable(
-        array, name, replica_grouping, retrieval_mode, (remote_buffer, int(offset))
-    )
-    made._map = mapped
+    given = data, dtype, downcast, log2_scale, nan_on_overflow
+    slot = (remote_buffer, int(offset))
+    made = _make_variable(given, name, replica_grouping, retrieval_mode, slot)
     _check_fills_slot(made, remote_buffer)
     return made
 
@@ -509,12 +503,16 @@ def _check_fills_slot(variable: Variable, buffer: RemoteBuffer) -> None:
 
 
 def _make_variable(
-    array: np.ndarray,
+    given: tuple,
     name: str | None,
     grouping: ReplicaGrouping | None,
     retrieval_mode: str | None,
-    remote: tuple[RemoteBuffer, int] | None,
+    remote: tuple[RemoteBuffer, int] | None = None,
 ) -> Variable:
+    """Args: the data and its dtype, downcast, log2_scale and nan_on_overflow; the rest."""
+    data, dtype, downcast, *overflow = given
+    mapped = memory_map(name, data, dtype, grouping)
+    array = to_numpy(data, dtype, downcast, False, *overflow)
     graph = get_main_graph()
     if get_current_graph() is not graph:
         raise ValueError(
@@ -525,10 +523,21 @@ def _make_variable(
     mode = retrieval_mode or "one_per_group"
     if mode not in ("one_per_group", "all_replicas"):
         raise ValueError(f"retrieval_mode {mode!r}: allowed are one_per_group and all_replicas")
-    if len(grouping.assignment) != graph.ir.replication_factor:
+    shape = _shape_of_group(name, array, grouping, graph.ir.replication_factor)
+    spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))
+    made = Variable._make(graph, spec, _scoped(name or "variable"))
+    made._data, made._grouping, made._retrieval_mode, made._remote = array, grouping, mode, remote
+    made._sharding, made._map = None, mapped
+    return made
+
+
+def _shape_of_group(
+    name: str | None, array: np.ndarray, grouping: ReplicaGrouping, replicas: int
+) -> tuple[int, ...]:
+    if len(grouping.assignment) != replicas:
         raise ValueError(
             f"variable {name or ''}: its grouping is of {len(grouping.assignment)} replicas, "
-            f"the Ir has {graph.ir.replication_factor}"
+            f"the Ir has {replicas}"
         )
     groups = grouping.num_groups
     if groups > 1 and array.shape[:1] != (groups,):
@@ -536,12 +545,7 @@ def _make_variable(
             f"variable {name or ''}: its grouping has {groups} groups, so its data must be of "
             f"shape ({groups}, ...), got {array.shape}"
         )
-    shape = array.shape[1:] if groups > 1 else array.shape
-    spec = TensorSpec(shape, dtypes.dtype.as_dtype(array.dtype))
-    made = Variable._make(graph, spec, _scoped(name or "variable"))
-    made._data, made._grouping, made._retrieval_mode, made._remote = array, grouping, mode, remote
-    made._sharding = None
-    return made
+    return array.shape[1:] if groups > 1 else array.shape
 
 
 def _scoped(name: str) -> str:
