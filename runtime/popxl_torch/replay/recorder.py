@@ -84,7 +84,10 @@ class Recorder(TorchDispatchMode):
 
     def again(self) -> bool:
         """Do it again; False, before anything is written, where a decision no longer holds."""
-        return all(step() for step in self.steps)
+        for step in self.steps:
+            if not step():
+                return False
+        return True
 
     def watch(self, module: torch.nn.Module, inputs: Sequence[Any]) -> Outputs:
         """Run `module`, whose buffers are the program's constants."""

@@ -48,11 +48,11 @@ class Captured:
 
 @dataclass(frozen=True)
 class _Held:
-    """A capture and the inputs that it reads; `varying` has None for those that stay."""
+    """A capture, the inputs that it reads, and which of these are to be filled."""
 
     captured: Captured
     inputs: tuple[Any, ...]
-    varying: tuple[torch.Tensor | None, ...]
+    varying: list[int]
 
 
 class Capture(Protocol):
@@ -141,8 +141,9 @@ class Replayed(torch.nn.Module):
             self._held.clear()
             self._moves = self.session.memory.moves
         key = tuple(_key(x, i in self.lasting) for i, x in enumerate(inputs))
-        if key in self._held:
-            return self._replay(key, inputs)
+        held = self._held.get(key)
+        if held is not None:
+            return self._replay(key, held, inputs)
         if self._ran and self._captures < FIRST_CAPTURES + self._replays // WORTH:
             return self._capture(key, inputs)
         self._ran = True  # memory that lasts has found its place
@@ -156,11 +157,9 @@ class Replayed(torch.nn.Module):
             and all(x.lasting is not None for x in inputs if isinstance(x, Cell))
         )
 
-    def _replay(self, key: Any, inputs: tuple[Any, ...]) -> Outputs:
-        held = self._held[key]
-        for own, given in zip(held.varying, inputs, strict=True):
-            if own is not None:
-                own.copy_(given, non_blocking=True)
+    def _replay(self, key: Any, held: _Held, inputs: tuple[Any, ...]) -> Outputs:
+        for i in held.varying:
+            held.inputs[i].copy_(inputs[i], non_blocking=True)
         if not held.captured.again():
             del self._held[key]
             return self.module(*inputs)
@@ -170,12 +169,8 @@ class Replayed(torch.nn.Module):
 
     def _capture(self, key: Any, inputs: tuple[Any, ...]) -> Outputs:
         self._captures += 1
-        varying = tuple(
-            None if self._stays(i, x) else self.capture.own(x) for i, x in enumerate(inputs)
-        )
-        fixed = tuple(
-            given if own is None else own for own, given in zip(varying, inputs, strict=True)
-        )
+        varying = [i for i, x in enumerate(inputs) if not self._stays(i, x)]
+        fixed = tuple(self.capture.own(x) if i in varying else x for i, x in enumerate(inputs))
         outputs, end = self.capture.watch(self.module, fixed, self.constants)
         self._possible = end is not None
         if end is None or self._moves != self.session.memory.moves:
