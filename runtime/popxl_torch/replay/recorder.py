@@ -84,7 +84,7 @@ class Recorder(TorchDispatchMode):
 
     def again(self) -> bool:
         """Do it again; False, before anything is written, where a decision no longer holds."""
-        for step in self.steps:
+        for step in self.steps:  # noqa: SIM110 - a generator would take a call a step
             if not step():
                 return False
         return True
