@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from popxl_formats.groups import PER_WORD
 
 FEW_ROWS = 16
 """Rows of a product up to which a CPU waits for memory, not for sums: weights are used where they
@@ -36,7 +37,7 @@ class StoredWeight:
         """Inputs, outputs, and elements of a group (0 where there are none)."""
         if self.grouped:
             outputs, groups, words = self.tensor.shape[-3:]
-            return groups * words * 4, outputs, words * 4
+            return groups * words * PER_WORD, outputs, words * PER_WORD
         return self.tensor.shape[-2], self.tensor.shape[-1], 0
 
     def fits(self) -> bool:
@@ -44,7 +45,7 @@ class StoredWeight:
         if self.grouped:
             assert self.scale is not None and self.offset is not None
             *_, outputs, groups, words = self.tensor.shape
-            size = words * 4
+            size = words * PER_WORD
             rows = [self.tensor.stride()[-2:], *(t.stride()[-2:-1] for t in self.scales())]
             return (
                 size >= 8

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
+from popxl_formats.groups import PER_WORD
 
 from popxl_torch.backends.specs import ACTIVATIONS
 from popxl_torch.collectives.mesh import Mesh
@@ -146,9 +147,9 @@ def _multiplies_quantised(op: Op) -> bool:
         return _has_product(graph, inputs, rows, out)
     if is_declared(graph, "group_quantized_matmul") and w.rank == 3 and w.shape[1]:
         out, groups, _ = w.shape
-        words, halves = (out, groups, size // groups // 4), ("float16", (out, groups, 1))
+        words, halves = (out, groups, size // groups // PER_WORD), ("float16", (out, groups, 1))
         inputs = [(kind, x.shape), ("uint16", words), halves, halves]
-        return words[1] * words[2] * 4 == size and _has_product(graph, inputs, rows, out)
+        return words[1] * words[2] * PER_WORD == size and _has_product(graph, inputs, rows, out)
     return False
 
 

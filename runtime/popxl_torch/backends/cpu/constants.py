@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from popxl_formats.groups import PER_WORD, SHIFTS
 
 from popxl_torch.backends.specs import (
     ACTIVATIONS,
@@ -28,6 +29,8 @@ CONSTANTS = {
     "MESH_AXES": MESH_AXES,
     "FEW_ROWS": FEW_ROWS,
     "PLACE_AXES": PLACE_AXES,
+    "PER_WORD": PER_WORD,
+    "FIRST_SHIFT": SHIFTS[0],
     "OUTER_AXES": OUTER_AXES,
     "MOST_OPERANDS": MOST_OPERANDS,
     "MOST_STEPS": MOST_STEPS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from popxl_formats.groups import PER_WORD
 
 from popxl_torch.backends.cpu.constants import (
     FEW_ROWS,
@@ -177,7 +178,7 @@ def decompressed(native: Library, weight: StoredWeight, dtype: torch.dtype) -> t
     if not fits or scale.dtype not in FLOATS or dtype not in FLOATS or words.device.type != "cpu":
         return None
     words, scale, offset = (t.contiguous() for t in (words, scale, offset))
-    group = words.shape[-1] * 4
+    group = words.shape[-1] * PER_WORD
     result = torch.empty((*words.shape[:-2], words.shape[-2] * group), dtype=dtype)
     native.run(
         DECOMPRESS,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
+from popxl_formats import groups
 
 from popxl_torch.backends.specs import StoredWeight
 
@@ -72,10 +73,10 @@ def _weights(
     numbers = torch.randint(-128, 128, (*lead, SIZE), generator=generator)
     scale = torch.rand(lead, generator=generator) / 100
     words = torch.randint(0, 1 << 16, (*lead, SIZE // 64, 16), generator=generator)
-    nibbles = torch.stack([words >> shift & 15 for shift in (12, 8, 4, 0)], -1).flatten(-2)
     steps = torch.rand((*lead, SIZE // 64, 1), generator=generator).half()
     offset = -8 * steps
-    values = (nibbles * steps.float() + offset.float()).flatten(-2)
+    as_numpy = words.numpy().astype("uint16"), steps.float().numpy(), offset.float().numpy()
+    values = torch.from_numpy(groups.dequantised(*as_numpy))
     return {
         "floats": (StoredWeight(floats), floats.float()),
         "8 bits": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
+from popxl_formats.groups import SHIFTS, unpacked
 
 from popxl_torch.backends.reference.functions import align
 from popxl_torch.backends.reference.matmul import matmul
@@ -45,11 +46,10 @@ def dequantised(weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
     """A weight of groups as floats, `(*mesh, in, outputs)`."""
     assert weight.scale is not None and weight.offset is not None
     words = weight.tensor
-    shifts = torch.arange(
-        12, -4, -4, dtype=torch.int32, device=words.device
-    )  # no copy from the host
-    numbers = (words.to(torch.int32).unsqueeze(-1) >> shifts) & 15  # [..., group_size / 4, 4]
-    values = numbers.flatten(-2).float() * weight.scale.float() + weight.offset.float()
+    first, end, step = SHIFTS.start, SHIFTS.stop, SHIFTS.step
+    shifts = torch.arange(first, end, step, device=words.device)  # made there: no copy
+    numbers = unpacked(words.to(torch.int32), shifts.int()).float()  # [..., group_size]
+    values = numbers * weight.scale.float() + weight.offset.float()
     return values.flatten(-2).transpose(-1, -2).to(dtype)
 
 
