@@ -26,7 +26,9 @@ ROUNDS = 4
 """Of fitting scale and offset: another one lessens the error by less than a hundredth."""
 
 
-def quantised(rows: np.ndarray, group_size: int, rounds: int = ROUNDS) -> tuple[np.ndarray, ...]:
+def quantised(
+    rows: np.ndarray, group_size: int, rounds: int = ROUNDS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Words, scales and offsets of rows.
 
     Scale and offset begin as those of a group's extremes. Then numbers are rounded and a line is

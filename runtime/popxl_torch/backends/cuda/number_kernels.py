@@ -2,10 +2,10 @@
 
 Nothing else in Triton takes words apart. Of one row the numbers become floats without a conversion,
 which is slow: their bits are put into the mantissa of 1.0, which makes `1 + number / 2**p`; what
-the ones add up to is taken off the sum. The bits of 1.0 are read from memory: an instruction takes one
-constant, and that is the mask. With 4 bits a multiprocessor's instructions are what is short, next
-to memory; so inputs are made floats, and multiplied by `2**p`, once for all programs, and a shift
-serves up to three numbers.
+the ones add up to is taken off the sum. The bits of 1.0 are read from memory: an instruction takes
+one constant, and that is the mask. With 4 bits a multiprocessor's instructions are what is short,
+next to memory; so inputs are made floats, and multiplied by `2**p`, once for all programs, and a
+shift serves up to three numbers.
 """
 
 from __future__ import annotations
