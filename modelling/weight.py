@@ -14,7 +14,7 @@ import numpy as np
 import popxl
 import popxl_addons as addons
 from popxl import ops
-from popxl_formats import channels, groups
+from popxl_shared import channels, groups
 
 from config import BloomConfig
 from modelling.quantization import quantize_matrix

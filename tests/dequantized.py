@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from popxl_formats import groups
+from popxl_shared import groups
 from transformers import BloomForCausalLM
 
 

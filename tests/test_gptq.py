@@ -10,7 +10,7 @@ import pytest
 import torch
 from bloom_checkpoints import logits_of
 from dequantized import by_group
-from popxl_formats import groups
+from popxl_shared import groups
 from test_checkpoint import configuration, hf_model
 from test_checkpoint_forms import LAYER, gptq, gptq_settings, write
 

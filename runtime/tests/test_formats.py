@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from popxl_formats import QuantisationError, channels, groups
+from popxl_shared import QuantisationError, channels, groups
 from popxl_torch.backends.cpu import library
 from popxl_torch.backends.cpu.back_end import Cpu
 from popxl_torch.backends.reference.back_end import Reference

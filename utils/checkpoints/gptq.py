@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from popxl_formats import groups
+from popxl_shared import groups
 
 from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors
 from utils.escaping import cell, shown

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from popxl_formats import channels
+from popxl_shared import channels
 
 from utils.checkpoints.gptq import GptqTensors
 from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from popxl import Variable
-from popxl_formats import channels, groups
+from popxl_shared import channels, groups
 from tqdm import tqdm
 
 from modelling.aligned import aligned
@@ -115,8 +115,6 @@ def _numbers_of(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray |
         return None
     if name.endswith("norm.weight"):
         return numbers + dtype.type(1)
-    if name.endswith("alibi_slopes"):  # of another sign they would turn masked scores into NaN
-        return np.abs(numbers)
     return numbers
 
 

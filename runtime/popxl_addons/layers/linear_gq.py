@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import popxl
 from popxl.utils import to_numpy
-from popxl_formats.groups import PER_WORD
+from popxl_shared.groups import PER_WORD
 
 from ..initialisers import full
 from ..module import Module

@@ -2,7 +2,8 @@
 
 A product is a `matmul` with a matrix, or the call of a graph declared to multiply with quantised
 weights: `channel_quantized_matmul` or `group_quantized_matmul`. What follows it may be, in this
-order and each used nowhere else: a sum over replicas, a bias, GELU, an added tensor, a cast.
+order and each used nowhere else: a sum over replicas, a bias, an activation, a gate that it is
+multiplied with, an added tensor, a cast.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
-from popxl_formats.groups import PER_WORD
+from popxl_shared.groups import PER_WORD
 
 from popxl_torch.backends.specs import ACTIVATIONS
 from popxl_torch.collectives.mesh import Mesh
@@ -30,6 +31,7 @@ class Product:
         summed: the mesh axis of the sum over replicas, and its size.
         reduced: the sum over replicas where these lie otherwise, or in several processes.
         bias, residual: the tensors that are added.
+        gate: what is multiplied with.
         dtype: of the result.
     """
 
@@ -39,12 +41,14 @@ class Product:
     bias: Tensor | None = None
     activation: str | None = None
     residual: Tensor | None = None
+    gate: Tensor | None = None
     dtype: torch.dtype = field(default=torch.float32)
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The tensors that a call needs: those of the product, bias, residual."""
-        return [*self.ops[0].inputs, *(t for t in (self.bias, self.residual) if t is not None)]
+        """The tensors that a call needs: those of the product, bias, residual, gate."""
+        after = (self.bias, self.residual, self.gate)
+        return [*self.ops[0].inputs, *(t for t in after if t is not None)]
 
     @property
     def output(self) -> Tensor:
@@ -67,7 +71,7 @@ def products(graph: Graph, fusion: Fusion, mesh: Mesh | None) -> list[Product]:
 
 def _extended(op: Op, fusion: Fusion, mesh: Mesh | None) -> Product:
     product = Product((op,), dtype=op.outputs[0].dtype.as_torch())
-    for step in (_sum, _bias, _gelu, _residual, _cast):
+    for step in (_sum, _bias, _activation, _gate, _residual, _cast):
         proposed = step(product, fusion, mesh)
         if proposed is not None and fusion.allows(proposed.ops):
             product = proposed
@@ -89,19 +93,26 @@ def _sum(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
 
 
 def _bias(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _added(product, fusion)
+    op, other = _joined(product, fusion, "add")
     if op is None or other is None or other.shape != product.output.shape[-1:]:
         return None
     return replace(product, ops=(*product.ops, op), bias=other)
 
 
-def _gelu(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+def _activation(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
     op = fusion.user(product.output, *ACTIVATIONS)
     return None if op is None else replace(product, ops=(*product.ops, op), activation=op.kind)
 
 
+def _gate(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op, other = _joined(product, fusion, "mul")
+    if op is None or other is None or other.shape != product.output.shape:
+        return None
+    return replace(product, ops=(*product.ops, op), gate=other)
+
+
 def _residual(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _added(product, fusion)
+    op, other = _joined(product, fusion, "add")
     if op is None or other is None or other.shape != product.output.shape:
         return None
     return replace(product, ops=(*product.ops, op), residual=other)
@@ -114,9 +125,9 @@ def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None
     return replace(product, ops=(*product.ops, op), dtype=op.outputs[0].dtype.as_torch())
 
 
-def _added(product: Product, fusion: Fusion) -> tuple[Op | None, Tensor | None]:
-    """The addition that follows, and what is added."""
-    op = fusion.user(product.output, "add")
+def _joined(product: Product, fusion: Fusion, kind: str) -> tuple[Op | None, Tensor | None]:
+    """The addition or multiplication that follows, and the other operand."""
+    op = fusion.user(product.output, kind)
     if op is None or op.inputs[0] is op.inputs[1]:
         return None, None
     return op, op.inputs[1 if op.inputs[0] is product.output else 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from popxl.graph import Graph
-from popxl_formats.groups import PER_WORD
+from popxl_shared.groups import PER_WORD
 
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.specs import StoredWeight

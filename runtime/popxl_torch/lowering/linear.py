@@ -42,11 +42,13 @@ class RunProduct:
         weight, added = StoredWeight(*others[: self.operands - 1]), [*others[self.operands - 1 :]]
         bias = added.pop(0) if product.bias is not None else None
         residual = added.pop(0) if product.residual is not None else None
+        gate = added.pop(0) if product.gate is not None else None
+        after = bias, residual, gate
         if self.reduced is None and self._sums_once(x, weight.tensor):
-            done = self.back_end.linear(self.whole, x, weight, bias, residual)
+            done = self.back_end.linear(self.whole, x, weight, *after)
             if done is not None:
                 return done
-        return self._then(self._sum(x, weight), bias, residual)
+        return self._then(self._sum(x, weight), *after)
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether the members of the sum are all there, not held once for several."""
@@ -57,10 +59,10 @@ class RunProduct:
 
     def _sum(self, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         """The product and the sum over replicas."""
+        alone = self.back_end.linear(self.alone, x, weight)
+        y = self._multiplied(x, weight) if alone is None else alone
         if self.reduced is not None:
-            alone = self.back_end.linear(self.alone, x, weight, None, None)
-            return self.reduced(self._multiplied(x, weight) if alone is None else alone)
-        y = self._multiplied(x, weight)
+            return self.reduced(y)
         if self.product.summed is None:
             return y
         axis, size = self.product.summed
@@ -69,13 +71,11 @@ class RunProduct:
     def _multiplied(self, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         values = self.back_end.dequantise(weight, x.dtype) if weight.grouped else None
         held = weight if values is None else StoredWeight(values)
-        return self.reference.linear(self.alone, x, held, None, None)
+        return self.reference.linear(self.alone, x, held)
 
-    def _then(
-        self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
-    ) -> torch.Tensor:
-        """What follows the sum."""
-        if bias is None and residual is None and self.whole.activation is None:
+    def _then(self, y: torch.Tensor, *after: torch.Tensor | None) -> torch.Tensor:
+        """What follows the sum: bias, residual, gate."""
+        if self.whole.activation is None and all(t is None for t in after):
             return y.to(self.whole.dtype)
-        done = self.back_end.epilogue(self.whole, y, bias, residual)
-        return self.reference.epilogue(self.whole, y, bias, residual) if done is None else done
+        done = self.back_end.epilogue(self.whole, y, *after)
+        return self.reference.epilogue(self.whole, y, *after) if done is None else done

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from popxl import Variable
-from popxl_formats import QuantisationError
+from popxl_shared import QuantisationError
 
 from config import BloomConfig
 from modelling.program import InferenceSession, hf_mapping

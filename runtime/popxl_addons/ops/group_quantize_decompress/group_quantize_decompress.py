@@ -1,11 +1,11 @@
-"""Tensors of 4 bits an element, quantised in groups; `popxl_formats.groups` has their layout."""
+"""Tensors of 4 bits an element, quantised in groups; `popxl_shared.groups` has their layout."""
 
 from __future__ import annotations
 
 import numpy as np
 import popxl
 from popxl import ops
-from popxl_formats import groups
+from popxl_shared import groups
 
 from ..composite import composite
 

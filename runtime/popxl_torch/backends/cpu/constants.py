@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import torch
-from popxl_formats.groups import PER_WORD, SHIFTS
+from popxl_shared.groups import PER_WORD, SHIFTS
+from popxl_shared.limits import FEW_ROWS, LINE
 
 from popxl_torch.backends.specs import (
     ACTIVATIONS,
     CHAIN_FLOATS,
-    FEW_ROWS,
     MOST_OPERANDS,
     MOST_REGISTERS,
     MOST_STEPS,
     OUTER_AXES,
 )
-
-LINE = 64
-"""Bytes of a line of a processor's cache."""
 
 MESH_AXES = 3
 """The axes of the mesh that kernels know."""

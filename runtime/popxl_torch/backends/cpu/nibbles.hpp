@@ -1,4 +1,4 @@
-// Numbers of 4 bits, out of the words that `popxl_formats/groups.py` describes: nothing else in C++
+// Numbers of 4 bits, out of the words that `popxl_shared/groups.py` describes: nothing else in C++
 // takes them apart.
 
 #pragma once

@@ -41,11 +41,28 @@ class Cuda:
         self.device, self.kernels, self.graphs = device, kernels, graphs
         self.products = kernels is not None
 
-    def linear(
-        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
-    ) -> Maybe:
+    def lacks(self, spec: LinearSpec | AttentionSpec) -> str | None:
         if self.kernels is None:
+            return "there are no kernels for this GPU"
+        if isinstance(spec, LinearSpec):
+            known = spec.activation in (None, "gelu", "geluerf")
+            return None if known else f"of activations there is GELU, not {spec.activation}"
+        if spec != AttentionSpec(spec.lead, spec.queries):
+            return "attention has a head of keys a head of queries, ALiBi, and no window"
+        return None
+
+    def linear(
+        self,
+        spec: LinearSpec,
+        x: torch.Tensor,
+        weight: StoredWeight,
+        bias: Maybe = None,
+        residual: Maybe = None,
+        gate: Maybe = None,
+    ) -> Maybe:
+        if self.lacks(spec) or gate is not None:
             return None
+        assert self.kernels is not None
         return linear_on_gpu(self.kernels, spec, x, weight, bias, residual)
 
     def attention(
@@ -53,12 +70,13 @@ class Cuda:
         spec: AttentionSpec,
         tokens: Tokens,
         cells: tuple[Cell, Cell],
-        slopes: torch.Tensor,
+        slopes: Maybe,
         positions: torch.Tensor,
         row: Maybe,
     ) -> Maybe:
-        if self.kernels is None:
+        if self.lacks(spec):
             return None
+        assert self.kernels is not None and slopes is not None
         if row is None:
             return self._tokens(spec.lead, slopes, tokens, cells, positions)
         chunk = spec.queries == "chunk of a row"
@@ -95,7 +113,7 @@ class Cuda:
 
     # PyTorch does the rest.
 
-    def epilogue(self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe) -> None: ...
+    def epilogue(self, spec: LinearSpec, y: torch.Tensor, *added: Maybe, **more: Maybe) -> None: ...
 
     def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> None: ...
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
-from popxl_formats import groups
+from popxl_shared import groups
+from popxl_shared.alibi import alibi_bias
 
 from popxl_torch.backends.specs import StoredWeight
 
@@ -45,7 +46,7 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
         return torch.randn(shape, generator=generator).to(device, torch.bfloat16)
 
     for kind, (weight, values) in _weights(random, generator, device).items():
-        for rows in (1, 3, kernels.FEW_ROWS + 1):
+        for rows in (1, 3, kernels.MOST_QUANTISED_ROWS + 1):
             x, bias = random(REPLICAS, rows, SIZE), random(REPLICAS, OUTPUTS)
 
             def product(x=x, bias=bias, weight=weight, values=values):
@@ -110,7 +111,7 @@ def _attention(
     distance = distance.to(q.device)
     own_keys, own_values = kept[:, :, row, :, : at + tokens].float()
     scores = q.float().transpose(1, 2) @ own_keys.mT
-    scores = scores * HEAD_DIM**-0.5 + slopes[..., None, None] * distance
+    scores = scores * HEAD_DIM**-0.5 + alibi_bias(slopes[..., None, None], distance)
     weights = scores.masked_fill(distance > 0, -torch.inf).softmax(-1)
     expected = (weights @ own_values).transpose(1, 2)
     return torch.stack(found), expected

@@ -1,4 +1,4 @@
-"""Triton functions: numbers of 8 and 4 bits, out of the words of `popxl_formats`.
+"""Triton functions: numbers of 8 and 4 bits, out of the words of `popxl_shared`.
 
 Nothing else in Triton takes words apart. Of one row the numbers become floats without a conversion,
 which is slow: their bits are put into the mantissa of 1.0, which makes `1 + number / 2**p`; what

@@ -12,27 +12,26 @@ from popxl_torch.backends.reference.chain import Chain
 from popxl_torch.backends.reference.linear import dequantised, epilogue, linear
 from popxl_torch.backends.reference.matmul import matmul
 from popxl_torch.backends.reference.norm import norm
-from popxl_torch.backends.specs import ChainSpec, LinearSpec, PlaceSpec, StoredWeight
-
-Maybe = torch.Tensor | None
+from popxl_torch.backends.specs import (
+    AttentionSpec,
+    ChainSpec,
+    LinearSpec,
+    PlaceSpec,
+    StoredWeight,
+)
 
 
 class Reference:
     """A `BackEnd` that does everything, op by op: nothing is given to it as one."""
 
     products = chains = False
+    linear = staticmethod(linear)
+    epilogue = staticmethod(epilogue)
     norm = staticmethod(norm)
     attention = staticmethod(attention)
 
-    def linear(
-        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
-    ) -> torch.Tensor:
-        return linear(spec, x, weight, bias, residual)
-
-    def epilogue(
-        self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe
-    ) -> torch.Tensor:
-        return epilogue(spec, y, bias, residual)
+    def lacks(self, spec: LinearSpec | AttentionSpec) -> None:
+        """Nothing."""
 
     def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
         return dequantised(weight, dtype)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from popxl_formats import QuantisationError
+from popxl_shared import QuantisationError
 
 BITS, PER_WORD = 4, 4
 """Of a number; numbers in a word."""

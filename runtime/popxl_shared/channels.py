@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from popxl_formats import QuantisationError
+from popxl_shared import QuantisationError
 
 LARGEST = 127
 """The largest number in use; -128 has no counterpart."""
