@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -14,10 +15,7 @@ from popxl_torch.backends.cuda.graphs import Capture, Graphed
 from popxl_torch.backends.cuda.product import linear_on_gpu
 from popxl_torch.backends.specs import (
     AttentionSpec,
-    ChainSpec,
     LinearSpec,
-    NormSpec,
-    PlaceSpec,
     StoredWeight,
 )
 from popxl_torch.memory.cells import Cell
@@ -111,22 +109,7 @@ class Cuda:
             return None
         return Graphed(module, self.device, self.graphs, constants)
 
-    # PyTorch does the rest.
+    def _pytorch_does(self, *given: Any, **more: Any) -> None:
+        """Nothing."""
 
-    def epilogue(self, spec: LinearSpec, y: torch.Tensor, *added: Maybe, **more: Maybe) -> None: ...
-
-    def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> None: ...
-
-    def batched(self, spec: LinearSpec, x: torch.Tensor, w: torch.Tensor) -> None: ...
-
-    def norm(
-        self, spec: NormSpec, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-    ) -> None: ...
-
-    def chain(self, spec: ChainSpec) -> None: ...
-
-    def concat(self, lead: int, axis: int, dtype: torch.dtype, rank: int) -> None: ...
-
-    def place(
-        self, spec: PlaceSpec, target: torch.Tensor, index: torch.Tensor, update: torch.Tensor
-    ) -> None: ...
+    epilogue = dequantise = batched = norm = chain = concat = place = _pytorch_does
