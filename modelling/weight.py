@@ -141,12 +141,8 @@ class GroupQuantizedWeight(Weight):
 
     def add_to(self, module, out_features, in_features):
         size = self.config.model.group_size
-        shape = (out_features, in_features // size)
-        kinds = (
-            ((*shape, size // groups.PER_WORD), popxl.uint16),
-            ((*shape, 1), popxl.float16),
-            ((*shape, 1), popxl.float16),
-        )
+        words, scale = groups.shapes(out_features, in_features, size)
+        kinds = (words, popxl.uint16), (scale, popxl.float16), (scale, popxl.float16)
         return tuple(
             self._add(module, name, *kind) for name, kind in zip(self.names, kinds, strict=True)
         )

@@ -58,6 +58,12 @@ def dequantised(words: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.
     return (numbers * scale + offset).reshape(*words.shape[:-2], -1)
 
 
+def shapes(rows: int, columns: int, group_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those of the words, and of the scales and offsets."""
+    count = columns // group_size
+    return (rows, count, group_size // PER_WORD), (rows, count, 1)
+
+
 def packed(numbers: np.ndarray) -> np.ndarray:
     """Words of numbers: a quarter of the last axis."""
     four = np.ascontiguousarray(numbers, np.uint8).view("<u4")  # byte i is number i

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import popxl
 from popxl.utils import to_numpy
-from popxl_shared.groups import PER_WORD
+from popxl_shared.groups import PER_WORD, shapes
 
 from ..initialisers import full
 from ..module import Module
@@ -75,12 +75,11 @@ class LinearGQ(Module):
                 f"group_size {self.group_size} does not divide dimension {self.dim} of the weight, "
                 f"which is {columns}"
             )
-        groups = columns // self.group_size
-        packed = (rows, groups, self.group_size // PER_WORD)
+        words, scale = shapes(rows, columns, self.group_size)
         return group_quantize_decompress(
-            self._zeros("weight_compressed", packed, popxl.uint16, np.uint16),
-            self._zeros("weight_decompression_scale", (rows, groups, 1), dtype),
-            self._zeros("weight_decompression_bias", (rows, groups, 1), dtype),
+            self._zeros("weight_compressed", words, popxl.uint16, np.uint16),
+            self._zeros("weight_decompression_scale", scale, dtype),
+            self._zeros("weight_decompression_bias", scale, dtype),
             self.dim,
         )
 
