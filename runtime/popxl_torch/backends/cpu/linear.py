@@ -21,6 +21,7 @@ from popxl_torch.backends.cpu.layout import (
     joint_mesh,
     mesh_sizes,
     mesh_strides,
+    type_of,
     types,
 )
 from popxl_torch.backends.cpu.library import Library
@@ -68,7 +69,9 @@ def linear(
         w=weight.tensor,
         scale=weight.scale,
         offset=weight.offset,
-        **types(x=flat, w=weight.tensor, scale=weight.scale),
+        x_type=type_of(flat),
+        w_type=type_of(weight.tensor),
+        scale_type=type_of(weight.scale),
         rows=rows,
         inputs=size,
         outputs=outputs,
@@ -76,13 +79,13 @@ def linear(
         group=group,
         x_mesh=x_mesh,
         x_segment=x_segment,
-        x_row=flat.stride(-2),
         w_mesh=w_mesh,
         w_segment=w_segment,
-        w_output=w_output,
-        w_input=w_input,
         scale_mesh=scale_mesh,
         scale_segment=scale_segment,
+        x_row=flat.stride(-2),
+        w_output=w_output,
+        w_input=w_input,
         scale_output=weight.scale_stride(),
         **_epilogue(spec, result, bias, residual, gate),
     )
@@ -109,7 +112,7 @@ def finish(
         FINISH,
         result,
         x=flat,
-        **types(x=flat),
+        x_type=type_of(flat),
         rows=rows,
         outputs=outputs,
         x_mesh=mesh_strides(flat, lead),
@@ -164,11 +167,12 @@ def _known(
 
 
 def _follows(spec: LinearSpec, bias: torch.Tensor | None, floats: list[torch.Tensor]) -> bool:
-    """Whether the kernels do what follows a product, and know the types of these tensors."""
+    """Whether the kernels do what follows a product, and know the types of these tensors of it."""
     return (
         spec.lead <= MESH_AXES
         and spec.dtype in FLOATS
-        and all(t.dtype in FLOATS and t.device.type == "cpu" for t in floats)
+        and floats[0].device.type == "cpu"
+        and all(t.dtype in FLOATS for t in floats)
         and (bias is None or (bias.ndim == spec.lead + 1 and is_packed(bias)))
     )
 
@@ -202,14 +206,24 @@ def _epilogue(
 ) -> dict[str, Any]:
     """The fields of what follows a product, for a result `(*mesh, rows, outputs)`."""
     lead = spec.lead
-    rows = {
-        "gate": None if gate is None else _rows_of(gate, lead),
-        "residual": None if residual is None else _rows_of(residual, lead),
+    gate = None if gate is None else _rows_of(gate, lead)
+    residual = None if residual is None else _rows_of(residual, lead)
+    return {
+        "bias": bias,
+        "gate": gate,
+        "residual": residual,
         "out": result,
+        "bias_type": type_of(bias),
+        "gate_type": type_of(gate),
+        "residual_type": type_of(residual),
+        "out_type": type_of(result),
+        "bias_mesh": mesh_strides(bias, lead),
+        "gate_mesh": mesh_strides(gate, lead),
+        "residual_mesh": mesh_strides(residual, lead),
+        "out_mesh": mesh_strides(result, lead),
+        "gate_row": 0 if gate is None else gate.stride(-2),
+        "residual_row": 0 if residual is None else residual.stride(-2),
+        "out_row": result.stride(-2),
+        "activation": NUMBERED_ACTIVATIONS.index(spec.activation),
+        "mesh": mesh_sizes(result.shape[:lead]),
     }
-    fields: dict[str, Any] = {"bias": bias, **rows, **types(bias=bias, **rows)}
-    fields |= {f"{name}_mesh": mesh_strides(t, lead) for name, t in (("bias", bias), *rows.items())}
-    fields |= {f"{name}_row": 0 if t is None else t.stride(-2) for name, t in rows.items()}
-    fields["activation"] = NUMBERED_ACTIVATIONS.index(spec.activation)
-    fields["mesh"] = mesh_sizes(result.shape[:lead])
-    return fields
