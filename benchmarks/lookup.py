@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from popxl import Variable
+from popxl_shared.alibi import alibi_slopes
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
@@ -27,7 +28,6 @@ from serving import made_up  # noqa: E402 - found just above
 from config import BloomConfig, parse_arguments  # noqa: E402
 from config.config import MOST_LOOKUP_TOKENS  # noqa: E402
 from config.options import field  # noqa: E402
-from modelling.alibi import alibi_slopes  # noqa: E402
 from modelling.sharding import shard_vector  # noqa: E402
 from utils.generation import (  # noqa: E402
     GenerationStep,

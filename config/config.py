@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from popxl_shared.limits import FEW_ROWS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(REPOSITORY)  # instead of this folder, where `config` would be this file
@@ -37,7 +39,7 @@ IPU = "Graphcore IPU: no effect elsewhere"
 LONGEST_ERROR = 500
 """Characters of an error about settings."""
 
-MOST_LOOKUP_TOKENS = 15
+MOST_LOOKUP_TOKENS = FEW_ROWS - 1
 """With the one before them they are as many rows as are still computed as one row is."""
 
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-
-LINE = 64
-"""Bytes of a line of a processor's cache."""
+from popxl_shared.limits import LINE
 
 
 def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

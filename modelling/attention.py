@@ -8,9 +8,9 @@ import numpy as np
 import popxl
 import popxl_addons as addons
 from popxl import ops
+from popxl_shared.alibi import alibi_slopes
 
 from config import BloomConfig
-from modelling.alibi import alibi_slopes
 from modelling.cached_attention import prompt_attention, token_attention, verify_attention
 from modelling.linear import LinearTP2D
 from modelling.sharding import axis_size, blank, shard_vector, split_over

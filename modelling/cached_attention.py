@@ -12,6 +12,7 @@ import math
 import numpy as np
 import popxl
 from popxl import ops
+from popxl_shared.alibi import alibi_bias
 from popxl_torch import composite
 
 MASKED = float(np.finfo(np.float32).min)
@@ -48,7 +49,7 @@ def prompt_attention(
         for c in (key_cache, value_cache)
     ]
     queries = ops.cast(position + popxl.constant(np.arange(tokens, dtype=np.int32)), popxl.float32)
-    bias = alibi_bias(slopes, queries, key_cache.shape[2])
+    bias = masked_bias(slopes, queries, key_cache.shape[2])
     context = attend(ops.transpose(q, (1, 0, 2)), mine[0], mine[1], bias)
     return ops.transpose(context, (1, 0, 2))
 
@@ -105,13 +106,13 @@ def token_attention(
             token = ops.reshape(new[number], (1, new.shape[1], 1, new.shape[2]))
             ops.dynamic_update_(cache, at, token, axes=[0, 2], sizes=[1, 1], no_overlap=True)
     queries = ops.reshape(ops.cast(positions, popxl.float32), (-1, 1, 1))
-    bias = alibi_bias(slopes, queries, key_cache.shape[2])
+    bias = masked_bias(slopes, queries, key_cache.shape[2])
     one_query = ops.reshape(q, (*q.shape[:2], 1, q.shape[2]))
     return ops.squeeze(attend(one_query, key_cache, value_cache, bias), [2])
 
 
-def alibi_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
-    """What is added to scores: slope times distance, and a mask over the keys ahead of the query.
+def masked_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
+    """What is added to scores: ALiBi, and a mask over the keys ahead of the query.
 
     Args:
         slopes: `(heads,)`.
@@ -123,7 +124,7 @@ def alibi_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.
     """
     at = popxl.constant(np.arange(keys, dtype=np.float32))
     distance = at - ops.reshape(queries, (*queries.shape, 1))
-    bias = ops.reshape(slopes, (-1, 1, 1)) * distance
+    bias = alibi_bias(ops.reshape(slopes, (-1, 1, 1)), distance)
     return ops.where(ops.greater(distance, 0.0), MASKED, bias)
 
 

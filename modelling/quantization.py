@@ -22,20 +22,6 @@ from modelling.sharding import Axis, axis_size
 BLOCK = 1 << 20
 """Elements, about, that a thread quantises at once."""
 
-LARGEST = 127
-"""The largest number of 8 bits in use; -128 has no counterpart."""
-
-MOST = 15
-"""The largest number of 4 bits."""
-
-ROUNDS = 4
-"""Of fitting groups' scale and bias: another one lessens the error by less than a hundredth."""
-
-
-class QuantizationError(ValueError):
-    """A matrix that cannot be quantised."""
-
-
 Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 """From float32 `(rows, columns)` to arrays whose first axis is the rows.
 
@@ -44,90 +30,6 @@ Those with a second one have it in proportion to the columns.
 
 Quantized = Callable[[int, int], tuple[np.ndarray, ...]]
 """From the first row and the one after the last to such arrays, of a matrix that has them."""
-
-
-def channel_quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 `(rows, columns)` and the float32 scale of each row: its largest magnitude / 127.
-
-    Raises:
-        QuantizationError: where values are not finite.
-    """
-    largest = np.maximum(rows.max(-1), -rows.min(-1))
-    if not np.isfinite(largest).all():
-        raise QuantizationError("weights are not finite")
-    scale = largest / np.float32(LARGEST)
-    inverse = np.divide(LARGEST, largest, out=np.zeros_like(largest), where=largest > 0)
-    numbers = rows * inverse[:, np.newaxis]
-    return np.rint(numbers, out=numbers).astype(np.int8), scale
-
-
-def group_quantized(rows: np.ndarray, group_size: int) -> tuple[np.ndarray, ...]:
-    """What `group_quantize_decompress` takes, with less error than from the groups' extremes.
-
-    From scale and bias of the extremes on, numbers are rounded and a line is laid through the
-    elements over their numbers by least squares, `ROUNDS` times: the error falls with each.
-
-    Args:
-        rows: `(rows, columns)`.
-
-    Returns:
-        uint16 words `(rows, groups, group_size / 4)`; float16 scale and bias `(rows, groups, 1)`.
-
-    Raises:
-        QuantizationError: where values are not finite, or too large for float16.
-    """
-    groups = rows.reshape(len(rows), -1, group_size)
-    low = groups.min(-1, keepdims=True)
-    scale, bias = _halves((groups.max(-1, keepdims=True) - low) / MOST, low)
-    numbers = _numbers(groups, scale, bias)
-    for _ in range(ROUNDS):
-        scale, bias = _halves(*_line(groups, numbers, low))
-        numbers = _numbers(groups, scale, bias)
-    return packed(numbers), scale, bias
-
-
-def _halves(scale: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        halves = scale.astype(np.float16), bias.astype(np.float16)
-    if not all(np.isfinite(half).all() for half in halves):
-        raise QuantizationError("weights are not finite, or too large for float16")
-    return halves
-
-
-def _numbers(groups: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The nearest numbers 0 to 15, as floats."""
-    wide = scale.astype(np.float32)
-    inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
-    numbers = groups - bias.astype(np.float32)
-    numbers *= inverse
-    np.rint(numbers, out=numbers)
-    return np.clip(numbers, 0, MOST, out=numbers)
-
-
-def _line(
-    groups: np.ndarray, numbers: np.ndarray, low: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and offset of the line through elements over numbers, by least squares."""
-    elements, size = groups - low, groups.shape[-1]  # from 0 on: the sums below lose no digits
-    number, element = (t.mean(-1, keepdims=True) for t in (numbers, elements))
-    spread = _dot(numbers, numbers) - size * number * number
-    slope = _dot(numbers, elements) - size * number * element
-    slope = np.divide(slope, spread, out=np.zeros_like(slope), where=spread > 0)
-    return slope, element - slope * number + low
-
-
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("rgi,rgi->rg", a, b)[..., np.newaxis]
-
-
-def packed(numbers: np.ndarray) -> np.ndarray:
-    """Four numbers a uint16 word, the first in its highest bits: a quarter of the last axis."""
-    four = numbers.astype(np.uint8).view("<u4")
-    words = (four & 0xF) << 12
-    words |= four & 0xF00
-    words |= (four >> 12) & 0xF0
-    words |= four >> 24
-    return words.astype(np.uint16)
 
 
 def quantize_matrix(

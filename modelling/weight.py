@@ -14,10 +14,10 @@ import numpy as np
 import popxl
 import popxl_addons as addons
 from popxl import ops
-from popxl_addons.ops.group_quantize_decompress import NIBBLES
+from popxl_shared import channels, groups
 
 from config import BloomConfig
-from modelling.quantization import channel_quantized, group_quantized, quantize_matrix
+from modelling.quantization import quantize_matrix
 from modelling.quantized_matmul import (
     channel_quantized_matmul,
     group_decompressed,
@@ -80,7 +80,7 @@ class Weight:
             height: of the whole; rows of zeros are added up to it.
 
         Raises:
-            QuantizationError: where it is not finite, and so cannot be quantised.
+            QuantisationError: where it is not finite, and so cannot be quantised.
         """
         return {"weight": self._swapped(shard_matrix(self.config, weight, self.rows, height))}
 
@@ -130,7 +130,7 @@ class ChannelQuantizedWeight(Weight):
 
     def values(self, weight, height=None):
         height = height or weight.shape[0]
-        numbers, scale = quantize_matrix(self.config, weight, self.rows, height, channel_quantized)
+        numbers, scale = quantize_matrix(self.config, weight, self.rows, height, channels.quantised)
         return {"weight": self._swapped(numbers), "weight_scale": scale}
 
 
@@ -141,12 +141,8 @@ class GroupQuantizedWeight(Weight):
 
     def add_to(self, module, out_features, in_features):
         size = self.config.model.group_size
-        shape = (out_features, in_features // size)
-        kinds = (
-            ((*shape, size // NIBBLES), popxl.uint16),
-            ((*shape, 1), popxl.float16),
-            ((*shape, 1), popxl.float16),
-        )
+        words, scale = groups.shapes(out_features, in_features, size)
+        kinds = (words, popxl.uint16), (scale, popxl.float16), (scale, popxl.float16)
         return tuple(
             self._add(module, name, *kind) for name, kind in zip(self.names, kinds, strict=True)
         )
@@ -160,7 +156,7 @@ class GroupQuantizedWeight(Weight):
 
     def values(self, weight, height=None):
         size, height = self.config.model.group_size, height or weight.shape[0]
-        quantize = partial(group_quantized, group_size=size)
+        quantize = partial(groups.quantised, group_size=size)
         in_groups = getattr(weight, "in_groups", None)  # of a matrix that is stored in 4 bits
         ready = in_groups(size) if in_groups else None
         arrays = quantize_matrix(self.config, weight, self.rows, height, quantize, ready)

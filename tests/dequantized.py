@@ -7,10 +7,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from popxl_addons.ops.group_quantize_decompress import group_quantize_decompress_numpy
+from popxl_shared import groups
 from transformers import BloomForCausalLM
-
-from modelling.quantization import group_quantized
 
 
 def by_channel(weight: np.ndarray) -> np.ndarray:
@@ -21,9 +19,9 @@ def by_channel(weight: np.ndarray) -> np.ndarray:
 
 def by_group(weight: np.ndarray, group_size: int) -> np.ndarray:
     """The elements that the words of rows stand for."""
-    words, scale, bias = group_quantized(weight, group_size)
+    words, scale, bias = groups.quantised(weight, group_size)
     wide = scale.astype(np.float32), bias.astype(np.float32)
-    return group_quantize_decompress_numpy(words, *wide, -1)
+    return groups.dequantised(words, *wide)
 
 
 def dequantized(

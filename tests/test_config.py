@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from popxl_torch.backends.specs import FEW_ROWS
 from transformers import BloomConfig as HfConfig
 from transformers import BloomForCausalLM
 
@@ -25,7 +24,6 @@ from config import (
     presets,
     to_yaml,
 )
-from config.config import MOST_LOOKUP_TOKENS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ModelConfig(
@@ -352,7 +350,3 @@ def test_a_wrong_type_in_a_presets_file_is_refused(tmp_path):
 def test_an_unknown_override_lists_the_settings():
     with pytest.raises(ConfigError, match=r"unknown layer .*known: hf_model, layers, .*device"):
         load_config("bloom_tiny", {"layer": 2})
-
-
-def test_as_many_tokens_are_looked_up_as_make_rows_that_are_computed_as_one_is():
-    assert MOST_LOOKUP_TOKENS + 1 == FEW_ROWS

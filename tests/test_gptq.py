@@ -10,11 +10,11 @@ import pytest
 import torch
 from bloom_checkpoints import logits_of
 from dequantized import by_group
+from popxl_shared import groups
 from test_checkpoint import configuration, hf_model
 from test_checkpoint_forms import LAYER, gptq, gptq_settings, write
 
 from config import ExecutionConfig
-from modelling.quantization import group_quantized
 from modelling.weight import weight_of
 from utils.checkpoints.arguments import model_of
 from utils.checkpoints.checkpoint import open_checkpoint
@@ -60,7 +60,7 @@ def test_gptq_that_does_not_fit_groups_is_quantised_from_its_floats(why, tmp_pat
     found = int4_of(tmp_path, size)
     given = open_checkpoint(tmp_path).tensor(f"{LAYER}.weight")
     assert given.in_groups(size) is None
-    for array, wanted in zip(found, group_quantized(given.numpy(), size), strict=True):
+    for array, wanted in zip(found, groups.quantised(given.numpy(), size), strict=True):
         np.testing.assert_array_equal(array, wanted)
     np.testing.assert_allclose(given.numpy(), weight, rtol=1e-6)
 

@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {"utils.escaping"},
     {"popdist", "popxl_addons", "popxl_torch"},
     {"popxl"},
+    {"popxl_shared"},
 ]
 """From the top: what stands on a floor imports from its own room and from floors below."""
 

@@ -14,11 +14,11 @@ import pytest
 from bloom_checkpoints import config_of, logits_of, passes_of, random_bloom
 from byte_level import byte_level_tokenizer
 from popxl import ops
+from popxl_shared.alibi import alibi_slopes
 from serving import HeldPasses, ReferencePasses, request, wait_until
 from transformers import BloomForCausalLM
 
 from config import BloomConfig, load_config
-from modelling.alibi import alibi_slopes
 from modelling.cached_attention import token_attention, verify_attention
 from modelling.program import inference, verify_sizes
 from run_inference import main

@@ -8,16 +8,11 @@ import pytest
 import torch
 from bloom_checkpoints import config_of, logits_of, passes_of, random_bloom
 from dequantized import dequantized
-from popxl_addons.ops.group_quantize_decompress import (
-    group_quantize_compress_numpy,
-    group_quantize_decompress_numpy,
-)
 from popxl_torch.analysis.cost import cost_of
 
 from config import BloomConfig, ConfigError
 from modelling.aligned import aligned
 from modelling.program import hf_mapping, inference
-from modelling.quantization import channel_quantized, group_quantized
 
 LENGTH = 24
 VOCABULARY = 131  # no multiple of 2 or 4
@@ -118,39 +113,6 @@ def test_arrays_of_weights_begin_with_a_line_of_the_cache(make, dtype):
         assert (array.shape, array.dtype) == (shape, kind)
         assert array.flags.c_contiguous and array.flags.writeable
         assert make is np.empty or not array.any()
-
-
-def test_groups_have_less_error_than_their_extremes_give():
-    weight = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
-
-    def error(words, scale, bias) -> float:
-        wide = scale.astype(np.float32), bias.astype(np.float32)
-        return float(((group_quantize_decompress_numpy(words, *wide, -1) - weight) ** 2).mean())
-
-    for size in (32, 64, 128):
-        plain = group_quantize_compress_numpy(weight, size, -1)
-        assert error(*group_quantized(weight, size)) < 0.97 * error(*plain)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
-def test_groups_and_channels_of_equal_elements_are_exact(value):
-    weight = np.full((2, 16), value, np.float32)
-    words, scale, bias = group_quantized(weight, 8)
-    back = group_quantize_decompress_numpy(
-        words, *(t.astype(np.float32) for t in (scale, bias)), -1
-    )
-    np.testing.assert_array_equal(back, weight)
-    numbers, scale = channel_quantized(weight)
-    np.testing.assert_allclose(numbers * scale[:, None], weight, rtol=1e-6)
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused(wrong):
-    weight = np.zeros((2, 16), np.float32)
-    weight[1, 3] = wrong
-    for quantize in (channel_quantized, lambda rows: group_quantized(rows, 8)):
-        with pytest.raises(ValueError, match="not finite"):
-            quantize(weight)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from popxl_torch.backends.cuda import graphs as cuda
 from popxl_torch.backends.cuda.graphs import CudaCapture, CudaGraphs
-from popxl_torch.backends.reference.attention import attend
 from popxl_torch.backends.reference.indexing import dynamic_slice, picked_range
 from popxl_torch.backends.reference.rows_attention import rows_attention
+from popxl_torch.backends.specs import AttentionSpec
 from popxl_torch.memory.cells import Cell, Lasting
 from popxl_torch.replay.decisions import numbers
 from popxl_torch.replay.replay import Replays
@@ -50,9 +50,8 @@ def test_attention_over_whole_rows(rng, replicas):
 
     cells = Cell(value(caches[0]), shared=False), Cell(value(caches[1]), shared=False)
     at = torch.tensor(positions).reshape((1,) * len(mesh) + (-1,))
-    done = rows_attention(
-        attend, len(mesh), (value(q), value(k), value(v)), cells, value(slopes), at
-    )
+    spec = AttentionSpec(len(mesh), "token of each row")
+    done = rows_attention(spec, (value(q), value(k), value(v)), cells, value(slopes), at)
     np.testing.assert_allclose(done, value(np.stack(expected)), atol=1e-5)
     for new, cell in ((k, cells[0]), (v, cells[1])):
         np.testing.assert_array_equal(cell.tensor[..., 1, :, 5, :], value(new)[..., 1, :, :])

@@ -115,7 +115,8 @@ def test_a_declaration_that_fits_gets_the_kernel(rng):
 UNKNOWN = {
     "name": {"name": "cached_attention_of_ours", **KNOWN},
     "version": {"version": 2, **KNOWN},
-    "attribute": {**KNOWN, "window": 4},
+    "attribute": {**KNOWN, "sinks": 4},
+    "window": {**KNOWN, "window": 0},
     "value of an attribute": {**KNOWN, "bias": "rotary"},
     "kind of queries": {**KNOWN, "queries": "beams"},
     "attribute missing": {"queries": "token of each row"},
@@ -125,6 +126,43 @@ UNKNOWN = {
 @pytest.mark.parametrize("what", UNKNOWN)
 def test_a_declaration_with_something_unknown_is_the_graph_it_is(what, rng):
     assert computes_what_its_graph_does(declared_seven(**UNKNOWN[what]), attention_arrays(rng))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("queries", ["token of each row", "tokens of a row", "chunk of a row"])
+def test_heads_that_share_keys_and_have_no_bias_are_known(rng, queries, window):
+    """With a window the chunk is the reference's: the kernel lacks it."""
+    group, row, first = 3, 1, 4
+    each = queries == "token of each row"
+    q = rng.standard_normal((ROWS, group * HEADS, SIZE)).astype(np.float32)
+    k, v = rng.standard_normal((2, ROWS, HEADS, SIZE)).astype(np.float32)
+    keys, values = rng.standard_normal((2, ROWS, HEADS, LENGTH, SIZE)).astype(np.float32)
+    at = np.array([3, 6] if each else [first, first + 1], np.int32)
+
+    if each:
+
+        def fn(q, k, v, key_cache, value_cache, positions):
+            return q + 1
+    else:
+
+        def fn(q, k, v, key_cache, value_cache, positions, row):
+            return q + 1
+
+    given = {"bias": "none", "queries": queries, "scale": 0.25}
+    attend = composite("cached_attention", 1, **given, **({"window": window} if window else {}))(fn)
+    places = [at] if each else [at[0] if queries == "chunk of a row" else at, row]
+    (got,) = run_program(
+        called(attend, (3, 4)), q, k, v, keys, values, *(np.asarray(p, np.int32) for p in places)
+    )
+    rows = range(ROWS) if each else [row] * ROWS
+    for token, (held, place) in enumerate(zip(rows, at, strict=True)):
+        keys[held, :, place], values[held, :, place] = k[token], v[token]
+    for token, (held, place) in enumerate(zip(rows, at, strict=True)):
+        seen = slice(max(0, place + 1 - (window or LENGTH)), place + 1)
+        for head in range(group * HEADS):
+            weights = np.exp(keys[held, head // group, seen] @ q[token, head] * 0.25)
+            expected = weights / weights.sum() @ values[held, head // group, seen]
+            np.testing.assert_allclose(got[token, head], expected, rtol=1e-5, atol=1e-5)
 
 
 def _halves_cache(arrays):

@@ -12,14 +12,15 @@ from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
     group_quantize_decompress_numpy,
 )
+from popxl_shared.limits import FEW_ROWS
 from popxl_torch import cache
 from popxl_torch.backends.cpu import build, read_bandwidth
 from popxl_torch.backends.cpu.attention import chunk_attention, token_attention
-from popxl_torch.backends.cpu.constants import FEW_ROWS
+from popxl_torch.backends.cpu.back_end import Cpu
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import decompressed, finish, linear
+from popxl_torch.backends.cpu.linear import decompressed
 from popxl_torch.backends.cpu.norm import norm
-from popxl_torch.backends.specs import StoredWeight
+from popxl_torch.backends.specs import AttentionSpec, LinearSpec, StoredWeight
 from programs import in_turn
 
 pytestmark = [
@@ -65,6 +66,10 @@ def check(result: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
     np.testing.assert_allclose(
         exact(result), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
     )
+
+
+def linear(native, lead, x, weight, dtype, summed=None, activation=None, **added):
+    return Cpu(native).linear(LinearSpec(lead, dtype, summed, activation), x, weight, **added)
 
 
 def tanh_gelu(x: np.ndarray) -> np.ndarray:
@@ -238,7 +243,7 @@ def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
 def test_what_follows_a_product_of_many_rows(native, generator, dtype):
     x, bias = normal(generator, 2, 1, 30, 37, dtype=dtype), normal(generator, 2, 1, 37, dtype=dtype)
     residual = normal(generator, 1, 3, 30, 37, dtype=dtype)
-    y = finish(native, 2, x, dtype, bias=bias, activation="gelu", residual=residual)
+    y = Cpu(native).epilogue(LinearSpec(2, dtype, None, "gelu"), x, bias, residual)
     expected = tanh_gelu(exact(x) + exact(bias)[:, :, None]) + exact(residual)
     check(y, expected, TOLERANCE[dtype])
 
@@ -290,7 +295,9 @@ def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
     before = [c.clone() for c in caches]
     slopes = torch.from_numpy(generator.random((*mesh, heads), dtype=np.float32))
     positions = torch.tensor([0, 17, 39], dtype=torch.int32).reshape((1,) * len(mesh) + (3,))
-    y = token_attention(native, len(mesh), tokens, caches, slopes, positions)
+    y = token_attention(
+        native, AttentionSpec(len(mesh), "token of each row"), tokens, caches, slopes, positions
+    )
 
     for row, at in enumerate(positions.flatten().tolist()):
         for held, old, new in zip(caches, before, tokens[1:], strict=True):
@@ -317,11 +324,16 @@ def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, generator
     caches = [normal(generator, 1, 4, 3, 30, 20, dtype=dtype) for _ in range(2)]
     alone = [cache[:, 2:3].clone() for cache in caches]
     slopes = torch.from_numpy(generator.random((1, 3), dtype=np.float32))
-    positions = torch.arange(7, 12, dtype=torch.int32)[None]
-    y = token_attention(native, 1, tokens, caches, slopes, positions, number(2, 1))
+    positions, spec = (
+        torch.arange(7, 12, dtype=torch.int32)[None],
+        AttentionSpec(1, "tokens of a row"),
+    )
+    y = token_attention(native, spec, tokens, caches, slopes, positions, number(2, 1))
     for i in range(5):
         one = [t[:, i : i + 1].contiguous() for t in tokens]
-        expected = token_attention(native, 1, one, alone, slopes, positions[:, i : i + 1].clone())
+        expected = token_attention(
+            native, spec, one, alone, slopes, positions[:, i : i + 1].clone()
+        )
         assert torch.equal(y[:, i : i + 1], expected)
     for held, row in zip(caches, alone, strict=True):
         assert torch.equal(held[:, 2:3], row)
@@ -339,8 +351,9 @@ def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, chunk):
     expected = [held.clone() for held in caches]
     for held, new in zip(expected, (k, v), strict=True):
         held[:, :, row, :, position : position + tokens] = new.transpose(2, 3)
+    spec = AttentionSpec(2, "chunk of a row")
     y = chunk_attention(
-        native, 2, (q, k, v), caches, slopes, number(position, 1, 1), number(row, 1, 1)
+        native, spec, (q, k, v), caches, slopes, number(position, 1, 1), number(row, 1, 1)
     )
     for held, whole in zip(caches, expected, strict=True):
         assert torch.equal(held, whole)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 RUNTIME = Path(__file__).resolve().parents[1]
-OWN = ("popxl", "popxl_addons", "popxl_torch", "popdist")
+OWN = ("popxl", "popxl_addons", "popxl_shared", "popxl_torch", "popdist")
 
 
 def sources(package: str) -> list[Path]:
@@ -69,6 +69,11 @@ def test_the_addons_stand_on_popxl_alone(path):
 def test_what_runs_programs_knows_nothing_of_the_addons(path):
     for module, _ in imported(path):
         assert not stands_in(module, "popxl_addons"), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", sources("popxl_shared"), ids=name_of)
+def test_formats_of_weights_stand_on_nothing(path):
+    assert [m for m, _ in imported(path) if not stands_in(m, "popxl_shared")] == []
 
 
 BACK_ENDS = [f"popxl_torch.backends.{name}" for name in ("reference", "cpu", "cuda")]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from popxl_shared import groups
 
-from modelling.quantization import packed
 from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors
 from utils.escaping import cell, shown
 
@@ -17,9 +17,6 @@ GPTQ_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 
 WORD = 32
 """Bits of the integers that GPTQ packs numbers into."""
-
-NIBBLE = 4
-"""Bits of a number in the groups that `weight_precision` int4 has."""
 
 MOST_ROUNDED = 0.01
 """Of a scale: what a bias may lose."""
@@ -120,7 +117,7 @@ class GptqTensors:
         group = self._groups(module, inputs, scales.shape[1])
         matrix = PackedMatrix(words, bits, scales, zeros, group)
         weight = matrix.dequantised()
-        if bits == NIBBLE:
+        if bits == groups.BITS:
             weight.in_groups = matrix.in_groups  # type: ignore[attr-defined]
         return weight
 
@@ -178,7 +175,7 @@ class PackedMatrix:
         return weight
 
     def in_groups(self, size: int) -> Callable[[int, int], tuple[np.ndarray, ...]] | None:
-        """What `modelling.quantization.group_quantized` gives of rows, without rounding numbers.
+        """What `groups.quantised` gives of rows, without rounding numbers.
 
         `scale * (number - zero)` is `scale * number + bias`. The scale must be a float16; the bias
         is rounded to one, by less than a hundredth of a scale.
@@ -187,7 +184,7 @@ class PackedMatrix:
             None where it does not fit: the numbers are of other bits, or the inputs of a group of
             `size` have several scales, as act-order leaves them.
         """
-        if self.bits != NIBBLE or len(self.group) % size:
+        if self.bits != groups.BITS or len(self.group) % size:
             return None
         by_group = self.group.reshape(-1, size)
         if not bool((by_group == by_group[:, :1]).all()):
@@ -202,7 +199,7 @@ class PackedMatrix:
 
         def rows(begin: int, end: int) -> tuple[np.ndarray, ...]:
             numbers = _unpacked(self.words[begin:end], self.bits).numpy()
-            words = packed(numbers.reshape(len(numbers), -1, size))
+            words = groups.packed(numbers.reshape(len(numbers), -1, size))
             return words, halves[begin:end, :, np.newaxis], bias[begin:end, :, np.newaxis]
 
         return rows
@@ -217,8 +214,12 @@ def group_size_of(settings: Any) -> int | None:
     """The size of the groups of GPTQ's settings, where weights of 4 bits may have them; or None."""
     settings = settings if isinstance(settings, dict) else {}
     size = settings.get("group_size")
-    known = settings.get("bits") == NIBBLE and settings.get("quant_method", "gptq") == "gptq"
-    return size if known and type(size) is int and size >= 4 and size % 4 == 0 else None
+    known = settings.get("bits") == groups.BITS and settings.get("quant_method", "gptq") == "gptq"
+    return (
+        size
+        if known and type(size) is int and size >= groups.PER_WORD and size % groups.PER_WORD == 0
+        else None
+    )
 
 
 def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import popxl_shared
 from tqdm import tqdm
 
 import modelling
@@ -129,6 +130,7 @@ def _key(config: BloomConfig, checkpoint: Checkpoint) -> str:
 def _code() -> str:
     """A hash of the code that shards and quantises."""
     digest = hashlib.sha256()
-    for path in sorted(Path(str(modelling.__file__)).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for package in (modelling, popxl_shared):
+        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()

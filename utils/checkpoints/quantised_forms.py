@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from popxl_shared import channels
 
 from utils.checkpoints.gptq import GptqTensors
 from utils.checkpoints.weight_files import FLOATS, CheckpointError, Stored, Tensors
@@ -100,7 +101,7 @@ class Int8Tensors:
             return tensor
         self.stored(name)
         scale = self._tensors.tensor(f"{name.removesuffix('.weight')}.SCB")
-        return tensor.float() * (scale.float() / 127)[:, None]
+        return channels.dequantised(tensor.float(), scale.float() / channels.LARGEST)
 
     def _is_scaled(self, name: str) -> bool:
         return name.removesuffix(".weight") in self._scales and name.endswith(".weight")

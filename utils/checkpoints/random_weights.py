@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from popxl import Variable
+from popxl_shared import channels, groups
 from tqdm import tqdm
 
 from modelling.aligned import aligned
@@ -23,7 +24,7 @@ INT8, INT4 = 40.0, 4.6
 CONSTANTS = {
     "weight_scale": DEVIATION / INT8,
     "weight_decompression_scale": DEVIATION / INT4,
-    "weight_decompression_bias": -7.5 * DEVIATION / INT4,
+    "weight_decompression_bias": -groups.LARGEST / 2 * DEVIATION / INT4,
 }
 """By the last part of the variable's name."""
 
@@ -114,14 +115,16 @@ def _numbers_of(name: str, variable: Variable, pool: np.ndarray) -> np.ndarray |
         return None
     if name.endswith("norm.weight"):
         return numbers + dtype.type(1)
-    if name.endswith("alibi_slopes"):  # of another sign they would turn masked scores into NaN
-        return np.abs(numbers)
     return numbers
 
 
 def _numbers(pool: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     if dtype == np.int8:
-        return np.rint(pool * (INT8 / DEVIATION)).clip(-127, 127).astype(dtype)
+        return (
+            np.rint(pool * (INT8 / DEVIATION))
+            .clip(-channels.LARGEST, channels.LARGEST)
+            .astype(dtype)
+        )
     if dtype == np.uint16:  # far wider than 16 bits: what is left of it is evenly spread
         return (pool * (1e6 / DEVIATION)).astype(np.int32).astype(dtype)
     return None if dtype.kind == "i" else pool.astype(dtype)

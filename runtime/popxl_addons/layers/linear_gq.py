@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import popxl
 from popxl.utils import to_numpy
+from popxl_shared.groups import PER_WORD, shapes
 
 from ..initialisers import full
 from ..module import Module
 from ..named_tensors import NamedTensors
 from ..ops.group_quantize_decompress import (
-    NIBBLES,
     group_quantize_compress_numpy,
     group_quantize_decompress,
 )
@@ -45,8 +45,8 @@ class LinearGQ(Module):
             ValueError: for another `group_size` or `dim`.
         """
         super().__init__()
-        if group_size < NIBBLES or group_size % NIBBLES:
-            raise ValueError(f"group_size is a positive multiple of {NIBBLES}, got {group_size}")
+        if group_size < PER_WORD or group_size % PER_WORD:
+            raise ValueError(f"group_size is a positive multiple of {PER_WORD}, got {group_size}")
         if dim not in (-1, 0, 1):
             raise ValueError(f"dim is 0, 1 or -1, got {dim}")
         self.out_features = out_features
@@ -75,12 +75,11 @@ class LinearGQ(Module):
                 f"group_size {self.group_size} does not divide dimension {self.dim} of the weight, "
                 f"which is {columns}"
             )
-        groups = columns // self.group_size
-        packed = (rows, groups, self.group_size // NIBBLES)
+        words, scale = shapes(rows, columns, self.group_size)
         return group_quantize_decompress(
-            self._zeros("weight_compressed", packed, popxl.uint16, np.uint16),
-            self._zeros("weight_decompression_scale", (rows, groups, 1), dtype),
-            self._zeros("weight_decompression_bias", (rows, groups, 1), dtype),
+            self._zeros("weight_compressed", words, popxl.uint16, np.uint16),
+            self._zeros("weight_decompression_scale", scale, dtype),
+            self._zeros("weight_decompression_bias", scale, dtype),
             self.dim,
         )
 

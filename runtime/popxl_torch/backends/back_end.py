@@ -39,14 +39,30 @@ class BackEnd(Protocol):
     chains: bool
     capture: Capture | None
 
+    def lacks(self, spec: LinearSpec | AttentionSpec) -> str | None:
+        """Why the kernels do not do what a spec says, whatever the tensors; None where they do."""
+
     def linear(
-        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
+        self,
+        spec: LinearSpec,
+        x: torch.Tensor,
+        weight: StoredWeight,
+        bias: Maybe = None,
+        residual: Maybe = None,
+        gate: Maybe = None,
     ) -> Maybe:
-        """Of x `(*mesh, ..., in)`, bias `(*mesh, outputs)` and a residual like the result,
+        """Of x `(*mesh, ..., in)`, bias `(*mesh, outputs)`, and residual and gate like the result,
         `(*mesh, ..., outputs)`."""
 
-    def epilogue(self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe) -> Maybe:
-        """What follows a product whose sum is `y`: `activation(y + bias) + residual`."""
+    def epilogue(
+        self,
+        spec: LinearSpec,
+        y: torch.Tensor,
+        bias: Maybe = None,
+        residual: Maybe = None,
+        gate: Maybe = None,
+    ) -> Maybe:
+        """What follows a product whose sum is `y`."""
 
     def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> Maybe:
         """A weight of groups as floats, `(*mesh, in, outputs)`."""
@@ -64,16 +80,17 @@ class BackEnd(Protocol):
         spec: AttentionSpec,
         tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         cells: tuple[Cell, Cell],
-        slopes: torch.Tensor,
+        slopes: Maybe,
         positions: torch.Tensor,
         row: Maybe,
     ) -> Maybe:
         """Put keys and values in their caches and attend over what is filled.
 
         Args:
-            tokens: queries, keys, values, `(*mesh, tokens, heads, head_dim)`.
-            cells: of keys and values, `(*mesh, batch, heads, sequence_length, head_dim)`.
-            slopes: float32 `(*mesh, heads)`.
+            tokens: queries `(*mesh, tokens, heads, head_dim)`; keys and values likewise, of
+                `heads / group`.
+            cells: of keys and values, `(*mesh, batch, heads / group, sequence_length, head_dim)`.
+            slopes: of ALiBi, float32 `(*mesh, heads)`; None where there is no bias.
             positions: int32 `(*mesh, tokens)`; of a chunk `(*mesh)`, that of its first token.
             row: int32 `(*mesh)`, the row of the caches where the tokens are of one; else None.
 

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-
-FEW_ROWS = 16
-"""Rows of a product up to which a CPU waits for memory, not for sums: weights are used where they
-lie and as they are, and a row's result does not depend, to the bit, on how many other rows there
-are."""
+from popxl_shared.groups import PER_WORD
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class StoredWeight:
         """Inputs, outputs, and elements of a group (0 where there are none)."""
         if self.grouped:
             outputs, groups, words = self.tensor.shape[-3:]
-            return groups * words * 4, outputs, words * 4
+            return groups * words * PER_WORD, outputs, words * PER_WORD
         return self.tensor.shape[-2], self.tensor.shape[-1], 0
 
     def fits(self) -> bool:
@@ -44,7 +40,7 @@ class StoredWeight:
         if self.grouped:
             assert self.scale is not None and self.offset is not None
             *_, outputs, groups, words = self.tensor.shape
-            size = words * 4
+            size = words * PER_WORD
             rows = [self.tensor.stride()[-2:], *(t.stride()[-2:-1] for t in self.scales())]
             return (
                 size >= 8
@@ -77,19 +73,19 @@ class StoredWeight:
         return [t for t in (self.scale, self.offset) if t is not None]
 
 
-ACTIVATIONS = ("gelu", "geluerf")
+ACTIVATIONS = ("gelu", "geluerf", "swish", "relu")
 """What may follow a product."""
 
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """`activation(x @ weight + bias) + residual`, with sums in float32.
+    """`activation(x @ weight + bias) * gate + residual`, with sums in float32.
 
     Attributes:
         lead: the number of mesh axes in front of every tensor.
         dtype: of the result.
         summed: a mesh axis that products are summed over, of size 1 in the result; or None.
-        activation: "gelu", "geluerf" or None.
+        activation: one of `ACTIVATIONS`, or None.
     """
 
     lead: int
@@ -115,16 +111,30 @@ class NormSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Attention over a KV cache with ALiBi (arXiv 2108.12409).
+    """`softmax(q k^T * scale + bias) v` over a KV cache, of the keys that a query sees.
+
+    These are those of its sequence up to its own, or the last ones of them.
 
     Attributes:
         lead: the number of mesh axes in front of every tensor.
         queries: which tokens the queries are: a chunk of one sequence; one token of each; or the
             next tokens of one sequence, each computed as one token of each is, to the bit.
+        group: query heads that share a head of the caches.
+        alibi: whether there is a bias by distance, with a slope a head (`popxl_shared.alibi`).
+        scale: None for `1 / sqrt(head_dim)`.
+        window: the most keys that a query sees; None for all.
     """
 
     lead: int
     queries: Literal["chunk of a row", "token of each row", "tokens of a row"]
+    group: int = 1
+    alibi: bool = True
+    scale: float | None = None
+    window: int | None = None
+
+    def factor(self, head_dim: int) -> float:
+        """What products of queries and keys are multiplied with."""
+        return head_dim**-0.5 if self.scale is None else self.scale
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A product is a `matmul` with a matrix, or the call of a graph declared to multiply with quantised
 weights: `channel_quantized_matmul` or `group_quantized_matmul`. What follows it may be, in this
-order and each used nowhere else: a sum over replicas, a bias, GELU, an added tensor, a cast.
+order and each used nowhere else: a sum over replicas, a bias, an activation, a gate that it is
+multiplied with, an added tensor, a cast.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from popxl.graph import Graph, Op
 from popxl.tensor import Tensor
+from popxl_shared.groups import PER_WORD
 
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.reference.back_end import Reference
@@ -33,6 +35,7 @@ class Product:
         summed: the mesh axis of the sum over replicas, and its size.
         reduced: the sum over replicas where these lie otherwise, or in several processes.
         bias, residual: the tensors that are added.
+        gate: what is multiplied with.
         dtype: of the result.
     """
 
@@ -42,12 +45,14 @@ class Product:
     bias: Tensor | None = None
     activation: str | None = None
     residual: Tensor | None = None
+    gate: Tensor | None = None
     dtype: torch.dtype = field(default=torch.float32)
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The tensors that a call needs: those of the product, bias, residual."""
-        return [*self.ops[0].inputs, *(t for t in (self.bias, self.residual) if t is not None)]
+        """The tensors that a call needs: those of the product, bias, residual, gate."""
+        after = (self.bias, self.residual, self.gate)
+        return [*self.ops[0].inputs, *(t for t in after if t is not None)]
 
     @property
     def output(self) -> Tensor:
@@ -77,7 +82,7 @@ def products(graph: Graph, fusion: Fusion, mesh: Mesh | None) -> list[Product]:
 
 def _extended(op: Op, fusion: Fusion, mesh: Mesh | None) -> Product:
     product = Product((op,), dtype=op.outputs[0].dtype.as_torch())
-    for step in (_sum, _bias, _gelu, _residual, _cast):
+    for step in (_sum, _bias, _activation, _gate, _residual, _cast):
         proposed = step(product, fusion, mesh)
         if proposed is not None and fusion.allows(proposed.ops):
             product = proposed
@@ -99,19 +104,26 @@ def _sum(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
 
 
 def _bias(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _added(product, fusion)
+    op, other = _joined(product, fusion, "add")
     if op is None or other is None or other.shape != product.output.shape[-1:]:
         return None
     return replace(product, ops=(*product.ops, op), bias=other)
 
 
-def _gelu(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+def _activation(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
     op = fusion.user(product.output, *ACTIVATIONS)
     return None if op is None else replace(product, ops=(*product.ops, op), activation=op.kind)
 
 
+def _gate(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
+    op, other = _joined(product, fusion, "mul")
+    if op is None or other is None or other.shape != product.output.shape:
+        return None
+    return replace(product, ops=(*product.ops, op), gate=other)
+
+
 def _residual(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _added(product, fusion)
+    op, other = _joined(product, fusion, "add")
     if op is None or other is None or other.shape != product.output.shape:
         return None
     return replace(product, ops=(*product.ops, op), residual=other)
@@ -124,9 +136,9 @@ def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None
     return replace(product, ops=(*product.ops, op), dtype=op.outputs[0].dtype.as_torch())
 
 
-def _added(product: Product, fusion: Fusion) -> tuple[Op | None, Tensor | None]:
-    """The addition that follows, and what is added."""
-    op = fusion.user(product.output, "add")
+def _joined(product: Product, fusion: Fusion, kind: str) -> tuple[Op | None, Tensor | None]:
+    """The addition or multiplication that follows, and the other operand."""
+    op = fusion.user(product.output, kind)
     if op is None or op.inputs[0] is op.inputs[1]:
         return None, None
     return op, op.inputs[1 if op.inputs[0] is product.output else 0]
@@ -157,9 +169,9 @@ def _multiplies_quantised(op: Op) -> bool:
         return _has_product(graph, inputs, rows, out)
     if is_declared(graph, "group_quantized_matmul") and w.rank == 3 and w.shape[1]:
         out, groups, _ = w.shape
-        words, halves = (out, groups, size // groups // 4), ("float16", (out, groups, 1))
+        words, halves = (out, groups, size // groups // PER_WORD), ("float16", (out, groups, 1))
         inputs = [(kind, x.shape), ("uint16", words), halves, halves]
-        return words[1] * words[2] * 4 == size and _has_product(graph, inputs, rows, out)
+        return words[1] * words[2] * PER_WORD == size and _has_product(graph, inputs, rows, out)
     return False
 
 
@@ -195,11 +207,13 @@ class RunProduct:
         weight, added = StoredWeight(*others[: self.operands - 1]), [*others[self.operands - 1 :]]
         bias = added.pop(0) if product.bias is not None else None
         residual = added.pop(0) if product.residual is not None else None
+        gate = added.pop(0) if product.gate is not None else None
+        after = bias, residual, gate
         if self.reduced is None and self._sums_once(x, weight.tensor):
-            done = self.back_end.linear(self.whole, x, weight, bias, residual)
+            done = self.back_end.linear(self.whole, x, weight, *after)
             if done is not None:
                 return done
-        return self._then(self._sum(x, weight), bias, residual)
+        return self._then(self._sum(x, weight), *after)
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether the members of the sum are all there, not held once for several."""
@@ -210,10 +224,10 @@ class RunProduct:
 
     def _sum(self, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         """The product and the sum over replicas."""
+        alone = self.back_end.linear(self.alone, x, weight)
+        y = self._multiplied(x, weight) if alone is None else alone
         if self.reduced is not None:
-            alone = self.back_end.linear(self.alone, x, weight, None, None)
-            return self.reduced(self._multiplied(x, weight) if alone is None else alone)
-        y = self._multiplied(x, weight)
+            return self.reduced(y)
         if self.product.summed is None:
             return y
         axis, size = self.product.summed
@@ -222,13 +236,11 @@ class RunProduct:
     def _multiplied(self, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         values = self.back_end.dequantise(weight, x.dtype) if weight.grouped else None
         held = weight if values is None else StoredWeight(values)
-        return self.reference.linear(self.alone, x, held, None, None)
+        return self.reference.linear(self.alone, x, held)
 
-    def _then(
-        self, y: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
-    ) -> torch.Tensor:
-        """What follows the sum."""
-        if bias is None and residual is None and self.whole.activation is None:
+    def _then(self, y: torch.Tensor, *after: torch.Tensor | None) -> torch.Tensor:
+        """What follows the sum: bias, residual, gate."""
+        if self.whole.activation is None and all(t is None for t in after):
             return y.to(self.whole.dtype)
-        done = self.back_end.epilogue(self.whole, y, bias, residual)
-        return self.reference.epilogue(self.whole, y, bias, residual) if done is None else done
+        done = self.back_end.epilogue(self.whole, y, *after)
+        return self.reference.epilogue(self.whole, y, *after) if done is None else done

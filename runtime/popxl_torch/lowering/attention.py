@@ -1,19 +1,22 @@
 """Attention over the filled part of a KV cache: graphs declared as `cached_attention`.
 
-They have the attributes `bias="alibi"` and `queries`, which tokens the queries are
-(`AttentionSpec`), and inputs `q, k, v, key_cache, value_cache, slopes, position(s)` and, but for a
-token of each row, `row`:
+They have the attributes `bias`, "alibi" or "none", and `queries`, which tokens the queries are
+(`AttentionSpec`), and may have `scale` and `window`, as that has them. Their inputs are `q, k, v,
+key_cache, value_cache`, with ALiBi `slopes`, `position(s)` and, but for a token of each row, `row`:
 
-* q, k, v `(tokens, heads, head_dim)`, result likewise;
-* caches of the same dtype `(batch_size, heads, sequence_length, head_dim)`, by reference;
-* slopes of ALiBi, float32 `(heads,)`; position and row int32, `position + tokens` not above the
-  sequence length.
+* q `(tokens, heads, head_dim)`, result likewise; k and v `(tokens, kv_heads, head_dim)`;
+* caches of the same dtype `(batch_size, kv_heads, sequence_length, head_dim)`, by reference;
+* slopes, float32 `(heads,)`; position and row int32, `position + tokens` not above the sequence
+  length.
 
 Each row's result depends on that row alone, to the bit: its shapes follow from its own length.
 Where replicas give different positions or rows the graph itself is run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from popxl.graph import Graph
@@ -31,29 +34,48 @@ CACHES = (3, 4)
 ONE_OF_EACH, CHUNK = "token of each row", "chunk of a row"
 QUERIES = (ONE_OF_EACH, CHUNK, "tokens of a row")
 
+MORE = ("scale", "window")
+"""Attributes that need not be there."""
+
 
 @kernel_for("cached_attention")
 def _cached(
     graph: Graph, mesh: Mesh, back_end: BackEnd, lowered: torch.nn.Module
 ) -> torch.nn.Module | None:
-    declared = graph._declaration
-    if declared is None or len(graph.inputs) < 7 or declared.attributes.get("bias") != "alibi":
+    if graph._declaration is None or len(graph.inputs) < 6:
         return None
-    queries = declared.attributes.get("queries", "")
+    given = graph._declaration.attributes
     q, cache = graph.inputs[0], graph.inputs[3]
-    if queries not in QUERIES or q.rank != 3 or cache.rank != 4 or not q.dtype.is_floating_point:
+    if q.rank != 3 or cache.rank != 4 or not q.dtype.is_floating_point or not _are_known(given):
         return None
-    (tokens, heads, head_dim), (rows, _, length, _) = q.shape, cache.shape
+    (tokens, heads, head_dim), (rows, kv_heads, length, _) = q.shape, cache.shape
+    queries, alibi = given["queries"], given["bias"] == "alibi"
     of_rows = queries == ONE_OF_EACH
-    if len(graph.inputs) != (7 if of_rows else 8) or (of_rows and tokens != rows):
+    if not kv_heads or heads % kv_heads or (of_rows and tokens != rows):
         return None
-    one = (q.dtype.name, q.shape)
-    held = (q.dtype.name, (rows, heads, length, head_dim))
+    one, new = ((q.dtype.name, (tokens, count, head_dim)) for count in (heads, kv_heads))
+    held = (q.dtype.name, (rows, kv_heads, length, head_dim))
     positions: tuple[int, ...] = () if queries == CHUNK else (tokens,)
     places: list[tuple[str, tuple[int, ...]]] = [("int32", positions), ("int32", ())]
-    inputs = [*[one] * 3, *[held] * 2, ("float32", (heads,)), *places[: len(graph.inputs) - 6]]
-    fits = has_signature(graph, inputs, [one], by_ref=CACHES, attributes=["bias", "queries"])
-    return CachedAttention(AttentionSpec(mesh.lead, queries), back_end, lowered) if fits else None
+    slopes = [("float32", (heads,))] if alibi else []
+    inputs = [one, *[new] * 2, *[held] * 2, *slopes, *places[: 1 if of_rows else 2]]
+    if not has_signature(graph, inputs, [one], by_ref=CACHES, attributes=given):
+        return None
+    more = {name: given.get(name) for name in MORE}
+    spec = AttentionSpec(mesh.lead, queries, heads // kv_heads, alibi, **more)
+    return CachedAttention(spec, back_end, lowered)
+
+
+def _are_known(given: Mapping[str, Any]) -> bool:
+    """Whether attributes, and their values, are what is known of attention."""
+    window, scale = given.get("window"), given.get("scale")
+    return (
+        {"bias", "queries"} <= set(given) <= {"bias", "queries", *MORE}
+        and given["bias"] in ("alibi", "none")
+        and given["queries"] in QUERIES
+        and (window is None or (type(window) is int and window > 0))
+        and (scale is None or type(scale) is float)
+    )
 
 
 class CachedAttention(torch.nn.Module):
@@ -71,14 +93,14 @@ class CachedAttention(torch.nn.Module):
         v: torch.Tensor,
         key_cell: Cell,
         value_cell: Cell,
-        slopes: torch.Tensor,
-        positions: torch.Tensor,
-        row: torch.Tensor | None = None,
+        *others: torch.Tensor,
     ) -> tuple[torch.Tensor]:
+        places = list(others)
+        slopes = places.pop(0) if self.spec.alibi else None
+        positions, row = places[0], places[1] if len(places) > 1 else None
         given = (q, k, v), (key_cell, value_cell), slopes, positions, row
         for attend in self.ways:
             done = attend(self.spec, *given)
             if done is not None:
                 return (done,)
-        number = () if row is None else (row,)
-        return self.graph(q, k, v, key_cell, value_cell, slopes, positions, *number)
+        return self.graph(q, k, v, key_cell, value_cell, *others)

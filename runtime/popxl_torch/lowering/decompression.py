@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from popxl.graph import Graph
+from popxl_shared.groups import PER_WORD
 
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.specs import StoredWeight
@@ -44,7 +45,7 @@ def _decompress(
     fits = has_signature(
         graph,
         [("uint16", (rows, groups, words)), of_group, of_group],
-        [("float32", (rows, groups * words * 4))],
+        [("float32", (rows, groups * words * PER_WORD))],
         attributes=["dim"],
     )
     return Decompress(back_end, lowered) if fits and _last(graph) else None

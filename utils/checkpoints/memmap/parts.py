@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from popxl import Variable
+from popxl_shared import QuantisationError
 
 from config import BloomConfig
 from modelling.program import InferenceSession, hf_mapping
-from modelling.quantization import QuantizationError
 from utils.checkpoints.checkpoint import CheckpointError
 
 
@@ -43,7 +43,7 @@ def part_values(
         def make() -> dict[Variable, np.ndarray]:
             try:
                 return values()
-            except QuantizationError as error:
+            except QuantisationError as error:
                 raise CheckpointError(f"cannot quantise the checkpoint's {part}: {error}") from None
 
         return make

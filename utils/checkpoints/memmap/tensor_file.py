@@ -16,13 +16,14 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+from popxl_shared.limits import LINE
 
 from utils.escaping import cell
 from utils.outside import Fields, open_regular, parse_json
 from utils.setup import UserError
 
-PAGE, LINE = 1 << 12, 1 << 6
-"""Bytes of a page of memory and of a line of a cache."""
+PAGE = 1 << 12
+"""Bytes of a page of memory."""
 
 LARGEST_HEADER = 100_000_000
 SWAPPED = "swapped"

@@ -1,8 +1,9 @@
-// Attention of one token a row over what is filled of a KV cache, with ALiBi (arXiv 2108.12409).
+// Attention of one token a row over what is filled of a KV cache.
 
 #include <algorithm>
 #include <limits>
 
+#include "alibi.hpp"
 #include "vectors.hpp"
 #include "work.hpp"
 
@@ -17,7 +18,7 @@ struct Head {
     const char *keys, *values;
     int64_t key_step, value_step;  // bytes from one token to the next
     int64_t size, count;
-    float slope, at;
+    float factor, slope, at;
     float *scores, *context;
     int64_t next_keys, next_values;  // where those of the head that comes behind it lie, in bytes
 
@@ -34,7 +35,7 @@ struct Head {
 
     // The scores; returns the largest one. The next head's keys are asked for meanwhile.
     template <int64_t TYPE> float dots() const {
-        float factor = 1.0f / std::sqrt(float(size)), largest = -std::numeric_limits<float>::max();
+        float largest = -std::numeric_limits<float>::max();
         for (int64_t t = 0; t < count; t += 4) {
             Floats totals[4] = {};
             float four[4];
@@ -43,7 +44,7 @@ struct Head {
             for (int64_t j = 0; j < some; j++) totals[j] = dot<TYPE>(keys + (t + j) * key_step);
             sums_of_four(totals, four);
             for (int64_t j = 0; j < some; j++) {
-                scores[t + j] = four[j] * factor + slope * (float(t + j) - at);
+                scores[t + j] = four[j] * factor + alibi_bias(slope, float(t + j) - at);
                 largest = std::max(largest, scores[t + j]);
             }
         }
@@ -107,16 +108,18 @@ void run(const Attention& op, const Worker& worker) {
     for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         int64_t head = item % op.heads, token = item / op.heads % op.tokens;
         int64_t row = op.row ? std::clamp<int64_t>(*op.row, 0, op.rows - 1) : token;
+        int64_t shared = head / op.group;  // the head of keys and values
+        bool again = (head + 1) % op.group;  // for the next head
         MeshPosition place(op.mesh, item / op.heads / op.tokens);
-        auto start = [&](const int64_t(&mesh)[3], int64_t first, int64_t head_step) {
-            return place.offset(mesh) + first + head * head_step;
+        auto start = [&](const int64_t(&mesh)[3], int64_t first, int64_t number, int64_t step) {
+            return place.offset(mesh) + first + number * step;
         };
-        const char* q = at(op.q, op.type, start(op.q_mesh, token * op.q_token, op.q_head));
-        const char* k = at(op.k, op.type, start(op.k_mesh, token * op.k_token, op.k_head));
-        const char* v = at(op.v, op.type, start(op.v_mesh, token * op.v_token, op.v_head));
-        char* keys = at(op.keys, op.type, start(op.keys_mesh, row * op.keys_row, op.keys_head));
+        const char* q = at(op.q, op.type, start(op.q_mesh, token * op.q_token, head, op.q_head));
+        const char* k = at(op.k, op.type, start(op.k_mesh, token * op.k_token, shared, op.k_head));
+        const char* v = at(op.v, op.type, start(op.v_mesh, token * op.v_token, shared, op.v_head));
+        char* keys = at(op.keys, op.type, start(op.keys_mesh, row * op.keys_row, shared, op.keys_head));
         char* values =
-            at(op.values, op.type, start(op.values_mesh, row * op.values_row, op.values_head));
+            at(op.values, op.type, start(op.values_mesh, row * op.values_row, shared, op.values_head));
 
         int64_t position = op.positions[token], size = size_of(op.type);
         int64_t slot = std::clamp<int64_t>(position, 0, op.length - 1);
@@ -124,14 +127,17 @@ void run(const Attention& op, const Worker& worker) {
         keep(v, values + slot * op.values_token * size, op.size * size);
         to_floats(query, q, op.type, op.size);
         std::fill(query + op.size, query + padded, 0.0f);
-        float slope = static_cast<const float*>(op.slopes)[place.offset(op.slopes_mesh) + head];
-        Head one{query, keys, values, op.keys_token * size, op.values_token * size, op.size,
-                 std::clamp<int64_t>(position + 1, 1, op.length), slope, float(position), scores,
-                 context, op.keys_head * size, op.values_head * size};
+        int64_t end = std::clamp<int64_t>(position + 1, 1, op.length);
+        int64_t begin = op.window ? std::max<int64_t>(end - op.window, 0) : 0;
+        int64_t key_step = op.keys_token * size, value_step = op.values_token * size;
+        Head one{query, keys + begin * key_step, values + begin * value_step, key_step, value_step,
+                 op.size, end - begin, float(op.scale), alibi_slope(op, place, head),
+                 float(position - begin), scores, context, again ? 0 : op.keys_head * size,
+                 again ? 0 : op.values_head * size};
         if (op.type == FLOAT32) one.run<FLOAT32>();
         if (op.type == FLOAT16) one.run<FLOAT16>();
         if (op.type == BFLOAT16) one.run<BFLOAT16>();
-        char* out = at(op.out, op.type, start(op.out_mesh, token * op.out_token, op.out_head));
+        char* out = at(op.out, op.type, start(op.out_mesh, token * op.out_token, head, op.out_head));
         for (int64_t i = 0; i < op.size; i += LANES)
             store_some(out + i * size, op.type, load<Floats>(context + i), op.size - i);
     }

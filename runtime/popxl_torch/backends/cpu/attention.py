@@ -1,4 +1,4 @@
-"""Attention of one token a row over a KV cache: one call for all rows, heads and shards."""
+"""Attention over a KV cache: one call for all rows, heads and shards."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import torch
 
 from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES, TYPES
 from popxl_torch.backends.cpu.instructions import ATTENTION, CHUNK, KEEP
-from popxl_torch.backends.cpu.layout import is_packed, joint_mesh, mesh_sizes, mesh_strides
+from popxl_torch.backends.cpu.layout import (
+    given,
+    is_packed,
+    joint_mesh,
+    mesh_sizes,
+    mesh_strides,
+)
 from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.specs import AttentionSpec
 
 
 def token_attention(
     native: Library,
-    lead: int,
+    spec: AttentionSpec,
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
     positions: torch.Tensor,
     row: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Put each row's key and value in its caches and attend over what is filled.
 
     Args:
-        lead: the number of mesh axes in front of every tensor.
-        tokens: queries, keys and values, `(*mesh, rows, heads, size)`.
-        caches: of keys and values, `(*mesh, rows, heads, length, size)`, written to.
-        slopes: float32 `(*mesh, heads)`.
+        tokens, slopes: as `BackEnd.attention` has them.
+        caches: of keys and values, `(*mesh, rows, heads / group, length, size)`, written to.
         positions: int32 `(*mesh, rows)`, the same for all shards.
         row: int32; the row of the caches that all tokens belong to, one after the other. Without
             it they are one of each row.
@@ -37,10 +42,11 @@ def token_attention(
         `(*mesh, rows, heads, size)`; None where this kernel does not do it, and nothing is
         written.
     """
+    lead = spec.lead
     count, heads, size = tokens[0].shape[lead:]
-    if not _fits(lead, tokens, caches, slopes, positions, count) or not _is_number(row):
+    if not _fits(spec, tokens, caches, slopes, positions, count) or not _is_number(row):
         return None
-    mesh = joint_mesh(lead, *tokens, *caches, slopes)
+    mesh = joint_mesh(lead, *tokens, *caches, *given(slopes))
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
@@ -51,7 +57,7 @@ def token_attention(
         native.run(
             ATTENTION,
             out,
-            **_fields(lead, (q, k, v), caches, slopes, out, mesh),
+            **_fields(spec, (q, k, v), caches, slopes, out, mesh),
             positions=positions[..., some],
             row=row,
         )
@@ -64,21 +70,21 @@ def _is_number(value: torch.Tensor | None) -> bool:
 
 
 def _fits(
-    lead: int,
+    spec: AttentionSpec,
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
     positions: torch.Tensor,
     count: int,
 ) -> bool:
     alike = (*tokens, *caches)
     return (
-        lead <= MESH_AXES
+        spec.lead <= MESH_AXES
+        and spec.alibi == (slopes is not None)
         and positions.numel() == count
         and positions.dtype == torch.int32
         and is_packed(positions)
-        and slopes.dtype == torch.float32
-        and is_packed(slopes)
+        and all(t.dtype == torch.float32 and is_packed(t) for t in given(slopes))
         and tokens[0].dtype in FLOATS
         and all(t.dtype == tokens[0].dtype and t.device.type == "cpu" for t in alike)
         and all(is_packed(t) for t in alike)
@@ -87,59 +93,58 @@ def _fits(
 
 def chunk_attention(
     native: Library,
-    lead: int,
+    spec: AttentionSpec,
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
     position: torch.Tensor,
     row: torch.Tensor,
 ) -> torch.Tensor | None:
     """Put a chunk of tokens of one row in its caches and attend over what is filled.
 
     Args:
-        lead: the number of mesh axes in front of every tensor.
-        tokens: queries, keys and values, `(*mesh, tokens, heads, size)`.
-        caches: of keys and values, `(*mesh, rows, heads, length, size)`, written to.
-        slopes: float32 `(*mesh, heads)`.
+        tokens, caches, slopes: as `token_attention` has them.
         position, row: int32, of the first token and of all; the same for all shards.
 
     Returns:
         `(*mesh, tokens, heads, size)`; None where this kernel does not do it, and nothing is
         written.
     """
+    lead, length = spec.lead, caches[0].shape[-2]
     count, heads, size = tokens[0].shape[lead:]
-    length = caches[0].shape[-2]
-    if not (_fits(lead, tokens, caches, slopes, position, 1) and _is_number(row)) or count > length:
+    if not (_fits(spec, tokens, caches, slopes, position, 1) and _is_number(row)) or count > length:
         return None
-    mesh = joint_mesh(lead, *tokens, *caches, slopes)
+    mesh = joint_mesh(lead, *tokens, *caches, *given(slopes))
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
-    fields = _fields(lead, tokens, caches, slopes, result, mesh)
+    fields = _fields(spec, tokens, caches, slopes, result, mesh)
     native.run(KEEP, result, position=position, row=row, **fields)
     native.run(CHUNK, result, position=position, row=row, **fields)
     return result
 
 
 def _fields(
-    lead: int,
+    spec: AttentionSpec,
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
     out: torch.Tensor,
     mesh: tuple[int, ...],
 ) -> dict[str, Any]:
     """What instructions of attention have in common."""
+    lead = spec.lead
     count, heads, size = tokens[0].shape[lead:]
     rows, _, length, _ = caches[0].shape[lead:]
-    given = dict(zip("qkv", tokens, strict=True)) | {"out": out}
+    new = dict(zip("qkv", tokens, strict=True)) | {"out": out}
     held = dict(zip(("keys", "values"), caches, strict=True))
-    fields: dict[str, Any] = {**given, **held, "slopes": slopes, "type": TYPES[out.dtype]}
+    fields: dict[str, Any] = {**new, **held, "slopes": slopes, "type": TYPES[out.dtype]}
     fields |= {"tokens": count, "heads": heads, "size": size, "rows": rows, "length": length}
+    fields |= {"group": spec.group, "window": spec.window or 0, "scale": spec.factor(size)}
     fields |= {"mesh": mesh_sizes(mesh)}
-    for name, t in (given | held | {"slopes": slopes}).items():
+    for name, t in (new | held | {"slopes": slopes}).items():
         fields[f"{name}_mesh"] = mesh_strides(t, lead)
-    for name, t in given.items():
+    for name, t in new.items():
         fields[f"{name}_token"], fields[f"{name}_head"] = t.stride()[lead : lead + 2]
     for name, t in held.items():
         for axis, stride in zip(("row", "head", "token"), t.stride()[lead:], strict=False):

@@ -41,16 +41,18 @@ class Cpu:
         self.native = native
         self.capture: Capture | None = CallLists(native)
 
-    def linear(
-        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
-    ) -> Maybe:
-        followed = {"bias": bias, "activation": spec.activation, "residual": residual}
-        summed = {"summed": spec.summed}
-        return linear(self.native, spec.lead, x, weight, spec.dtype, **summed, **followed)  # type: ignore[arg-type]
+    def lacks(self, spec: LinearSpec | AttentionSpec) -> str | None:
+        if isinstance(spec, LinearSpec) or spec.queries != "chunk of a row" or spec.window is None:
+            return None
+        return "a chunk's queries see all keys before them, not a window"
 
-    def epilogue(self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe) -> Maybe:
-        followed = {"bias": bias, "activation": spec.activation, "residual": residual}
-        return finish(self.native, spec.lead, y, spec.dtype, **followed)  # type: ignore[arg-type]
+    def linear(
+        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, *added: Maybe, **more: Maybe
+    ) -> Maybe:
+        return linear(self.native, spec, x, weight, *added, **more)
+
+    def epilogue(self, spec: LinearSpec, y: torch.Tensor, *added: Maybe, **more: Maybe) -> Maybe:
+        return finish(self.native, spec, y, *added, **more)
 
     def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> Maybe:
         return decompressed(self.native, weight, dtype)
@@ -64,7 +66,7 @@ class Cpu:
             return None
         dropped = tuple(axis for axis in range(len(pairs)) if axis not in kept)
         weight = StoredWeight(w.squeeze(dropped))
-        made = linear(self.native, len(kept), x.squeeze(dropped), weight, spec.dtype)
+        made = linear(self.native, LinearSpec(len(kept), spec.dtype), x.squeeze(dropped), weight)
         return None if made is None else made.reshape(*map(max, pairs), *made.shape[-2:])
 
     def norm(
@@ -77,13 +79,15 @@ class Cpu:
         spec: AttentionSpec,
         tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         cells: tuple[Cell, Cell],
-        slopes: torch.Tensor,
+        slopes: Maybe,
         positions: torch.Tensor,
         row: Maybe,
     ) -> Maybe:
         lead = spec.lead
+        if self.lacks(spec):
+            return None
         caches = [c.writable(new.shape[:lead]) for c, new in zip(cells, tokens[1:], strict=True)]
-        given = (self.native, lead, tokens, caches, slopes, positions)
+        given = (self.native, spec, tokens, caches, slopes, positions)
         if spec.queries == "chunk of a row":
             assert row is not None
             return chunk_attention(*given, row)

@@ -1,5 +1,4 @@
-// Attention of a chunk of tokens of one row, with ALiBi (arXiv 2108.12409). Scores are products of few
-// rows: queries times keys.
+// Attention of a chunk of tokens of one row. Scores are products of few rows: queries times keys.
 
 #include <algorithm>
 #include <limits>
@@ -37,7 +36,7 @@ struct Queries {
     }
 
     void softmax() const {
-        float factor = 1.0f / std::sqrt(float(op.size));
+        float factor = float(op.scale);
         Floats lanes;
         for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
         for (int64_t row = 0; row < rows; row++) {
@@ -47,7 +46,7 @@ struct Queries {
             Floats largest = splat(-std::numeric_limits<float>::max()), total = {};
             for (int64_t t = 0; t < padded; t += LANES) {
                 Floats place = lanes + float(t);
-                Floats score = load<Floats>(of_row + t) * factor + (place + distance) * slope;
+                Floats score = load<Floats>(of_row + t) * factor + alibi_bias(slope, place + distance);
                 score = place < float(count) ? score : splat(-std::numeric_limits<float>::max());
                 largest = greatest(largest, score);
                 store(of_row + t, score);
@@ -129,10 +128,10 @@ void run_few_queries(const Chunk& op, const Worker& worker) {
 void keep(const Chunk& op, const Worker& worker) {
     int64_t size = size_of(op.type), row = cache_row(op);
     int64_t slot = std::clamp<int64_t>(*op.position, 0, op.length - op.tokens);
-    int64_t items = count_of(op.mesh) * op.heads;
+    int64_t heads = op.heads / op.group, items = count_of(op.mesh) * heads;
     for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
-        MeshPosition place(op.mesh, item / op.heads);
-        int64_t head = item % op.heads;
+        MeshPosition place(op.mesh, item / heads);
+        int64_t head = item % heads;
         const char* k = at(op.k, op.type, place.offset(op.k_mesh) + head * op.k_head);
         const char* v = at(op.v, op.type, place.offset(op.v_mesh) + head * op.v_head);
         char* keys = at(op.keys, op.type, place.offset(op.keys_mesh) + row * op.keys_row +

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "alibi.hpp"
 #include "vectors.hpp"
 #include "work.hpp"
 
@@ -28,15 +29,17 @@ template <class F> void for_each_part(const Chunk& op, const Worker& worker, int
     for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         MeshPosition place(op.mesh, item / (op.heads * blocks));
         int64_t head = item / blocks % op.heads, first = item % blocks * most;
-        auto start = [&](const int64_t(&mesh)[3], int64_t token_step, int64_t head_step) {
-            return place.offset(mesh) + first * token_step + head * head_step;
+        int64_t shared = head / op.group;  // the head of keys and values
+        auto start = [&](const int64_t(&mesh)[3], int64_t begin, int64_t number, int64_t step) {
+            return place.offset(mesh) + begin + number * step;
         };
         run(Part{first, std::min<int64_t>(op.tokens - first, most), *op.position,
-                 static_cast<const float*>(op.slopes)[place.offset(op.slopes_mesh) + head],
-                 at(op.q, op.type, start(op.q_mesh, op.q_token, op.q_head)),
-                 at(op.keys, op.type, start(op.keys_mesh, 0, op.keys_head) + row * op.keys_row),
-                 at(op.values, op.type, start(op.values_mesh, 0, op.values_head) + row * op.values_row),
-                 at(op.out, op.type, start(op.out_mesh, op.out_token, op.out_head))});
+                 alibi_slope(op, place, head),
+                 at(op.q, op.type, start(op.q_mesh, first * op.q_token, head, op.q_head)),
+                 at(op.keys, op.type, start(op.keys_mesh, row * op.keys_row, shared, op.keys_head)),
+                 at(op.values, op.type,
+                    start(op.values_mesh, row * op.values_row, shared, op.values_head)),
+                 at(op.out, op.type, start(op.out_mesh, first * op.out_token, head, op.out_head))});
     }
 }
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import torch
+from popxl_shared.groups import PER_WORD, SHIFTS
+from popxl_shared.limits import FEW_ROWS, LINE
 
 from popxl_torch.backends.specs import (
     ACTIVATIONS,
     CHAIN_FLOATS,
-    FEW_ROWS,
     MOST_OPERANDS,
     MOST_REGISTERS,
     MOST_STEPS,
     OUTER_AXES,
 )
-
-LINE = 64
-"""Bytes of a line of a processor's cache."""
 
 MESH_AXES = 3
 """The axes of the mesh that kernels know."""
@@ -28,6 +26,8 @@ CONSTANTS = {
     "MESH_AXES": MESH_AXES,
     "FEW_ROWS": FEW_ROWS,
     "PLACE_AXES": PLACE_AXES,
+    "PER_WORD": PER_WORD,
+    "FIRST_SHIFT": SHIFTS[0],
     "OUTER_AXES": OUTER_AXES,
     "MOST_OPERANDS": MOST_OPERANDS,
     "MOST_STEPS": MOST_STEPS,

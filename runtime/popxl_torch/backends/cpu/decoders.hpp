@@ -3,6 +3,7 @@
 #pragma once
 
 #include "linear.hpp"
+#include "nibbles.hpp"
 
 namespace popxl {
 namespace {
@@ -50,13 +51,13 @@ template <> struct Decoder<INT8, false> {
     template <int V> Floats get() const { return from_int8(load<Bytes>(from + 16 * V)); }
 };
 
-template <> struct Decoder<NIBBLES, false> {  // a 16-bit word has four numbers, the first one highest
+template <> struct Decoder<NIBBLES, false> {
     static constexpr int VECTORS = 8;
-    static int element(int v, int i) { return 8 * i + (v & 4) + 3 - (v & 3); }
+    static int element(int v, int i) { return nibble_number(v, i); }
     Words raw;
     explicit Decoder(const char* from) : raw(load<Words>(from)) {}
     template <int V> Floats get() const {
-        return __builtin_convertvector((Ints)(raw >> (4 * V) & 15), Floats);
+        return __builtin_convertvector(nibbles_of_block<V>(raw), Floats);
     }
 };
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "vectors.hpp"
+#include "nibbles.hpp"
 #include "work.hpp"
 
 namespace popxl {
@@ -16,16 +16,12 @@ void run(const Decompress& op, const Worker& worker) {
         for (int64_t g = item * GROUPS; g < std::min((item + 1) * GROUPS, op.groups); g++) {
             float scale = load_some(at(op.scale, op.scale_type, g), op.scale_type, 1)[0];
             float offset = load_some(at(op.offset, op.scale_type, g), op.scale_type, 1)[0];
-            const char* words = at(op.words, NIBBLES, g * op.group / 4);
+            const char* words = at(op.words, NIBBLES, g * op.group / PER_WORD);
             char* out = at(op.out, op.out_type, g * op.group);
             for (int64_t i = 0; i < op.group; i += LANES) {
                 int64_t count = std::min<int64_t>(op.group - i, LANES);
-                uint16_t four[4] = {};
-                std::memcpy(four, words + i / 2, count / 2);
-                Words number;
-                for (int lane = 0; lane < LANES; lane++) number[lane] = four[lane / 4];
-                const Words shifts = {12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0, 12, 8, 4, 0};
-                Floats values = __builtin_convertvector((Ints)(number >> shifts & 15), Floats);
+                Ints numbers = nibbles_in_order(words + nibble_bytes(i), count);
+                Floats values = __builtin_convertvector(numbers, Floats);
                 values = values * scale;
                 asm("" : "+m"(values));  // rounded before the offset is added, as it is op by op
                 store_some(out + i * size_of(op.out_type), op.out_type, values + offset, count);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "linear.hpp"
+#include "nibbles.hpp"
 
 namespace popxl {
 namespace {
@@ -44,8 +45,8 @@ struct Groups {
     const float *scale, *offset;
     int shift;  // of an input's number, to its group's
 
-    Floats floats(__m128i numbers, int64_t i) const {
-        Floats values = (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(numbers));
+    Floats floats(Ints numbers, int64_t i) const {
+        Floats values = (Floats)_mm512_cvtepi32_ps((__m512i)numbers);
         if (shift >= 4) return values * splat(scale[i >> shift]) + splat(offset[i >> shift]);
         __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         __m512i of_lane = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(shift));
@@ -62,19 +63,10 @@ template <int64_t TYPE>
 inline Floats weights(const char* w, int64_t i, __mmask16 some, const Groups& groups) {
     if constexpr (TYPE == INT8) {
         return from_int8((Bytes)_mm_maskz_loadu_epi8(some, w + i));
-    } else if constexpr (TYPE == NIBBLES) {  // a 16-bit word has four numbers, the first one highest
-        uint64_t words = 0;
-        if (some == 0xffff) {
-            words = load<uint64_t>(w + i / 2);
-        } else {
-            std::memcpy(&words, w + i / 2, __builtin_popcount(some) / 2);
-        }
-        const __m128i nibble = _mm_set1_epi8(15);
-        __m128i bytes = _mm_cvtsi64_si128(words);
-        __m128i numbers = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble),
-                                            _mm_and_si128(bytes, nibble));
-        const __m128i swapped = _mm_set_epi8(13, 12, 15, 14, 9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2);
-        return groups.floats(_mm_shuffle_epi8(numbers, swapped), i);
+    } else if constexpr (TYPE == NIBBLES) {
+        const char* from = w + nibble_bytes(i);
+        if (some == 0xffff) return groups.floats(nibbles_in_order(from, LANES), i);
+        return groups.floats(nibbles_in_order(from, __builtin_popcount(some)), i);
     } else {
         return some_floats(TYPE, w, i, some);
     }

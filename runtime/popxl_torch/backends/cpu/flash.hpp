@@ -53,7 +53,7 @@ template <int64_t TYPE, Arithmetic HOW> struct Flash {
     }
 
     Flash(const Chunk& op, const Part& part, float* room)
-        : op(op), part(part), factor(LOG / std::sqrt(float(op.size))), slope(LOG * part.slope),
+        : op(op), part(part), factor(LOG * float(op.scale)), slope(LOG * part.slope),
           words(op.size / A) {
         int64_t size = up(op.size, OUTPUTS);
         out = room;
@@ -64,7 +64,7 @@ template <int64_t TYPE, Arithmetic HOW> struct Flash {
         weights = reinterpret_cast<char*>(queries + MICRO_ROWS * MOST_SIZE);
         key_panels = weights + MICRO_ROWS * OF_WEIGHTS;
         value_panels = key_panels + 4 * KEYS / A * size;
-        for (int64_t key = 0; key < KEYS; key++) bias[key / LANES][key % LANES] = float(key) * slope;
+        for (int64_t key = 0; key < KEYS; key++) bias[key / LANES][key % LANES] = alibi_bias(slope, float(key));
     }
 
     // How many keys a query sees.
@@ -127,7 +127,7 @@ template <int64_t TYPE, Arithmetic HOW> struct Flash {
     template <int V> void weigh(int64_t r, int64_t row, int64_t key, int64_t count) const {
         static_assert(KEYS == 8 * LANES);
         __mmask16 last = 0xffff >> (V * LANES - count);
-        float shared = slope * float(key - part.position - part.first - row);
+        float shared = alibi_bias(slope, float(key - part.position - part.first - row));
         Floats score[V], largest, sums = {};
         for (int v = 0; v < V; v++) {
             const float* from = scores + v / VECTORS * OF_SCORES + r * OUTPUTS + v % VECTORS * LANES;

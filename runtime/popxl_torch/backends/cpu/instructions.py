@@ -14,16 +14,17 @@ from popxl_torch.backends.specs import CHAIN_STEPS
 
 # Strides are in elements; those of a mesh axis are 0 where it is held once. One of `w_output` and
 # `w_input` is 1, or there is only one such element.
+_EPILOGUE = (
+    "bias* gate* residual* out> bias_type gate_type residual_type out_type activation mesh "
+    "bias_mesh gate_mesh gate_row residual_mesh residual_row out_mesh out_row"
+)
 LINEAR = Instruction(
     0,
     "LINEAR",
     "Linear",
-    "x* w* scale* offset* bias* residual* out> "
-    "x_type w_type scale_type bias_type residual_type out_type activation "
-    "rows inputs outputs segments group mesh "
+    "x* w* scale* offset* x_type w_type scale_type rows inputs outputs segments group "
     "x_mesh x_segment x_row w_mesh w_segment w_output w_input "
-    "scale_mesh scale_segment scale_output bias_mesh "
-    "residual_mesh residual_row out_mesh out_row",
+    f"scale_mesh scale_segment scale_output {_EPILOGUE}",
 )
 NORM = Instruction(
     1,
@@ -33,22 +34,16 @@ NORM = Instruction(
     "x_mesh x_segment x_row weight_mesh weight_segment out_mesh out_segment out_row",
 )
 # Elements of a head lie side by side. `row` of the caches for the one token there is; else null.
+# Keys and values have a head for each `group` of the queries'. No `window` is 0, no slopes null.
 _ATTENDING = (
     "q* k* v* slopes* {position}:int32* row:int32* keys> values> out> "
-    "type tokens heads size rows length mesh "
+    "type tokens heads group size rows length window scale:double mesh "
     "q_mesh q_token q_head k_mesh k_token k_head v_mesh v_token v_head "
     "keys_mesh keys_row keys_head keys_token values_mesh values_row values_head values_token "
     "slopes_mesh out_mesh out_token out_head"
 )
 ATTENTION = Instruction(2, "ATTENTION", "Attention", _ATTENDING.format(position="positions"))
-FINISH = Instruction(
-    3,
-    "FINISH",
-    "Finish",
-    "x* bias* residual* out> x_type bias_type residual_type out_type activation "
-    "rows outputs mesh "
-    "x_mesh x_row bias_mesh residual_mesh residual_row out_mesh out_row",
-)
+FINISH = Instruction(3, "FINISH", "Finish", f"x* x_type rows outputs x_mesh x_row {_EPILOGUE}")
 # `groups` are those of all shards together.
 DECOMPRESS = Instruction(
     4, "DECOMPRESS", "Decompress", "words* scale* offset* out> scale_type out_type groups group"

@@ -50,6 +50,11 @@ def is_packed(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1
 
 
+def given(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
+    """The tensors that there are."""
+    return [t for t in tensors if t is not None]
+
+
 def joint_mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:
     """The sizes of the mesh axes that tensors broadcast to."""
     return tuple(max(t.shape[axis] for t in tensors) for axis in range(lead))

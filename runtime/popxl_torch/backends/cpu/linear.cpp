@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "epilogue.hpp"
 #include "matrix.hpp"
 #include "row_major.hpp"
 #include "rows.hpp"
@@ -54,28 +55,14 @@ void products(const Task& t) {
     }
 }
 
-// Bias, activation and what is added, and the result's type, of sums [rows][part].
+// What follows sums [rows][part].
 void finish(const Linear& op, const float* sums, int64_t part, int64_t outputs, const MeshPosition& place,
             int64_t first, int64_t begin, int64_t rows, Fetcher fetcher = {}) {
-    int64_t of_bias = place.offset(op.bias_mesh) + first;
-    int64_t of_residual = place.offset(op.residual_mesh) + begin * op.residual_row + first;
-    int64_t of_out = place.offset(op.out_mesh) + begin * op.out_row + first;
-    for (int64_t row = 0; row < rows; row++, sums += part) {
+    Epilogue<Linear> epilogue(op, place, begin, first);
+    for (int64_t row = 0; row < rows; row++, sums += part, epilogue.next_row()) {
         fetcher.lines(LINES);
-        const char* bias = op.bias ? at(op.bias, op.bias_type, of_bias) : nullptr;
-        const char* residual =
-            op.residual ? at(op.residual, op.residual_type, of_residual + row * op.residual_row)
-                        : nullptr;
-        char* out = at(op.out, op.out_type, of_out + row * op.out_row);
-        for (int64_t o = 0; o < outputs; o += LANES) {
-            int64_t count = outputs - o;
-            Floats y = load<Floats>(sums + o);
-            if (bias) y += load_some(bias + o * size_of(op.bias_type), op.bias_type, count);
-            if (op.activation) y = op.activation == GELU ? gelu(y) : gelu_exact(y);
-            if (residual)
-                y += load_some(residual + o * size_of(op.residual_type), op.residual_type, count);
-            store_some(out + o * size_of(op.out_type), op.out_type, y, count);
-        }
+        for (int64_t o = 0; o < outputs; o += LANES)
+            epilogue.put(o, outputs - o, load<Floats>(sums + o));
     }
 }
 

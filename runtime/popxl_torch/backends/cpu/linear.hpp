@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "nibbles.hpp"
 #include "processor.hpp"
 #include "vectors.hpp"
 #include "work.hpp"
@@ -44,7 +45,7 @@ int64_t stride_bytes(int64_t type, int64_t count) { return count * (type == NIBB
 
 // Bytes of one segment of one output's weights.
 int64_t weight_bytes(const Linear& op) {
-    return op.w_type == NIBBLES ? op.inputs / 2 : op.inputs * size_of(op.w_type);
+    return op.w_type == NIBBLES ? nibble_bytes(op.inputs) : op.inputs * size_of(op.w_type);
 }
 
 // The scale of an output of int8, number `output` of those whose scales begin at `scale`.

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from popxl_shared.groups import PER_WORD
+from popxl_shared.limits import FEW_ROWS
 
 from popxl_torch.backends.cpu.constants import (
-    FEW_ROWS,
     FLOATS,
     MESH_AXES,
     NUMBERED_ACTIVATIONS,
-    TYPES,
 )
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
     apart,
+    given,
     is_packed,
     joint_mesh,
     mesh_sizes,
@@ -24,56 +25,39 @@ from popxl_torch.backends.cpu.layout import (
     types,
 )
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.specs import StoredWeight
+from popxl_torch.backends.specs import LinearSpec, StoredWeight
 
 
 def linear(
     native: Library,
-    lead: int,
+    spec: LinearSpec,
     x: torch.Tensor,
     weight: StoredWeight,
-    dtype: torch.dtype,
-    *,
-    summed: int | None = None,
     bias: torch.Tensor | None = None,
-    activation: str | None = None,
     residual: torch.Tensor | None = None,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """`activation(x @ weight + bias) + residual`, with sums in float32.
+    """As `BackEnd.linear` has it; None where these kernels do not do it.
 
-    Args:
-        lead: the number of mesh axes in front of every tensor.
-        x: `(*mesh, ..., in)`.
-        dtype: of the result.
-        summed: a mesh axis that products are summed over; of size 1 in the result.
-        bias: `(*mesh, outputs)`.
-        activation: "gelu", "geluerf" or None.
-        residual: like the result.
-
-    Returns:
-        `(*mesh, ..., outputs)`; None where these kernels do not do it. A row's result does not
-        depend, to the bit, on how many other rows there are.
+    A row's result does not depend, to the bit, on how many other rows there are.
     """
+    lead, summed = spec.lead, spec.summed
     size, outputs, group = weight.sizes()
     inner = x.shape[lead:-1]
-    rows = inner.numel()
-    if not rows or not size or not _known(x, weight, bias, residual, dtype, lead):
+    rows, added = inner.numel(), given(bias, residual, gate)
+    if not rows or not size or not _known(spec, x, weight, bias, added):
         return None
     if rows > FEW_ROWS and not _takes_many_rows(native, x, weight, summed):
         return None
-    flat = x.reshape(*x.shape[:lead], rows, size)
-    if not is_packed(flat):
-        flat = flat.contiguous()
+    flat = _rows_of(x, lead)
     whole = list(joint_mesh(lead, flat, weight.tensor, *weight.scales()))
     segments = 1
     if summed is not None:
         segments, whole[summed] = whole[summed], 1
-    extra = joint_mesh(lead, *added) if (added := _given(bias, residual)) else whole
-    mesh = tuple(map(max, whole, extra))
+    mesh = tuple(map(max, whole, joint_mesh(lead, *added))) if added else tuple(whole)
     if summed is not None and mesh[summed] != 1:
         return None
-    result = torch.empty((*mesh, rows, outputs), dtype=dtype)
-    more = None if residual is None else _rows_of(residual, lead, rows, outputs)
+    result = torch.empty((*mesh, rows, outputs), dtype=spec.dtype)
     x_mesh, x_segment = apart(mesh_strides(flat, lead), lead, summed)
     w_mesh, w_segment = apart(mesh_strides(weight.tensor, lead), lead, summed)
     scale_mesh, scale_segment = apart(mesh_strides(weight.scale, lead), lead, summed)
@@ -85,82 +69,55 @@ def linear(
         w=weight.tensor,
         scale=weight.scale,
         offset=weight.offset,
-        bias=bias,
-        residual=more,
-        out=result,
-        x_type=TYPES[flat.dtype],
-        w_type=TYPES[weight.tensor.dtype],
+        x_type=type_of(flat),
+        w_type=type_of(weight.tensor),
         scale_type=type_of(weight.scale),
-        bias_type=type_of(bias),
-        residual_type=type_of(more),
-        out_type=TYPES[dtype],
-        activation=NUMBERED_ACTIVATIONS.index(activation),
         rows=rows,
         inputs=size,
         outputs=outputs,
         segments=segments,
         group=group,
-        mesh=mesh_sizes(mesh),
         x_mesh=x_mesh,
         x_segment=x_segment,
-        x_row=flat.stride(-2),
         w_mesh=w_mesh,
         w_segment=w_segment,
-        w_output=w_output,
-        w_input=w_input,
         scale_mesh=scale_mesh,
         scale_segment=scale_segment,
+        x_row=flat.stride(-2),
+        w_output=w_output,
+        w_input=w_input,
         scale_output=weight.scale_stride(),
-        **_added(lead, bias, more, result),
+        **_epilogue(spec, result, bias, residual, gate),
     )
     return result.reshape(*mesh, *inner, outputs)
 
 
 def finish(
     native: Library,
-    lead: int,
+    spec: LinearSpec,
     x: torch.Tensor,
-    dtype: torch.dtype,
-    *,
     bias: torch.Tensor | None = None,
-    activation: str | None = None,
     residual: torch.Tensor | None = None,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """`activation(x + bias) + residual` in `dtype`, in one pass; the arguments as for `linear`.
-
-    Returns:
-        `(*mesh, ..., outputs)`; None where this kernel does not do it.
-    """
-    inner, outputs = x.shape[lead:-1], x.shape[-1]
-    rows = inner.numel()
-    added = _given(bias, residual)
-    if (
-        lead > MESH_AXES
-        or not rows * outputs
-        or any(t.dtype not in FLOATS or t.device.type != "cpu" for t in (x, *added))
-        or dtype not in FLOATS
-        or (bias is not None and (bias.ndim != lead + 1 or not is_packed(bias)))
-    ):
+    """As `BackEnd.epilogue` has it, in one pass; None where this kernel does not do it."""
+    lead, inner, outputs = spec.lead, x.shape[spec.lead : -1], x.shape[-1]
+    rows, added = inner.numel(), given(bias, residual, gate)
+    if not rows * outputs or not _follows(spec, bias, [x, *added]):
         return None
-    flat = _rows_of(x, lead, rows, outputs)
-    more = None if residual is None else _rows_of(residual, lead, rows, outputs)
+    flat = _rows_of(x, lead)
     mesh = joint_mesh(lead, x, *added)
-    result = torch.empty((*mesh, rows, outputs), dtype=dtype)
+    result = torch.empty((*mesh, rows, outputs), dtype=spec.dtype)
     native.run(
         FINISH,
         result,
         x=flat,
-        bias=bias,
-        residual=more,
-        out=result,
-        **types(x=flat, bias=bias, residual=more, out=result),
-        activation=NUMBERED_ACTIVATIONS.index(activation),
+        x_type=type_of(flat),
         rows=rows,
         outputs=outputs,
-        mesh=mesh_sizes(mesh),
         x_mesh=mesh_strides(flat, lead),
         x_row=flat.stride(-2),
-        **_added(lead, bias, more, result),
+        **_epilogue(spec, result, bias, residual, gate),
     )
     return result.reshape(*mesh, *inner, outputs)
 
@@ -177,7 +134,7 @@ def decompressed(native: Library, weight: StoredWeight, dtype: torch.dtype) -> t
     if not fits or scale.dtype not in FLOATS or dtype not in FLOATS or words.device.type != "cpu":
         return None
     words, scale, offset = (t.contiguous() for t in (words, scale, offset))
-    group = words.shape[-1] * 4
+    group = words.shape[-1] * PER_WORD
     result = torch.empty((*words.shape[:-2], words.shape[-2] * group), dtype=dtype)
     native.run(
         DECOMPRESS,
@@ -194,23 +151,29 @@ def decompressed(native: Library, weight: StoredWeight, dtype: torch.dtype) -> t
 
 
 def _known(
+    spec: LinearSpec,
     x: torch.Tensor,
     weight: StoredWeight,
     bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    dtype: torch.dtype,
-    lead: int,
+    added: list[torch.Tensor],
 ) -> bool:
-    floats = [t.dtype for t in (x, bias, residual, *weight.scales()) if t is not None]
     kinds = (torch.uint16,) if weight.grouped else (*FLOATS, torch.int8)
     return (
-        lead <= MESH_AXES
-        and x.device.type == "cpu"
-        and all(t in FLOATS for t in (*floats, dtype))
+        _follows(spec, bias, [x, *added, *weight.scales()])
         and weight.tensor.dtype in kinds
         and (weight.tensor.dtype == torch.int8) == (weight.scale is not None and not weight.grouped)
-        and (bias is None or (bias.ndim == lead + 1 and is_packed(bias)))
         and weight.fits()
+    )
+
+
+def _follows(spec: LinearSpec, bias: torch.Tensor | None, floats: list[torch.Tensor]) -> bool:
+    """Whether the kernels do what follows a product, and know the types of these tensors of it."""
+    return (
+        spec.lead <= MESH_AXES
+        and spec.dtype in FLOATS
+        and floats[0].device.type == "cpu"
+        and all(t.dtype in FLOATS for t in floats)
+        and (bias is None or (bias.ndim == spec.lead + 1 and is_packed(bias)))
     )
 
 
@@ -228,23 +191,39 @@ def _takes_many_rows(
     )
 
 
-def _rows_of(x: torch.Tensor, lead: int, rows: int, outputs: int) -> torch.Tensor:
-    flat = x.reshape(*x.shape[:lead], rows, outputs)
+def _rows_of(x: torch.Tensor, lead: int) -> torch.Tensor:
+    """`(*mesh, ..., n)` as `(*mesh, rows, n)`, elements of a row side by side."""
+    flat = x.reshape(*x.shape[:lead], x.shape[lead:-1].numel(), x.shape[-1])
     return flat if is_packed(flat) else flat.contiguous()
 
 
-def _given(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
-    return [t for t in tensors if t is not None]
-
-
-def _added(
-    lead: int, bias: torch.Tensor | None, residual: torch.Tensor | None, result: torch.Tensor
+def _epilogue(
+    spec: LinearSpec,
+    result: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    gate: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """How what is added, and the result, lie."""
+    """The fields of what follows a product, for a result `(*mesh, rows, outputs)`."""
+    lead = spec.lead
+    gate = None if gate is None else _rows_of(gate, lead)
+    residual = None if residual is None else _rows_of(residual, lead)
     return {
+        "bias": bias,
+        "gate": gate,
+        "residual": residual,
+        "out": result,
+        "bias_type": type_of(bias),
+        "gate_type": type_of(gate),
+        "residual_type": type_of(residual),
+        "out_type": type_of(result),
         "bias_mesh": mesh_strides(bias, lead),
+        "gate_mesh": mesh_strides(gate, lead),
         "residual_mesh": mesh_strides(residual, lead),
-        "residual_row": 0 if residual is None else residual.stride(-2),
         "out_mesh": mesh_strides(result, lead),
+        "gate_row": 0 if gate is None else gate.stride(-2),
+        "residual_row": 0 if residual is None else residual.stride(-2),
         "out_row": result.stride(-2),
+        "activation": NUMBERED_ACTIVATIONS.index(spec.activation),
+        "mesh": mesh_sizes(result.shape[:lead]),
     }

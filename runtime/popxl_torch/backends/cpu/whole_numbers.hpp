@@ -7,6 +7,7 @@
 #pragma once
 
 #include "linear.hpp"
+#include "nibbles.hpp"
 
 namespace popxl {
 namespace {
@@ -34,15 +35,6 @@ inline void take_digit(Ints& rest, Ints& digit) {
 }
 
 inline __m128i as_bytes(Ints values) { return _mm512_cvtepi32_epi8((__m512i)values); }
-
-// For each of 16 words of four elements: elements 3 and 1 (of `low`), 2 and 0: as the low and the
-// high halves of the words' bytes hold them.
-inline void split_words(const char* bytes, char* low, char* high) {
-    const __m128i order = _mm_set_epi8(12, 14, 13, 15, 8, 10, 9, 11, 4, 6, 5, 7, 0, 2, 1, 3);
-    __m512i words = _mm512_shuffle_epi8(_mm512_loadu_si512(bytes), _mm512_broadcast_i32x4(order));
-    _mm256_storeu_si256((__m256i*)low, _mm512_cvtepi32_epi16(words));
-    _mm256_storeu_si256((__m256i*)high, _mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
-}
 
 // What `count` floats are divided by; NaN where one is not finite.
 float scale_of(const float* from, int64_t count, float largest) {
@@ -80,8 +72,8 @@ void order_span(float* to, float* of_span, int64_t step, const float* from) {
                 store(to, load<Words>(digits[d]));
             } else {
                 for (int half = 0; half < 2; half++)
-                    split_words(digits[d] + 64 * half, (char*)to + 32 * half,
-                                (char*)(to + DIGITS * step) + 32 * half);
+                    as_nibbles_lie(digits[d] + 64 * half, (char*)to + 32 * half,
+                                   (char*)(to + DIGITS * step) + 32 * half);
             }
         }
         if constexpr (TYPE == NIBBLES) to += DIGITS * step;

@@ -80,13 +80,10 @@ template <int64_t TYPE, int DIGITS, int R> struct WholeTile {
     // scales.
     static inline void numbers(Sums& sums, const char* w, const float* x, const OfGroups& groups,
                                int64_t b, int64_t there) {
-        const __m512i nibble = _mm512_set1_epi8(15);
         __m512i whole[TOGETHER][R] = {}, weights[TOGETHER][2];
         Floats factor[TOGETHER];
         for (int i = 0; i < TOGETHER; i++) {
-            __m512i words = _mm512_loadu_si512(w + i * BLOCK);
-            weights[i][0] = _mm512_and_si512(words, nibble);
-            weights[i][1] = _mm512_and_si512(_mm512_srli_epi16(words, 4), nibble);
+            nibbles_as_bytes(w + i * BLOCK, weights[i]);
             factor[i] = i < there ? groups.scales.of_block(groups.scale, b + i * BLOCK) : Floats{};
         }
         for (int d = 0; d < DIGITS; d++)

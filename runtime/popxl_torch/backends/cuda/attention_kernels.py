@@ -1,4 +1,4 @@
-"""Triton kernels: attention with ALiBi (arXiv 2108.12409) over a KV cache, as far as it is filled.
+"""Triton kernels: attention over a KV cache, as far as it is filled.
 
 Softmax is taken in one pass over the keys, with the largest score so far (arXiv 2205.14135).
 """
@@ -10,6 +10,12 @@ import triton.language as tl
 
 BESIDE = tl.constexpr(4)
 """Numbers beside the sums of values: two, and two that keep 16 bytes."""
+
+
+@triton.jit
+def alibi_bias(slope, distance):
+    """What is added to scores, as `popxl_shared.alibi` has it."""
+    return slope * distance.to(tl.float32)
 
 
 @triton.jit
@@ -104,7 +110,7 @@ def token_attention(
             mine = (i == at)[:, None]
             key = tl.where(mine, new_key.to(tl.float32)[None, :], key)
             value = tl.where(mine, new_value.to(tl.float32)[None, :], value)
-            score = tl.sum(key * query[None, :], 1) + slope * (i - at).to(tl.float32)
+            score = tl.sum(key * query[None, :], 1) + alibi_bias(slope, i - at)
             score = tl.where(i <= at, score, -1e30)
             higher = tl.maximum(largest, score)
             shrink, weight = tl.exp(largest - higher), tl.where(i <= at, tl.exp(score - higher), 0)
@@ -260,7 +266,7 @@ def chunk_attention(
         value = tl.load(values + place, mask=held, other=0)
         distance = i[None, :] - (at + m)[:, None]
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * factor
-        score = tl.where(distance <= 0, score + slope * distance.to(tl.float32), -1e30)
+        score = tl.where(distance <= 0, score + alibi_bias(slope, distance), -1e30)
         higher = tl.maximum(largest, tl.max(score, 1))
         shrink, weight = tl.exp(largest - higher), tl.exp(score - higher[:, None])
         total = total * shrink + tl.sum(weight, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -12,10 +13,7 @@ from popxl_torch.backends.cuda.attention import attention_on_gpu
 from popxl_torch.backends.cuda.product import linear_on_gpu
 from popxl_torch.backends.specs import (
     AttentionSpec,
-    ChainSpec,
     LinearSpec,
-    NormSpec,
-    PlaceSpec,
     StoredWeight,
 )
 from popxl_torch.memory.cells import Cell
@@ -39,11 +37,28 @@ class Cuda:
         self.kernels, self.capture = kernels, capture
         self.products = kernels is not None
 
-    def linear(
-        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
-    ) -> Maybe:
+    def lacks(self, spec: LinearSpec | AttentionSpec) -> str | None:
         if self.kernels is None:
+            return "there are no kernels for this GPU"
+        if isinstance(spec, LinearSpec):
+            known = spec.activation in (None, "gelu", "geluerf")
+            return None if known else f"of activations there is GELU, not {spec.activation}"
+        if spec != AttentionSpec(spec.lead, spec.queries):
+            return "attention has a head of keys a head of queries, ALiBi, and no window"
+        return None
+
+    def linear(
+        self,
+        spec: LinearSpec,
+        x: torch.Tensor,
+        weight: StoredWeight,
+        bias: Maybe = None,
+        residual: Maybe = None,
+        gate: Maybe = None,
+    ) -> Maybe:
+        if self.lacks(spec) or gate is not None:
             return None
+        assert self.kernels is not None
         return linear_on_gpu(self.kernels, spec, x, weight, bias, residual)
 
     def attention(
@@ -51,12 +66,13 @@ class Cuda:
         spec: AttentionSpec,
         tokens: Tokens,
         cells: tuple[Cell, Cell],
-        slopes: torch.Tensor,
+        slopes: Maybe,
         positions: torch.Tensor,
         row: Maybe,
     ) -> Maybe:
-        if self.kernels is None:
+        if self.lacks(spec):
             return None
+        assert self.kernels is not None and slopes is not None
         if row is None:
             return self._tokens(spec.lead, slopes, tokens, cells, positions)
         chunk = spec.queries == "chunk of a row"
@@ -80,22 +96,7 @@ class Cuda:
         kernel = self.kernels.token_attention
         return attention_on_gpu(kernel, lead, tokens, cells, slopes, positions)
 
-    # PyTorch does the rest.
+    def _pytorch_does(self, *given: Any, **more: Any) -> None:
+        """Nothing."""
 
-    def epilogue(self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe) -> None: ...
-
-    def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> None: ...
-
-    def batched(self, spec: LinearSpec, x: torch.Tensor, w: torch.Tensor) -> None: ...
-
-    def norm(
-        self, spec: NormSpec, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-    ) -> None: ...
-
-    def chain(self, spec: ChainSpec) -> None: ...
-
-    def concat(self, lead: int, axis: int, dtype: torch.dtype, rank: int) -> None: ...
-
-    def place(
-        self, spec: PlaceSpec, target: torch.Tensor, index: torch.Tensor, update: torch.Tensor
-    ) -> None: ...
+    epilogue = dequantise = batched = norm = chain = concat = place = _pytorch_does

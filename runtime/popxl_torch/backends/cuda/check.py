@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
+from popxl_shared import groups
+from popxl_shared.alibi import alibi_bias
 
 from popxl_torch.backends.specs import StoredWeight
 
@@ -44,7 +46,7 @@ def _cases(kernels: ModuleType, device: torch.device) -> Iterator[Case]:
         return torch.randn(shape, generator=generator).to(device, torch.bfloat16)
 
     for kind, (weight, values) in _weights(random, generator, device).items():
-        for rows in (1, 3, kernels.FEW_ROWS + 1):
+        for rows in (1, 3, kernels.MOST_QUANTISED_ROWS + 1):
             x, bias = random(REPLICAS, rows, SIZE), random(REPLICAS, OUTPUTS)
 
             def product(x=x, bias=bias, weight=weight, values=values):
@@ -72,10 +74,10 @@ def _weights(
     numbers = torch.randint(-128, 128, (*lead, SIZE), generator=generator)
     scale = torch.rand(lead, generator=generator) / 100
     words = torch.randint(0, 1 << 16, (*lead, SIZE // 64, 16), generator=generator)
-    nibbles = torch.stack([words >> shift & 15 for shift in (12, 8, 4, 0)], -1).flatten(-2)
     steps = torch.rand((*lead, SIZE // 64, 1), generator=generator).half()
     offset = -8 * steps
-    values = (nibbles * steps.float() + offset.float()).flatten(-2)
+    as_numpy = words.numpy().astype("uint16"), steps.float().numpy(), offset.float().numpy()
+    values = torch.from_numpy(groups.dequantised(*as_numpy))
     return {
         "floats": (StoredWeight(floats), floats.float()),
         "8 bits": (
@@ -109,7 +111,7 @@ def _attention(
     distance = distance.to(q.device)
     own_keys, own_values = kept[:, :, row, :, : at + tokens].float()
     scores = q.float().transpose(1, 2) @ own_keys.mT
-    scores = scores * HEAD_DIM**-0.5 + slopes[..., None, None] * distance
+    scores = scores * HEAD_DIM**-0.5 + alibi_bias(slopes[..., None, None], distance)
     weights = scores.masked_fill(distance > 0, -torch.inf).softmax(-1)
     expected = (weights @ own_values).transpose(1, 2)
     return torch.stack(found), expected

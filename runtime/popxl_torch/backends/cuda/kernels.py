@@ -9,6 +9,13 @@ from popxl_torch.backends.cuda.attention_launches import (
     token_attention,
     verify_attention,
 )
-from popxl_torch.backends.cuda.product_launches import FEW_ROWS, finish, linear
+from popxl_torch.backends.cuda.product_launches import MOST_QUANTISED_ROWS, finish, linear
 
-__all__ = ["FEW_ROWS", "chunk_attention", "finish", "linear", "token_attention", "verify_attention"]
+__all__ = [
+    "MOST_QUANTISED_ROWS",
+    "chunk_attention",
+    "finish",
+    "linear",
+    "token_attention",
+    "verify_attention",
+]

@@ -10,16 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from popxl_torch.backends.cuda.number_kernels import four_numbers
 from popxl_torch.backends.cuda.row_kernels import finished
-
-
-@triton.jit
-def four_numbers(words):
-    """int16 `(..., n)` of four numbers each, the first in the highest bits, as `(..., 4 * n)`."""
-    wide = words.to(tl.int32)
-    even = tl.join((wide >> 12) & 15, (wide >> 4) & 15)  # numbers 0 and 2
-    odd = tl.join((wide >> 8) & 15, wide & 15)
-    return tl.join(even, odd)
 
 
 @triton.jit

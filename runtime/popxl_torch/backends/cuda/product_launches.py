@@ -11,7 +11,7 @@ from popxl_torch.backends.cuda import matrix_kernels, row_kernels
 from popxl_torch.backends.cuda.launches import FLOATS, FUSED, HALF
 from popxl_torch.backends.specs import StoredWeight
 
-FEW_ROWS = 64
+MOST_QUANTISED_ROWS = 64
 """Rows up to which quantised weights are taken apart in the product; for more, once before it."""
 
 LARGEST_GROUP = 256
@@ -55,7 +55,7 @@ def linear(
         return _row(x, weight, dtype, *added)
     if weight.scale is None:
         return finish(torch.matmul(x, weight.tensor)[:, None], dtype, None, *added)
-    if rows > FEW_ROWS or x.dtype not in HALF or weight.sizes()[2] > LARGEST_GROUP:
+    if rows > MOST_QUANTISED_ROWS or x.dtype not in HALF or weight.sizes()[2] > LARGEST_GROUP:
         return finish(torch.matmul(x, floats(weight, x.dtype))[:, None], dtype, None, *added)
     scale = None if weight.grouped else weight.scale
     return finish(_few_rows(x, weight), dtype, scale, *added)

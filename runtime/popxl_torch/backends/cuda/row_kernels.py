@@ -8,11 +8,6 @@ kB hide the latency of an H100's or H200's memory (4.8 TB/s for some 0.8 us, ove
 multiprocessors). A matrix of 14336 outputs is 1792 programs; so the sum over inputs need not be
 split between programs.
 
-Numbers of 8 and 4 bits become floats without a conversion, which is slow: their bits are put into
-the mantissa of 1.0, which makes `1 + number / 2**p`; what the ones add up to is taken off the sum.
-The bits of 1.0 are read from memory: an instruction takes one constant, and that is the mask. With
-4 bits a multiprocessor's instructions are what is short, next to memory; so inputs are made floats,
-and multiplied by `2**p`, once for all programs, and a shift serves up to three numbers.
 Replicas are the second axis of programs; a `..._step` is from one replica's tensor to the next's, 0
 where they hold one.
 """
@@ -21,6 +16,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from popxl_torch.backends.cuda.number_kernels import eight_times, factors, four_times
 
 
 @triton.jit
@@ -86,30 +83,6 @@ def row_times_floats(
 
 
 @triton.jit
-def one_and(words, SHIFT: tl.constexpr, MASK: tl.constexpr, one):
-    """Floats whose bits are those of `one` and, under the mask, those of the words, shifted left.
-
-    Where a bit is in both, it is in none.
-    """
-    if SHIFT >= 0:  # noqa: SIM108 - decided when it is compiled
-        moved = words << SHIFT
-    else:
-        moved = words >> -SHIFT
-    return ((moved & MASK) ^ one).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def factors(number, COARSE: tl.constexpr):
-    """Of the inputs of a word's eight numbers, so that each comes into its float as 16th parts."""
-    if COARSE:
-        small = tl.where((number == 2) | (number == 5), 16.0, 1.0)
-        large = tl.where((number == 3) | (number == 6), 256.0, small)
-        return tl.where(number == 0, 128.0, tl.where(number == 7, 8.0, large))
-    else:  # noqa: RET505 - decided when it is compiled
-        return tl.where((number == 0) | (number == 2) | (number == 6), 16.0, 1.0)
-
-
-@triton.jit
 def arranged(
     x,
     out,
@@ -164,11 +137,7 @@ def row_times_bytes(
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """x `(4, words)` as `arranged`, weight int32 `(outputs, words)` of four int8 each.
-
-    With the sign bit turned, which 1.5 in the place of 1.0 does, a byte is its number + 128, and in
-    the upper 8 bits of the mantissa 1 + (number + 128) / 256.
-    """
+    """x `(4, words)` as `arranged`, weight int32 `(outputs, words)` of four int8 each."""
     x, added = own(x, 4 * words), own(added, 1 + words // 4)
     weight, scale, bias = own(weight, weight_step), own(scale, scale_step), own(bias, bias_step)
     residual, out = own(residual, outputs), own(out, outputs)
@@ -188,10 +157,7 @@ def row_times_bytes(
         x2 = tl.load(x + 2 * words + w, mask=more, other=0)
         x3 = tl.load(x + 3 * words + w, mask=more, other=0)
         given += (x0 + x1) + (x2 + x3)
-        sums += one_and(four, 15, 0x7F8000, one) * x0
-        sums += one_and(four, 7, 0x7F8000, one) * x1
-        sums += one_and(four, -1, 0x7F8000, one) * x2
-        sums += one_and(four, -9, 0x7F8000, one) * x3
+        sums += four_times(four, x0, x1, x2, x3, one)
     y = tl.sum(256 * sums - 384 * given, 1)
     y = finished(y, n, inside, scale, bias, ACTIVATION, residual)
     tl.store(out + n, y.to(out.dtype.element_ty), mask=inside)
@@ -221,11 +187,8 @@ def row_times_groups(
 ):
     """x `(8, 4 * pieces)` as `arranged`, with the sums `added`.
 
-    weight int32 `(outputs, pieces, 4)`, scale and offset `(outputs, groups)`. A word of 32 bits is
-    two of 16, whose first number is in their highest bits. Its eight numbers come into the upper 8
-    bits of the mantissa: five as 1 + number / 16, three as 1 + number / 256. `COARSE`, which is for
-    inputs of 16 bits, has them in the upper 12 and needs two shifts, not five; what sums are
-    rounded by is some 2**-15 of such an input, which has itself been rounded by 2**-9 or 2**-12.
+    weight int32 `(outputs, pieces, 4)` of two words of 16 bits each, scale and offset `(outputs,
+    groups)`.
     """
     x, added = own(x, 32 * pieces), own(added, 1 + 2 * pieces)
     weight, bias = own(weight, outputs * pieces * 4), own(bias, bias_step)
@@ -256,24 +219,7 @@ def row_times_groups(
         x5 = tl.load(x + 5 * words + w, mask=every, other=0)
         x6 = tl.load(x + 6 * words + w, mask=every, other=0)
         x7 = tl.load(x + 7 * words + w, mask=every, other=0)
-        if COARSE:
-            part = one_and(eight, 0, 0xF0000, one) * x7
-            part += one_and(eight, 0, 0xF000, one) * x0
-            part += one_and(eight, 11, 0x780000, one) * x1
-            part += one_and(eight, 11, 0x78000, one) * x2
-            part += one_and(eight, 11, 0x7800, one) * x3
-            part += one_and(eight, -9, 0x780000, one) * x4
-            part += one_and(eight, -9, 0x78000, one) * x5
-            part += one_and(eight, -9, 0x7800, one) * x6
-        else:
-            part = one_and(eight, 3, 0x780000, one) * x7
-            part += one_and(eight, 3, 0x78000, one) * x0
-            part += one_and(eight, 11, 0x780000, one) * x1
-            part += one_and(eight, 11, 0x78000, one) * x2
-            part += one_and(eight, -5, 0x780000, one) * x5
-            part += one_and(eight, -5, 0x78000, one) * x6
-            part += one_and(eight, 19, 0x780000, one) * x3
-            part += one_and(eight, -9, 0x780000, one) * x4
+        part = eight_times(eight, x0, x1, x2, x3, x4, x5, x6, x7, one, COARSE)
         sums += s * (tl.sum(part, 2) - ones)
     y = 16 * tl.sum(sums, 1)
     sums = tl.zeros([BLOCK_N, BLOCK_G], tl.float32)

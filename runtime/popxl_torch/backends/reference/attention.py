@@ -1,4 +1,4 @@
-"""Attention over a KV cache with ALiBi, in torch: over what is filled and no more.
+"""Attention over a KV cache, in torch: over what is filled and no more.
 
 Each row's result depends on that row alone, to the bit: its shapes follow from its own length. None
 is returned where replicas give different positions or rows.
@@ -10,13 +10,11 @@ import functools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's custom
 
 from popxl_torch.backends.back_end import one_after_another
-from popxl_torch.backends.reference.alibi import alibi
 from popxl_torch.backends.reference.rows_attention import rows_attention
+from popxl_torch.backends.reference.scores import attend, score_bias
 from popxl_torch.backends.specs import AttentionSpec
-from popxl_torch.memory.arrays import broadcast_shapes
 from popxl_torch.memory.cells import Cell
 from popxl_torch.replay.decisions import numbers
 
@@ -27,58 +25,61 @@ def attention(
     spec: AttentionSpec,
     tokens: Tokens,
     cells: tuple[Cell, Cell],
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
     positions: torch.Tensor,
     row: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """As `BackEnd.attention` has it."""
     if spec.queries == "token of each row":
-        return token_attention(spec.lead, slopes, tokens, cells, positions)
+        return token_attention(spec, slopes, tokens, cells, positions)
     assert row is not None
     number = _number(row)
     if number is None:
         return None
     if spec.queries == "chunk of a row":
         at = _number(positions)
-        return None if at is None else one_row(spec.lead, slopes, tokens, cells, at, number)
-    attend = functools.partial(token_attention, spec.lead, slopes)
-    return one_after_another(attend, spec.lead, tokens, cells, positions, number)
+        return None if at is None else one_row(spec, slopes, tokens, cells, at, number)
+    each = functools.partial(token_attention, spec, slopes)
+    return one_after_another(each, spec.lead, tokens, cells, positions, number)
 
 
 def one_row(
-    lead: int,
-    slopes: torch.Tensor,
+    spec: AttentionSpec,
+    slopes: torch.Tensor | None,
     tokens: Sequence[torch.Tensor],
     cells: tuple[Cell, Cell],
     at: int,
     row: int,
 ) -> torch.Tensor:
     """Tokens of one row, the first of them at position `at`."""
-    count = tokens[0].shape[lead]
+    lead, count = spec.lead, tokens[0].shape[spec.lead]
     new = zip(cells, tokens[1:], strict=True)
     keys, values = (_write(cell, t, row, at, lead)[..., : at + count, :] for cell, t in new)
-    bias = _bias(slopes, at, count, at + count)
-    return attend(_by_head(tokens[0], lead), keys, values, bias, lead).transpose(-2, -3)
+    numbers = torch.arange(at + count, dtype=torch.float32, device=keys.device)
+    distance = numbers - numbers[at:, None]
+    distance = distance.reshape((1,) * (lead + 1) + distance.shape)
+    bias = score_bias(spec, None if slopes is None else slopes[..., None, None], distance)
+    return attend(spec, _by_head(tokens[0], lead), keys, values, bias, lead).transpose(-2, -3)
 
 
 def token_attention(
-    lead: int,
-    slopes: torch.Tensor,
+    spec: AttentionSpec,
+    slopes: torch.Tensor | None,
     tokens: Tokens,
     cells: tuple[Cell, Cell],
     positions: torch.Tensor,
 ) -> torch.Tensor | None:
     """One token for every row."""
     if tokens[0].device.type != "cpu":
-        return rows_attention(attend, lead, tokens, cells, slopes, positions)
+        return rows_attention(spec, tokens, cells, slopes, positions)
     every = _numbers(positions)
     if every is None:
         return None
     rows = []
     for row, at in enumerate(every):
-        one = tuple(t.narrow(lead, row, 1) for t in tokens)
-        rows.append(one_row(lead, slopes, one, cells, at, row))
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=lead)
+        one = tuple(t.narrow(spec.lead, row, 1) for t in tokens)
+        rows.append(one_row(spec, slopes, one, cells, at, row))
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=spec.lead)
 
 
 def _numbers(value: torch.Tensor) -> list[int] | None:
@@ -103,31 +104,3 @@ def _write(cell: Cell, new: torch.Tensor, row: int, at: int, lead: int) -> torch
     start = min(max(at, 0), held.shape[-2] - new.shape[lead])
     held.narrow(-2, start, new.shape[lead]).copy_(_by_head(new, lead))
     return held
-
-
-def _bias(slopes: torch.Tensor, at: int, tokens: int, filled: int) -> torch.Tensor:
-    """Of queries from position `at` on: `(*mesh, heads, tokens, filled)`."""
-    keys = torch.arange(filled, dtype=torch.float32, device=slopes.device)
-    queries = torch.arange(at, at + tokens, dtype=torch.float32, device=slopes.device)
-    return alibi(slopes[..., None, None], keys - queries[:, None])
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, lead: int
-) -> torch.Tensor:
-    """Scaled dot-product attention with the mesh as batch: `(*mesh, heads, tokens, head_dim)`."""
-    mesh = broadcast_shapes(*(t.shape[:lead] for t in (q, k, v, bias)))
-    flat = [t.expand(*mesh, *t.shape[lead:]).reshape(-1, *t.shape[lead:]) for t in (q, k, v, bias)]
-    if q.dtype != torch.float32 and q.shape[-2] == 1:
-        context = _one_query(*flat)
-    else:
-        queries, keys, values, mask = flat
-        context = F.scaled_dot_product_attention(queries, keys, values, mask.to(q.dtype))
-    return context.reshape(*mesh, *q.shape[lead:])
-
-
-def _one_query(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
-    return torch.matmul(torch.softmax(scores, -1).to(q.dtype), v)

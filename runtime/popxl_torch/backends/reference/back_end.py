@@ -12,10 +12,14 @@ from popxl_torch.backends.reference.chain import Chain
 from popxl_torch.backends.reference.linear import dequantised, epilogue, linear
 from popxl_torch.backends.reference.matmul import matmul
 from popxl_torch.backends.reference.norm import norm
-from popxl_torch.backends.specs import ChainSpec, LinearSpec, PlaceSpec, StoredWeight
+from popxl_torch.backends.specs import (
+    AttentionSpec,
+    ChainSpec,
+    LinearSpec,
+    PlaceSpec,
+    StoredWeight,
+)
 from popxl_torch.replay.replay import Capture
-
-Maybe = torch.Tensor | None
 
 
 class Reference:
@@ -23,18 +27,13 @@ class Reference:
 
     products = chains = False
     capture: Capture | None = None
+    linear = staticmethod(linear)
+    epilogue = staticmethod(epilogue)
     norm = staticmethod(norm)
     attention = staticmethod(attention)
 
-    def linear(
-        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, residual: Maybe
-    ) -> torch.Tensor:
-        return linear(spec, x, weight, bias, residual)
-
-    def epilogue(
-        self, spec: LinearSpec, y: torch.Tensor, bias: Maybe, residual: Maybe
-    ) -> torch.Tensor:
-        return epilogue(spec, y, bias, residual)
+    def lacks(self, spec: LinearSpec | AttentionSpec) -> None:
+        """Nothing."""
 
     def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
         return dequantised(weight, dtype)

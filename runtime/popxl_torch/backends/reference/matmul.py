@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from popxl_shared.limits import FEW_ROWS
 
 from popxl_torch.backends.reference.functions import HALF, align
-from popxl_torch.backends.specs import FEW_ROWS
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, lead: int, dtype: torch.dtype) -> torch.Tensor:

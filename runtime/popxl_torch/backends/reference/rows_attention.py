@@ -6,32 +6,27 @@ behind them is masked. Shapes do not depend on them, so that a CUDA graph can ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from popxl_torch.backends.reference.alibi import alibi
+from popxl_torch.backends.reference.scores import attend, score_bias
+from popxl_torch.backends.specs import AttentionSpec
 from popxl_torch.lowering.placement import move
 from popxl_torch.memory.cells import Cell
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-
 
 def rows_attention(
-    attend: Attend,
-    lead: int,
+    spec: AttentionSpec,
     qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     cells: tuple[Cell, Cell],
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
     positions: torch.Tensor,
 ) -> torch.Tensor:
     """Write k and v at the rows' positions, and attend up to these.
 
     Args:
-        attend: `(q, k, v, bias, axes in front)` to the context, heads before tokens.
         qkv: each `(*mesh, batch, heads, head_dim)`.
         cells: caches `(*mesh, batch, heads, sequence_length, head_dim)`.
-        slopes: of ALiBi (arXiv 2108.12409), `(*mesh, heads)`.
+        slopes: of ALiBi, `(*mesh, heads)`.
         positions: `(*mesh, batch)`; those behind the cache count as its last one.
 
     Returns:
@@ -39,8 +34,12 @@ def rows_attention(
     """
     q, *new = (t.unsqueeze(-2) for t in qkv)
     at = move(positions, q.device).long()
-    keys, values = (_write(cell, t, at, lead) for cell, t in zip(cells, new, strict=True))
-    context = attend(q, keys, values, _bias(slopes, at, keys.shape[-2]), lead + 1)
+    keys, values = (_write(cell, t, at, spec.lead) for cell, t in zip(cells, new, strict=True))
+    numbers = torch.arange(keys.shape[-2], dtype=torch.float32, device=at.device)
+    distance = numbers - at[..., None, None, None]  # [*mesh, batch, 1, 1, keys]
+    own = None if slopes is None else slopes[..., None, :, None, None]
+    bias = score_bias(spec, own, distance)
+    context = attend(spec, q, keys, values, bias, spec.lead + 1)
     return context.squeeze(-2)
 
 
@@ -50,9 +49,3 @@ def _write(cell: Cell, new: torch.Tensor, at: torch.Tensor, lead: int) -> torch.
     size = (*cache.shape[:-2], 1, cache.shape[-1])
     index = at.clamp(0, cache.shape[-2] - 1)[..., None, None, None]
     return cache.scatter_(-2, index.expand(size), new.expand(size))
-
-
-def _bias(slopes: torch.Tensor, at: torch.Tensor, keys: int) -> torch.Tensor:
-    """Of one query a row: `(*mesh, batch, heads, 1, keys)`."""
-    numbers = torch.arange(keys, dtype=torch.float32, device=at.device)
-    return alibi(slopes[..., None, :, None, None], numbers - at[..., None, None, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -16,6 +18,17 @@ def alibi_slopes(heads: int) -> np.ndarray:
     if power < heads:
         slopes = np.concatenate([slopes, _geometric(2 * power)[::2][: heads - power]])
     return slopes.astype(np.float32)
+
+
+def alibi_bias(slopes: Any, distance: Any) -> Any:
+    """What is added to scores, of numpy, torch or PopXL.
+
+    Args:
+        slopes: of heads, which broadcast to the scores.
+        distance: from a query to a key, 0 or less behind it; where a key is ahead, the score is
+            masked besides.
+    """
+    return slopes * distance
 
 
 def _geometric(heads: int) -> np.ndarray:
