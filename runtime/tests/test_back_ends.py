@@ -6,11 +6,14 @@ What a back end does not do it says by None; the reference does everything.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
 from popxl_torch.backends.cpu import library
 from popxl_torch.backends.cpu.back_end import Cpu
+from popxl_torch.backends.cuda.back_end import Cuda
 from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.specs import (
     ACTIVATIONS,
@@ -163,6 +166,19 @@ def test_attention_over_a_cache(cpu, seed, queries):
     agree(draw.dtype, done, expected)
     for mine, its in zip(*cells, strict=True):
         assert torch.equal(mine.tensor, its.tensor)
+
+
+def test_what_kernels_lack_they_say_whatever_the_tensors(cpu):
+    chunk = AttentionSpec(0, "chunk of a row")
+    silu = LinearSpec(0, torch.float32, activation="swish")
+    gpu, without = Cuda(ModuleType("kernels"), None), Cuda(None, None)
+    assert [b.lacks(chunk) for b in (cpu, gpu, Reference())] == [None] * 3
+    assert [b.lacks(silu) for b in (cpu, Reference())] == [None] * 2
+    assert "not a window" in cpu.lacks(replace(chunk, window=4))
+    assert "not swish" in gpu.lacks(silu)
+    for other in ({"group": 2}, {"alibi": False}, {"scale": 0.1}, {"window": 4}):
+        assert gpu.lacks(replace(chunk, **other)) and not Reference().lacks(replace(chunk, **other))
+    assert "no kernels" in without.lacks(silu)
 
 
 def test_a_chunk_and_its_tokens_one_by_one_have_the_same_context(cpu):
