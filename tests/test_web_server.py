@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+import warm_python
 from byte_level import byte_level_tokenizer
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -485,10 +486,12 @@ def test_an_impossible_address_is_refused() -> None:
 
 @contextmanager
 def script(
-    *arguments: str, environment: dict[str, str] = ENVIRONMENT
+    *arguments: str,
+    environment: dict[str, str] = ENVIRONMENT,
+    start: type[subprocess.Popen] = warm_python.Popen,
 ) -> Iterator[tuple[subprocess.Popen, str]]:
     """The script in a process of its own, which writes "a cat a cat ..." without an end."""
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, str(TESTS / "run_scripted_page.py"), "--port", "0", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
@@ -518,7 +521,7 @@ def ended_in_mid_generation(process: subprocess.Popen, address: str, sig: int) -
 
 
 def test_sigint_ends_it_and_nothing_left_the_computer_nor_is_a_prompt_in_the_log() -> None:
-    with script() as (process, address):
+    with script(start=subprocess.Popen) as (process, address):  # imports reach nothing either
         assert httpx.get(f"{address}/health").json()["slots"] == 8
         httpx.get(address)
         status, errors = ended_in_mid_generation(process, address, signal.SIGINT)
@@ -552,7 +555,7 @@ def test_a_port_that_is_taken_is_one_line_and_status_2() -> None:
     with bind("127.0.0.1", 0) as listener:
         listener.listen()
         port = str(httpx.URL(url(listener)).port)
-        done = subprocess.run(
+        done = warm_python.run(
             [sys.executable, str(SCRIPT), "--port", port],
             env=ENVIRONMENT,
             capture_output=True,
