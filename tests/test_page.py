@@ -36,7 +36,8 @@ EVIL = (
     "[l](//l.l) $x$ ${window.evil = 3} {{value}} @children &lt; \\n `"
 )
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
+pytestmark = pytest.mark.timeout(240)  # a browser beside other workers, on two cores
 
 
 if chromium.path() is None:
@@ -192,7 +193,7 @@ def test_a_slow_browser_ends_with_the_last_text(
         throttle = page.context.new_cdp_session(page)
         throttle.send("Emulation.setCPUThrottlingRate", {"rate": 5})
         generate(page, PROMPT, num_tokens="300")
-        expect(page.locator("#output textarea")).to_have_value(PROMPT + text, timeout=60_000)
+        expect(page.locator("#output textarea")).to_have_value(PROMPT + text)
         ended_by(page, "end_of_text")
 
 
