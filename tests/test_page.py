@@ -36,8 +36,11 @@ EVIL = (
     "[l](//l.l) $x$ ${window.evil = 3} {{value}} @children &lt; \\n `"
 )
 
-expect.set_options(timeout=60_000)
-pytestmark = pytest.mark.timeout(240)  # a browser beside other workers, on two cores
+WAIT = 60_000
+"""Milliseconds that a browser has for what it is asked, beside other workers on two cores."""
+
+expect.set_options(timeout=WAIT)
+pytestmark = pytest.mark.timeout(240)
 
 
 if chromium.path() is None:
@@ -84,15 +87,15 @@ def story(held_up: Served) -> Iterator[Served]:
 @contextmanager
 def tab(browser: Browser, site: Served, **settings: Any) -> Iterator[Page]:
     """A page in a browser of its own; a script that fails, or says something, fails the test."""
-    context = browser.new_context(**settings)
-    page = context.new_page()
     wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.goto(site.url)
-    expect(page.locator("#generate")).to_be_visible()
-    yield page
-    context.close()
+    with browser.new_context(**settings) as context:
+        context.set_default_timeout(WAIT)
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.goto(site.url)
+        expect(page.locator("#generate")).to_be_visible()
+        yield page
     assert wrong == []
 
 
