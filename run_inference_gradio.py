@@ -13,9 +13,10 @@ import atexit
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import BloomConfig
 from utils import distributed
@@ -27,6 +28,9 @@ from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.serving.quiet_log import make_quiet
 from utils.setup import run_script, setup_logging
 from utils.streams import OutputError
+
+if TYPE_CHECKING:
+    from utils.serving.service import Service
 
 FOR_MANY = {
     "batch_size": 8,
@@ -92,7 +96,6 @@ def serve(
     from utils.generation import Engine
     from utils.serving.about import About
     from utils.serving.service import Service
-    from utils.serving.web_server import WebServer, build_app, share
 
     engine = Engine(loaded.passes, max_queue=arguments.max_queue, time_limit=arguments.time_limit)
     engine.start()
@@ -105,34 +108,51 @@ def serve(
             about=About.of(config),
             defaults=loaded.defaults,
         )
-
-        unwritten: list[OutputError] = []
-
-        def ready() -> None:
-            try:
-                what = "API" if arguments.no_page else "page"
-                print(f"the {what} is at {url(listener)}{web['root_path']}", flush=True)
-                if others := url_for_others(listener):
-                    print(f"from other computers: {others}", flush=True)
-            except OutputError as error:  # within the event loop, which would print its own stack
-                unwritten.append(error)
-                server.should_exit = True
-                return
-            if arguments.share:
-                share(listener, hosts)
-
-        app = build_app(service, account, hosts, **web)
-        listen(listener)
-        server = WebServer(app, service, ready)
-        server.run([listener])
-        if unwritten:
-            raise unwritten[0]
+        answer(service, listener, arguments, account, hosts, web)
     finally:
         if not engine.close(timeout=1):
             # It is in a pass that takes long, under which Python cannot end in order.
             atexit.register(os._exit, 0)
     gc.freeze()  # or leaving would first search the whole program for cycles, for seconds
     return 0
+
+
+def answer(
+    service: Service,
+    listener: socket.socket,
+    arguments: ServerArguments,
+    account: tuple[str, str] | None,
+    hosts: Hosts,
+    web: dict[str, Any],
+) -> None:
+    """Answer what comes to a port, and say where it is, until a signal ends that.
+
+    Raises:
+        OutputError: where it is could not be said.
+    """
+    from utils.serving.web_server import WebServer, build_app, share
+
+    unwritten: list[OutputError] = []
+
+    def ready() -> None:
+        try:
+            what = "API" if arguments.no_page else "page"
+            print(f"the {what} is at {url(listener)}{web['root_path']}", flush=True)
+            if others := url_for_others(listener):
+                print(f"from other computers: {others}", flush=True)
+        except OutputError as error:  # within the event loop, which would print its own stack
+            unwritten.append(error)
+            server.should_exit = True
+            return
+        if arguments.share:
+            share(listener, hosts)
+
+    app = build_app(service, account, hosts, **web)
+    listen(listener)
+    server = WebServer(app, service, ready)
+    server.run([listener])
+    if unwritten:
+        raise unwritten[0]
 
 
 def warn(arguments: ServerArguments, account: tuple[str, str] | None, keys: Sequence[str]) -> None:

@@ -283,25 +283,40 @@ class Server:
     log: Path
 
 
+LIMITED = """
+import os, resource, runpy, sys
+_, descriptors, *sys.argv = sys.argv
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors),) * 2)
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script that may have so many files and connections open."""
+
+
 @contextlib.contextmanager
 def running(
-    root: Path, folder: Path, account: str | None = None, descriptors: int = 1024
+    root: Path,
+    folder: Path,
+    account: str | None = None,
+    descriptors: int = 1024,
+    start: type[subprocess.Popen] = subprocess.Popen,
 ) -> Iterator[Server]:
     """`tests/run_scripted_page.py` of a repository, logging all it logs into a file.
 
     Args:
         account: user and password as `user:password`.
         descriptors: files and connections that the process may have open.
+        start: starts the process.
     """
     log = folder / f"log_{'account' if account else 'open'}.txt"
     environment = {k: v for k, v in os.environ.items() if k != "BLOOM_AUTH"}
     environment |= {"BLOOM_AUTH": account} if account else {}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "runtime")))}
-    script = [sys.executable, str(root / "tests" / "run_scripted_page.py")]
+    script = root / "tests" / "run_scripted_page.py"
     options = ["--port", "0", "--max_tokens", "20", "--time_limit", "5", "--log_level", "info"]
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *script, *options],
+        process = start(
+            [sys.executable, "-c", LIMITED, str(descriptors), str(script), *options],
             env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
         )  # fmt: skip
         try:
@@ -317,14 +332,19 @@ def running(
 
 
 def fuzz(
-    count: int, seed: int, seconds: float, root: Path = REPOSITORY, api: bool = False
+    count: int,
+    seed: int,
+    seconds: float,
+    root: Path = REPOSITORY,
+    api: bool = False,
+    start: type[subprocess.Popen] = subprocess.Popen,
 ) -> Findings:
     """Send `count` requests, or as many as there is time for once the servers have started."""
     findings = Findings()
     with (
         tempfile.TemporaryDirectory() as name,
-        running(root, Path(name), None) as plain,
-        running(root, Path(name), "user:pass") as closed,
+        running(root, Path(name), None, start=start) as plain,
+        running(root, Path(name), "user:pass", start=start) as closed,
     ):
         end = time.monotonic() + seconds
         for number in range(count):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,12 +38,7 @@ def parse_arguments(
     argv = sys.argv[1:] if argv is None else argv
     about: dict[str, Any] = {"prog": prog, "description": description}
     found = _parser(extra, title, **about).parse(argv)
-    named = hasattr(found, "config") or hasattr(found, "config_file")
-    if model_of is not None and not named and hasattr(found, "hf_model"):
-        preset = BloomConfig(model_of(found.hf_model, getattr(found, "memmap_dir", None)))
-    else:
-        file = Path(getattr(found, "config_file", PRESETS_FILE))
-        preset = read_preset(getattr(found, "config", None), file)
+    preset = _preset(found, model_of)
     if hasattr(found, "help"):  # the defaults that it shows are the preset's
         _parser(extra, title, preset, **about).print_help()
         sys.exit(0)
@@ -56,6 +51,17 @@ def parse_arguments(
     given = set(vars(found))
     defaults = extra(**extra_of(config, given)) if extra_of else None
     return config, read(extra, found, defaults)
+
+
+def _preset(
+    found: Namespace, model_of: Callable[[str, str | None], ModelConfig] | None
+) -> BloomConfig:
+    """The settings that those of a command line replace."""
+    named = hasattr(found, "config") or hasattr(found, "config_file")
+    if model_of is not None and not named and hasattr(found, "hf_model"):
+        return BloomConfig(model_of(found.hf_model, getattr(found, "memmap_dir", None)))
+    file = Path(getattr(found, "config_file", PRESETS_FILE))
+    return read_preset(getattr(found, "config", None), file)
 
 
 def _parser(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import warm_python
 from processes import CONTEXT, answer, free_port, give, job_environment, started
 
 from config import BloomConfig
@@ -56,7 +57,7 @@ def scripts(
     """
     port = free_port()
     ranks = [
-        subprocess.Popen(
+        warm_python.Popen(
             [sys.executable, str(REPOSITORY / "run_inference.py"), *words],
             env=os.environ
             | {"PYTHONPATH": str(REPOSITORY / "runtime")}

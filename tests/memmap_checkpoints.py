@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 from bloom_checkpoints import random_bloom
 from byte_level import byte_level_tokenizer
 from transformers import BloomForCausalLM
@@ -111,7 +112,7 @@ def environment() -> dict[str, str]:
 
 
 def run_script(script: str, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return warm_python.run(
         [sys.executable, str(REPOSITORY / script), *words],
         capture_output=True,
         text=True,

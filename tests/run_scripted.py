@@ -18,10 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from byte_level import byte_level_tokenizer
-
+from config import REPOSITORY
 from run_inference import main
 from utils.generation import LanguageModel
+from utils.generation.tokenizer import load_tokenizer
 from utils.setup import run_script
 
 PAUSE, LISTEN = "⏸", "⏺"
@@ -74,8 +74,11 @@ class ScriptedPasses:
 
 def load(config: object) -> LanguageModel:
     """In place of `utils.generation.load`."""
-    tokenizer = byte_level_tokenizer()
+    tokenizer: Any = load_tokenizer(REPOSITORY / "models" / "bloom_tiny")
     if "CHAT" in os.environ:
+        from byte_level import byte_level_tokenizer  # late: transformers takes a second
+
+        tokenizer = byte_level_tokenizer()
         tokenizer.chat_template = CHAT_TEMPLATE
     passes = ScriptedPasses(tokenizer, os.environ["SCRIPTED_TEXT"])
     passes.sequence_length = int(os.environ.get("CONTEXT", passes.sequence_length))

@@ -17,9 +17,8 @@ from transformers import BloomForCausalLM
 from utils.generation import Engine, Request, SamplingConfig
 from utils.generation.request import encode_prompt
 from utils.serving.service import Service
-from utils.serving.web_server import serving
 
-TIMEOUT = 20
+TIMEOUT = 60
 """Seconds after which a test that waits has failed; none waits for time to pass."""
 
 
@@ -136,9 +135,8 @@ class HeldPasses:
         self._leave.release(1)
 
     def _wait(self) -> None:
-        leave = self._leave
-        while self._held and not leave.acquire(timeout=0.05):
-            pass
+        while self._held and not self._leave.acquire(timeout=0.05):
+            pass  # `hold` may have put another semaphore there meanwhile
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,8 @@ def served(
 
     `options` are those of the engine, the service and `build_app`.
     """
+    from utils.serving.web_server import serving  # late: Gradio takes seconds
+
     names = ("max_tokens", "log_prompts", "limits")
     ours = {name: options.pop(name) for name in names if name in options}
     web = {name: options.pop(name) for name in ("keys", "page", "root_path") if name in options}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from config import BloomConfig, ConfigError, costs, parse_arguments
 from utils.benchmark import run_benchmark
@@ -316,6 +315,8 @@ def test_the_picture_shows_measured_rates_under_their_limits():
 def test_the_picture_is_a_png(tmp_path, capsys):
     file = tmp_path / "speed.png"
     run_benchmark([*QUICK, "--plot", str(file)])
+    from matplotlib.image import imread  # late: it takes a second
+
     pixels = imread(file)
     assert pixels.shape[0] > 300 and pixels.shape[1] > 900
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20

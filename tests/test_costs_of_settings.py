@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm_python
 
 from config import ConfigError, costs, load_config
 from config.config import ExecutionConfig, ModelConfig, setting_names
@@ -132,7 +133,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_script_answers_with_one_line(words: tuple[str, ...]) -> None:
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, *words],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime"), "OMP_NUM_THREADS": "1"},

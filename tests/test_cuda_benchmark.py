@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cuda.py"
 
@@ -120,7 +121,8 @@ def test_logits_that_cannot_be_had_are_told_with_the_last_line(cuda, monkeypatch
     assert messages == failed.stderr
 
 
-def test_logits_of_a_cpu_are_its_own(cuda):
+def test_logits_of_a_cpu_are_its_own(cuda, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", warm_python.run)
     row, _ = cuda.logits_row("cpu", "int4", 60)
     assert (row.value, row.reached) == ("off by 0.00% of the largest", True)
 
@@ -138,6 +140,7 @@ def test_what_has_no_time_or_no_memory_is_not_run(cuda, monkeypatch):
 
 
 def test_a_case_runs_on_a_cpu(cuda, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", warm_python.run)
     monkeypatch.setattr(cuda, "copy_bandwidth", lambda device: 1e11)
     monkeypatch.setattr(cuda, "link_bandwidth", lambda device: 1e10)
     sizes = ["--prompt_tokens", "8", "--new_tokens", "4", "--repeats", "1"]
@@ -149,7 +152,7 @@ def test_a_case_runs_on_a_cpu(cuda, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
 def test_without_a_gpu_one_line_says_so():
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=60)
+    done = warm_python.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["benchmarks/cuda.py: PyTorch sees no CUDA device here"]
     assert not done.stdout

@@ -11,6 +11,7 @@ import sys
 import urllib.request
 
 import pytest
+import warm_python
 from memmap_checkpoints import REPOSITORY, Small, environment
 
 from utils.generation.settings import settings_of
@@ -70,7 +71,7 @@ def test_a_file_that_is_cut_short_is_named(kind, run, small, tmp_path):
             (folder / "model.safetensors").unlink()
             torch.save(dict(small.model.state_dict()), folder / "pytorch_model.bin")
         opened = CHECKPOINT.format(folder=str(folder))
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-W", "ignore", "-c", READ.format(open=opened, run=run)],
         capture_output=True,
         text=True,
@@ -87,7 +88,7 @@ def test_a_file_that_is_cut_short_is_named(kind, run, small, tmp_path):
 def test_the_server_names_it_too(small, tmp_path):
     maps = small.generate(tmp_path / "maps")
     words = [*small.words(maps), "--port", "0", "--log_level", "warning"]
-    server = subprocess.Popen(
+    server = warm_python.Popen(
         [sys.executable, str(REPOSITORY / "run_inference_gradio.py"), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm_python
 from jobs import REPOSITORY, children, leading, runs, scripts
 from memmap_checkpoints import Small, contents
 from processes import free_port
@@ -139,6 +140,7 @@ def whole_prompt(loaded: LanguageModel) -> None:
 # --- endings ---
 
 LONG = ("--num_tokens", "900", "--prompt", "A dog is", "--tensor_parallel_1", "2")
+LONG += ("--prompt_chunks", "16")
 
 
 def wait_for_text(leader: subprocess.Popen) -> None:
@@ -275,7 +277,7 @@ def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
 
 
 def output_of(command: list[str]) -> str:
-    done = subprocess.run(
+    done = warm_python.run(
         command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr
@@ -287,7 +289,7 @@ def launcher(*words: str, **more: str) -> Iterator[tuple[subprocess.Popen, list[
     """A launcher of two ranks, and the ranks' numbers. None of them is left at the end."""
     command = [sys.executable, "-m", "popdist.run", "--nproc-per-node", "2"]
     command += ["--master-port", f"{free_port()}", str(REPOSITORY / "run_inference.py"), *words]
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -316,8 +318,7 @@ def none_left(numbers: list[int], seconds: float) -> bool:
     return not left
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("met", [False, True])
+@pytest.mark.parametrize("lost, met", [(0, True), (1, False)])
 def test_a_launchers_rank_that_is_killed_is_named_in_one_line(lost, met):
     with launcher(*LONG) as (process, numbers):
         if met:

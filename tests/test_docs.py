@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm_python
 
 from config import ExecutionConfig, ModelConfig
 from config.config import setting_names
@@ -64,7 +65,7 @@ def options_of(script: str) -> set[str]:
         settings = setting_names(ModelConfig) + setting_names(ExecutionConfig)
         named = settings if re.search(r"parse_(model_)?arguments", source) else []
         return {f"__{word}" for word in [*re.findall(r"\w+", source), *named]}
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, script, "--help"],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime"), "COLUMNS": "1000"},

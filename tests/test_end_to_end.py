@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_python
 from bloom_checkpoints import config_of, logits_of, random_bloom
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomForCausalLM
@@ -29,7 +30,7 @@ TINY = REPOSITORY / "models" / "bloom_tiny"
 
 def run(*arguments: str, script: str = "run_inference.py") -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")}
-    return subprocess.run(
+    return warm_python.run(
         [sys.executable, str(REPOSITORY / script), *arguments],
         capture_output=True,
         text=True,

@@ -7,13 +7,13 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 from memmap_checkpoints import REPOSITORY, Small, environment
 
 from config import ConfigError, load_config
@@ -312,7 +312,7 @@ def test_a_checkpoints_python_is_not_run_nor_asked_about(planted, small, tmp_pat
     signal.setitimer(signal.ITIMER_REAL, 0)
     words = small.words(None)
     words[words.index("--hf_model") + 1] = str(planted)
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, str(REPOSITORY / "run_inference.py"), *words, "--prompt", "A dog"],
         input="y\n" * 1000,
         capture_output=True,
@@ -360,7 +360,7 @@ def test_a_settings_text_cannot_control_the_terminal(small, place):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": f"{ESCAPE}\u202e\n"}))
     words = small.words(None)
     words[words.index("--hf_model") + 1] = str(path.parent)
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, str(REPOSITORY / "run_inference.py"), *words, "--prompt", "A dog"],
         capture_output=True,
         env=environment(),

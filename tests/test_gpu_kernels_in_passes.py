@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_ops(called, weight_precision, precision):
     assert called.count("chunk_attention") == (3 * 2 if precision != "float32" else 0)
 
 
-@pytest.mark.parametrize("weight_precision, precision", CASES)
+@pytest.mark.parametrize("weight_precision, precision", [CASES[0], CASES[2]])
 def test_several_replicas_in_one_process(called, weight_precision, precision):
     model = random_bloom(4, 131)
     shape = (2, 2, LENGTH, ROWS, precision)

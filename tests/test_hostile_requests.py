@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import warm_python
 from byte_level import byte_level_tokenizer
 from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
@@ -64,7 +65,10 @@ def test_idle_connections_stop_nobody_and_the_log_stays_short(tmp_path: Path) ->
     from fuzz_requests import answer_of, running
 
     health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with running(REPOSITORY, tmp_path, descriptors=256) as server, ExitStack() as open_ones:
+    with (
+        running(REPOSITORY, tmp_path, descriptors=256, start=warm_python.Popen) as server,
+        ExitStack() as open_ones,
+    ):
         for number in range(300):
             one = open_ones.enter_context(closing(socket.create_connection(server.address)))
             one.sendall(b"GET / HTTP/1.1\r\n" if number % 2 else b"no HTTP\r\n\r\n")
@@ -487,8 +491,8 @@ def test_no_page_may_frame_this_one(site: Served, path: str) -> None:
 # --- a slice of the fuzzers ---
 
 
-def fuzzed(fuzz: Callable[..., Any], count: int, seconds: float) -> None:
-    findings = fuzz(count, 1, seconds)
+def fuzzed(fuzz: Callable[..., Any], count: int, seconds: float, **options: Any) -> None:
+    findings = fuzz(count, 1, seconds, **options)
     assert findings.wrong == []
     assert findings.slowest > 0
 
@@ -496,7 +500,7 @@ def fuzzed(fuzz: Callable[..., Any], count: int, seconds: float) -> None:
 def test_a_slice_of_the_fuzzed_requests() -> None:
     import fuzz_requests
 
-    fuzzed(fuzz_requests.fuzz, 120, 30)
+    fuzzed(fuzz_requests.fuzz, 120, 30, start=warm_python.Popen)
 
 
 @pytest.mark.timeout(400)

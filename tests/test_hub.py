@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 from transformers import BloomConfig as HfConfig
 from transformers import BloomForCausalLM
 
@@ -109,13 +109,16 @@ def open_from(endpoint: str, cache: Path, model_id: str = MODEL, **environment: 
     """Open a model id in a process of its own; the sum of the head's weights is printed."""
     code = (
         "import sys\n"
+        "of_hub = ('gradio', 'huggingface_hub', 'transformers')\n"  # looks at the environment once
+        "for name in [name for name in sys.modules if name.startswith(of_hub)]:\n"
+        "    del sys.modules[name]\n"
         "from utils.checkpoints.checkpoint import open_checkpoint\n"
         "from utils.setup import run_script\n"
         f"run_script(lambda: print(open_checkpoint({model_id!r}).lm_head().double().sum().item()))"
     )
     inherited = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return subprocess.run(
+    return warm_python.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
         env=inherited | settings | environment,

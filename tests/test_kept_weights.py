@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_python
 from memmap_checkpoints import REPOSITORY, Small, environment, identities, refusal
 from popxl_torch.backends.cpu.build import built_library
 from safetensors.torch import load_file, save_file
@@ -183,7 +184,7 @@ def test_processes_at_once_make_one_entry(small, cache, kernels):
     shutil.copytree(kernels, cache / kernels.name)  # compiling them takes longer than all else
     words = [*small.words(None), *PRECISIONS[0], "--prompt", "abc", "--json"]
     running = [
-        subprocess.Popen(
+        warm_python.Popen(
             [sys.executable, str(REPOSITORY / "run_inference.py"), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

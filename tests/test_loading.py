@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+import warm_python
 from safetensors.torch import load_file, save_file
 from test_gguf import write as write_gguf
 from transformers import BloomConfig, BloomForCausalLM
@@ -92,7 +92,7 @@ def test_loading_takes_no_more_than_the_model_once(form, large, tmp_path):
     assert model["hidden_size"] == 512
     size = (large / "model.safetensors").stat().st_size
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'runtime'}"}
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-c", MEASURE, str(path)],
         capture_output=True,
         text=True,

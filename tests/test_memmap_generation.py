@@ -13,6 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 import torch
+import warm_python
 from memmap_checkpoints import REPOSITORY, Small, contents, environment, run_script
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig as TransformersConfig
@@ -139,7 +140,7 @@ def test_memory_grows_by_about_one_layer_whatever_the_model(precision, tp, tmp_p
     words += " --layers 8 --hidden_size 1024 --heads 16 --vocab_size 1000"
     words += f" --tensor_parallel_1 {tp} --tensor_parallel_2 {tp}"
     code = "import sys, memmap_processes; memmap_processes.print_growth(sys.argv[1:])"
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-c", code, *words.split()],
         capture_output=True,
         text=True,

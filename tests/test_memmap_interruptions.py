@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm_python
 from memmap_checkpoints import Small, contents, environment, identities, refusal, run_script
 from memmap_processes import generate_in_small_steps
 
@@ -175,7 +176,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(small, undisturbed, tmp_pat
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, str(script), *words, "--workers", "2"],
         capture_output=True,
         text=True,

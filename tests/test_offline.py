@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm_python
 from pseudo_terminal import ENVIRONMENT, TESTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,7 +64,7 @@ def test_a_run_that_is_killed_goes_on_and_neither_loses_nor_repeats_a_line(tmp_p
     words = command(given, made, "--temperature", "0.8", "--seed", "3")
     kills, pause = 0, threading.Event()
     for wanted in (5, 20, 40):
-        child = subprocess.Popen(words, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        child = warm_python.Popen(words, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
         while child.poll() is None:
             if made.exists() and made.read_bytes().count(b"\n") >= wanted:
                 child.kill()
@@ -74,9 +75,9 @@ def test_a_run_that_is_killed_goes_on_and_neither_loses_nor_repeats_a_line(tmp_p
     assert kills > 0
     with made.open("ab") as file:
         file.write(b'{"index": 60, "prom')  # a line that was cut off
-    subprocess.run(words, cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=100)
+    warm_python.run(words, cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=100)
     whole = tmp_path / "whole.jsonl"
-    subprocess.run(
+    warm_python.run(
         command(given, whole, "--temperature", "0.8", "--seed", "3"),
         cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=100,
     )  # fmt: skip

@@ -36,7 +36,11 @@ EVIL = (
     "[l](//l.l) $x$ ${window.evil = 3} {{value}} @children &lt; \\n `"
 )
 
-expect.set_options(timeout=20_000)
+WAIT = 60_000
+"""Milliseconds that a browser has for what it is asked, beside other workers on two cores."""
+
+expect.set_options(timeout=WAIT)
+pytestmark = pytest.mark.timeout(240)
 
 
 if chromium.path() is None:
@@ -83,15 +87,15 @@ def story(held_up: Served) -> Iterator[Served]:
 @contextmanager
 def tab(browser: Browser, site: Served, **settings: Any) -> Iterator[Page]:
     """A page in a browser of its own; a script that fails, or says something, fails the test."""
-    context = browser.new_context(**settings)
-    page = context.new_page()
     wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.goto(site.url)
-    expect(page.locator("#generate")).to_be_visible()
-    yield page
-    context.close()
+    with browser.new_context(**settings) as context:
+        context.set_default_timeout(WAIT)
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.goto(site.url)
+        expect(page.locator("#generate")).to_be_visible()
+        yield page
     assert wrong == []
 
 
@@ -192,7 +196,7 @@ def test_a_slow_browser_ends_with_the_last_text(
         throttle = page.context.new_cdp_session(page)
         throttle.send("Emulation.setCPUThrottlingRate", {"rate": 5})
         generate(page, PROMPT, num_tokens="300")
-        expect(page.locator("#output textarea")).to_have_value(PROMPT + text, timeout=60_000)
+        expect(page.locator("#output textarea")).to_have_value(PROMPT + text)
         ended_by(page, "end_of_text")
 
 

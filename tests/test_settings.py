@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
 import pytest
 
 import run_inference
@@ -16,7 +14,9 @@ from utils.generation.settings import GenerationSettings, settings_of
 from utils.serving.about import About
 from utils.serving.given_settings import checked
 from utils.serving.page import words
-from utils.serving.page.layout import build_page
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 ODD = {int: 3, float: 0.5, tuple: ("a",)}
 """A value for each type that every setting of it may have, and is the default of none."""
@@ -30,9 +30,15 @@ def stand_in(**more: Any) -> Any:
     return SimpleNamespace(engine=engine, max_tokens=64, about=About(), **more)
 
 
+def page_of(service: Any) -> gr.Blocks:
+    from utils.serving.page.layout import build_page  # late: Gradio takes seconds
+
+    return build_page(service)
+
+
 @pytest.fixture(scope="module")
-def page() -> Iterator[gr.Blocks]:
-    yield build_page(stand_in())
+def page() -> gr.Blocks:
+    return page_of(stand_in())
 
 
 def test_every_field_is_a_setting() -> None:
@@ -72,7 +78,7 @@ def test_a_setting_is_a_parameter_of_the_api_with_its_default(page: gr.Blocks, n
 
 def test_page_and_api_begin_with_what_the_checkpoint_says() -> None:
     defaults = {"temperature": 2.5, "top_k": 30, "repetition_penalty": 0.9, "num_tokens": 17}
-    page = build_page(stand_in(defaults=defaults))
+    page = page_of(stand_in(defaults=defaults))
     shown = {getattr(b, "elem_id", ""): getattr(b, "value", None) for b in page.blocks.values()}
     parameters = page.get_api_info()["named_endpoints"]["/generate"]["parameters"]
     sent = {p["parameter_name"]: p.get("parameter_default") for p in parameters}

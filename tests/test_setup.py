@@ -4,10 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from utils.setup import UserError, random_generator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -113,14 +110,3 @@ def test_requests_of_libraries_are_not_logged_as_our_own_news():
     )
     assert "HTTP Request" not in run.stderr
     assert "refused" in run.stderr
-
-
-def test_the_same_seed_draws_the_same():
-    assert np.array_equal(random_generator(3).random(4), random_generator(3).random(4))
-    assert not np.array_equal(random_generator(3).random(4), random_generator(4).random(4))
-    assert not np.array_equal(random_generator().random(4), random_generator().random(4))
-
-
-def test_a_negative_seed_is_refused():
-    with pytest.raises(UserError, match="seed must be 0 or more, not -1"):
-        random_generator(-1)

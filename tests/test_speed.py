@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import warm_python
 
 from config import REPOSITORY
 from utils.setup import run_script
@@ -17,7 +18,7 @@ NUMBERS = slice(40, 68)  # where a line has its value, and what is needed and ai
 
 
 def speed(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return warm_python.run(
         [sys.executable, str(REPOSITORY / "benchmarks" / "speed.py"), *words],
         capture_output=True,
         text=True,
@@ -64,7 +65,7 @@ def test_impossible_arguments_are_one_line_before_anything_is_measured(
 
 def test_a_profile_accounts_for_the_whole_step():
     script = REPOSITORY / "benchmarks" / "profile_step.py"
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, str(script), *SMALL[:4], "--context", "8", "--steps", "1"],
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""What every script does round its work: one-line errors, logging to stderr, seeds."""
+"""What every script does round its work: one-line errors, logging to stderr."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
-
-import numpy as np
 
 from config import ConfigError
 from utils import distributed, streams
@@ -104,10 +102,3 @@ def setup_logging(level: str = "info") -> None:
         handler.setFormatter(EscapingFormatter("%(levelname)s: %(message)s"))
     for name in CHATTY:
         logging.getLogger(name).setLevel(max(severity, logging.WARNING))
-
-
-def random_generator(seed: int | None = None) -> np.random.Generator:
-    """A numpy generator: the same draws for the same `seed` (0 or more), fresh ones for None."""
-    if seed is not None and seed < 0:
-        raise UserError(f"seed must be 0 or more, not {seed}")
-    return np.random.default_rng(seed)

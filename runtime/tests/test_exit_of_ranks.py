@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import warm_python
 from processes import free_port, job_environment
 
 LIMIT = 100
@@ -105,7 +106,7 @@ def ranks(
         for rank in range(count):
             own = job_environment(count, rank, port) | environment
             with open(folder / f"errors{rank}", "w") as errors:
-                process = subprocess.Popen(
+                process = warm_python.Popen(
                     [sys.executable, *command, hows[rank]],
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | own,
                     stdin=subprocess.PIPE,

@@ -1,13 +1,13 @@
 """Native kernels against numpy in float64: sizes, types, shards, rows that depend on no other."""
 
 import logging
-import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import warm_python
 from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
     group_quantize_decompress_numpy,
@@ -397,7 +397,7 @@ with popxl.Session(ir, "cpu") as session:
 def test_without_a_compiler_torch_computes_and_one_line_says_so(tmp_path, compiler):
     environment = {"CXX": compiler, cache.CACHE_DIR: str(tmp_path), "PATH": "/usr/bin:/bin"}
     path = {"PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-c", PROGRAM], env=environment | path, capture_output=True, text=True
     )
     assert done.stdout == "6.0\n"

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import BloomConfig
+from modelling.program import InferenceSession
 from utils import distributed, planning
 from utils.benchmark.arguments import BenchmarkArguments, combinations, parse
 from utils.benchmark.comparison import Transformers
@@ -84,9 +85,7 @@ class Measured:
 def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measured) -> None:
     """All combinations of one batch size. What is measured when it is interrupted is kept.
 
-    Where the configuration has a folder of memory maps, these are the weights; random ones where
-    the folder has none yet. Where random weights do not fit in memory, as many layers are measured
-    as do.
+    Where random weights do not fit in memory, as many layers are measured as do.
     """
     distributed.join(config)
     gc.collect()  # the session before may be in cycles
@@ -99,23 +98,15 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
     check_memory(config, weights=maps is None, taken=taken)
     generator = np.random.default_rng(arguments.seed)
     session, compile_seconds = timed_build(config)
-    peer = Transformers(config, arguments.seed) if arguments.compare else None
-    if maps:
-        maps.write(session)
-    elif peer:
-        peer.write(config, session)
-    else:
-        fill_randomly(session, generator)
+    peer = filled(session, config, arguments, maps, generator)
     work, wanted = work_of(config, session), combinations(config, arguments)
     all_work = work if config is whole else work_of(whole, build(whole, spread=False))
-    total = sum(progress_of(c, arguments.repeats) for c in wanted)
-    with session, _bar(config, total) as bar:
+    with session, _bar(config, sum(progress_of(c, arguments.repeats) for c in wanted)) as bar:
         passes = Passes(config, session)
         if not distributed.leads():
             passes.replicas.follow()
             return
-        warm_up_seconds = _seconds(passes.warm_up)
-        start = Start(compile_seconds, warm_up_seconds, traffic.counted(passes))
+        start = Start(compile_seconds, _seconds(passes.warm_up), traffic.counted(passes))
         rounds = Rounds(passes, work, all_work, generator, peer, bar.update)
         layers = Layers(config.model.layers, whole.model.layers)
         for combination in wanted:
@@ -130,6 +121,28 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
                     result = result_of(samples, start, all_work, limits, peak, layers, peer_name)
                     measured.results.append(result)
         passes.replicas.release()
+
+
+def filled(
+    session: InferenceSession,
+    config: BloomConfig,
+    arguments: BenchmarkArguments,
+    maps: MemoryMaps | None,
+    generator: np.random.Generator,
+) -> Transformers | None:
+    """Give a session weights, of memory maps where there are any, else random ones.
+
+    Returns:
+        What is compared with, where that is wanted.
+    """
+    peer = Transformers(config, arguments.seed) if arguments.compare else None
+    if maps:
+        maps.write(session)
+    elif peer:
+        peer.write(config, session)
+    else:
+        fill_randomly(session, generator)
+    return peer
 
 
 def with_fitting_layers(config: BloomConfig, taken: int) -> BloomConfig:

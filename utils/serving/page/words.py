@@ -33,7 +33,6 @@ NO_TEXT = (
     "{shown} has no text of its own to append: it is the end of the text, or a part of a character "
     "that takes several tokens."
 )
-STOP_HINT = "Ends before any of these, one a line; \\n is a line end."
 
 REASONS = {
     "end_of_text": "end of text",

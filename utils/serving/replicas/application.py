@@ -37,11 +37,8 @@ def build(
     low, high = replicas
     scale: dict[str, Any] = {"num_replicas": low}
     if high > low:
-        scale = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=low, max_replicas=high, target_ongoing_requests=BUSY
-            )
-        }
+        limits: dict[str, Any] = {"min_replicas": low, "max_replicas": high}
+        scale = {"autoscaling_config": AutoscalingConfig(**limits, target_ongoing_requests=BUSY)}
     deployment: Any = serve.deployment  # its types know the decorator alone
     router: Any = PrefixRouter
     made = deployment(
