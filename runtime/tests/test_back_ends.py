@@ -129,7 +129,9 @@ def random_attention(draw: Draw, queries) -> AttentionSpec:
     )
 
 
-@pytest.mark.parametrize("queries", ["chunk of a row", "token of each row", "tokens of a row"])
+@pytest.mark.parametrize(
+    "queries", ["chunk of a row", "token of each row", "token of some rows", "tokens of a row"]
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_attention_over_a_cache(cpu, seed, queries):
     draw = Draw(seed)
@@ -144,7 +146,11 @@ def test_attention_over_a_cache(cpu, seed, queries):
         at = at[:1] + torch.arange(count)
     positions = at.to(torch.int32).reshape((1,) * draw.lead + ((count,) if not one else ()))
     row = None
-    if queries != "token of each row":
+    if queries == "token of some rows":
+        row = torch.tensor(draw.choose.sample(range(batch), min(count, batch)), dtype=torch.int32)
+        count = len(row)
+        row, positions = row.reshape((1,) * draw.lead + (count,)), positions[..., :count]
+    elif queries != "token of each row":
         row = torch.tensor(draw.choose.randrange(batch), dtype=torch.int32)
         row = row.reshape((1,) * draw.lead)
     of = heads, kv_heads, kv_heads

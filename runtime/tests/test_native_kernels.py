@@ -17,6 +17,7 @@ from popxl_torch import cache
 from popxl_torch.backends.cpu import build, read_bandwidth
 from popxl_torch.backends.cpu.attention import chunk_attention, token_attention
 from popxl_torch.backends.cpu.back_end import Cpu
+from popxl_torch.backends.cpu.constants import SOME_ROWS
 from popxl_torch.backends.cpu.library import Library
 from popxl_torch.backends.cpu.linear import decompressed
 from popxl_torch.backends.cpu.norm import norm
@@ -104,11 +105,12 @@ def test_a_product_and_what_follows_it(native, generator, dtype, layout, size, o
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
-    x, weight = normal(generator, 16, 256, dtype=dtype), _weight(generator, kind, 256, 45, dtype)[0]
-    alone = [linear(native, 0, row[None], weight, dtype) for row in x]
-    for rows in range(1, 17):
-        together = linear(native, 0, x[16 - rows :], weight, dtype)
-        assert torch.equal(together, torch.cat(alone[16 - rows :]))
+    weight = _weight(generator, kind, 256, 45, dtype)[0]
+    most = FEW_ROWS if kind.endswith("in rows") or dtype not in native.many_rows else SOME_ROWS
+    x = normal(generator, most, 256, dtype=dtype)
+    alone = torch.cat([linear(native, 0, row[None], weight, dtype) for row in x])
+    for rows in [*range(1, FEW_ROWS + 1), *range(FEW_ROWS + 1, most + 1, 9), most]:
+        assert torch.equal(linear(native, 0, x[most - rows :], weight, dtype), alone[most - rows :])
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -137,7 +139,7 @@ def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@in_turn("rows", [17, 64, 515])
+@in_turn("rows", [17, 64, 65, 515])
 @pytest.mark.parametrize("size, outputs, group", [(1024, 100, 128), (96, 37, 32), (40, 3, 8)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
@@ -154,14 +156,14 @@ def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_a_row_does_not_depend_on_how_many_others_there_are(native, generator, kind, dtype):
+def test_one_of_many_rows_does_not_depend_on_how_many_there_are(native, generator, kind, dtype):
     x = normal(generator, 530, 256, dtype=dtype)
     weight = _weight(generator, kind, 256, 45, dtype)[0]
     whole = linear(native, 0, x, weight, torch.float32)
     if dtype not in native.many_rows:
         assert whole is None
         return
-    for first, last in ((0, 17), (5, 40), (500, 530)):
+    for first, last in ((0, SOME_ROWS + 1), (5, 85), (402, 530)):
         some = linear(native, 0, x[first:last], weight, torch.float32)
         assert torch.equal(some, whole[first:last])
 

@@ -150,7 +150,8 @@ class _Walk:
             return cost * op.attributes.get("count", 1), made
         if kind == "loaded":
             return Cost(), ("state" if op.buffer in self._written else "weights",)
-        if kind == "view":
+        rows_of_state = kind == "picked" and given[0] == "state"  # read where they are used
+        if kind == "view" or rows_of_state:
             return Cost(), (given[0],) * len(op.outputs)
         if is_view(op):  # what joins tensors: read where it is used
             return Cost(), (max(given, key=ORIGINS.index),)

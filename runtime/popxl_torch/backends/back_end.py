@@ -91,8 +91,10 @@ class BackEnd(Protocol):
                 `heads / group`.
             cells: of keys and values, `(*mesh, batch, heads / group, sequence_length, head_dim)`.
             slopes: of ALiBi, float32 `(*mesh, heads)`; None where there is no bias.
-            positions: int32 `(*mesh, tokens)`; of a chunk `(*mesh)`, that of its first token.
-            row: int32 `(*mesh)`, the row of the caches where the tokens are of one; else None.
+            positions: int32 `(*mesh, tokens)`; of a chunk `(*mesh)`, that of its first token; of
+                chunks `(*mesh, blocks)`, those of the first tokens of blocks of as many each.
+            row: int32, the row of the caches `(*mesh)` where the tokens are of one, else, like
+                positions, that of each token or block. None where each row has its token.
 
         Returns:
             Like the queries; None where nothing was written either.
@@ -146,6 +148,33 @@ def one_after_another(
     for i in range(tokens[0].shape[lead]):
         one = tuple(t.narrow(lead, i, 1) for t in tokens)
         made = attend(one, caches, positions.narrow(-1, i, 1))
+        if made is None:
+            return None
+        done.append(made)
+    return torch.cat(done, dim=lead)
+
+
+def by_block(
+    attend: Callable[..., Maybe],
+    lead: int,
+    tokens: Sequence[torch.Tensor],
+    cells: Sequence[Cell],
+    slopes: torch.Tensor,
+    positions: torch.Tensor,
+    rows: torch.Tensor,
+) -> Maybe:
+    """Chunks of rows, block after block, each as `attend` does a chunk of a row.
+
+    Args:
+        attend: from tokens, cells, slopes, position and row to the context; it always does it or
+            never.
+        positions, rows: `(*mesh, blocks)`.
+    """
+    count = positions.shape[-1]
+    size, done = tokens[0].shape[lead] // count, []
+    for i in range(count):
+        block = tuple(t.narrow(lead, i * size, size) for t in tokens)
+        made = attend(block, cells, slopes, positions[..., i], rows[..., i])
         if made is None:
             return None
         done.append(made)

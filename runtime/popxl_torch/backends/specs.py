@@ -117,8 +117,9 @@ class AttentionSpec:
 
     Attributes:
         lead: the number of mesh axes in front of every tensor.
-        queries: which tokens the queries are: a chunk of one sequence; one token of each; or the
-            next tokens of one sequence, each computed as one token of each is, to the bit.
+        queries: which tokens the queries are: a chunk of one sequence, or of several in blocks; one
+            token of each, or of some; or the next tokens of one sequence. All but chunks are
+            computed alike, to the bit.
         group: query heads that share a head of the caches.
         alibi: whether there is a bias by distance, with a slope a head (`popxl_shared.alibi`).
         scale: None for `1 / sqrt(head_dim)`.
@@ -126,7 +127,13 @@ class AttentionSpec:
     """
 
     lead: int
-    queries: Literal["chunk of a row", "token of each row", "tokens of a row"]
+    queries: Literal[
+        "chunk of a row",
+        "chunks of rows",
+        "token of each row",
+        "token of some rows",
+        "tokens of a row",
+    ]
     group: int = 1
     alibi: bool = True
     scale: float | None = None

@@ -2,12 +2,13 @@
 
 They have the attributes `bias`, "alibi" or "none", and `queries`, which tokens the queries are
 (`AttentionSpec`), and may have `scale` and `window`, as that has them. Their inputs are `q, k, v,
-key_cache, value_cache`, with ALiBi `slopes`, `position(s)` and, but for a token of each row, `row`:
+key_cache, value_cache`, with ALiBi `slopes`, `position(s)` and, but for a token of each row, `row(s)`:
 
 * q `(tokens, heads, head_dim)`, result likewise; k and v `(tokens, kv_heads, head_dim)`;
 * caches of the same dtype `(batch_size, kv_heads, sequence_length, head_dim)`, by reference;
 * slopes, float32 `(heads,)`; position and row int32, `position + tokens` not above the sequence
-  length.
+  length; of tokens of some rows `(tokens,)`, those of one row copies of one token; of chunks of
+  rows `(blocks,)`, of as many tokens each, those of one row in order.
 
 Each row's result depends on that row alone, to the bit: its shapes follow from its own length.
 Where replicas give different positions or rows the graph itself is run.
@@ -31,8 +32,9 @@ from popxl_torch.memory.cells import Cell
 CACHES = (3, 4)
 """The inputs that are caches."""
 
-ONE_OF_EACH, CHUNK = "token of each row", "chunk of a row"
-QUERIES = (ONE_OF_EACH, CHUNK, "tokens of a row")
+ONE_OF_EACH, ONE_OF_SOME = "token of each row", "token of some rows"
+CHUNK, CHUNKS = "chunk of a row", "chunks of rows"
+QUERIES = (ONE_OF_EACH, ONE_OF_SOME, CHUNK, CHUNKS, "tokens of a row")
 
 MORE = ("scale", "window")
 """Attributes that need not be there."""
@@ -56,7 +58,12 @@ def _cached(
     one, new = ((q.dtype.name, (tokens, count, head_dim)) for count in (heads, kv_heads))
     held = (q.dtype.name, (rows, kv_heads, length, head_dim))
     positions: tuple[int, ...] = () if queries == CHUNK else (tokens,)
-    places: list[tuple[str, tuple[int, ...]]] = [("int32", positions), ("int32", ())]
+    if queries == CHUNKS:
+        positions = graph.inputs[-1].shape
+        if len(positions) != 1 or not positions[0] or tokens % positions[0]:
+            return None
+    of = positions if queries in (ONE_OF_SOME, CHUNKS) else ()
+    places: list[tuple[str, tuple[int, ...]]] = [("int32", positions), ("int32", of)]
     slopes = [("float32", (heads,))] if alibi else []
     inputs = [one, *[new] * 2, *[held] * 2, *slopes, *places[: 1 if of_rows else 2]]
     if not has_signature(graph, inputs, [one], by_ref=CACHES, attributes=given):

@@ -107,7 +107,7 @@ void run(const Attention& op, const Worker& worker) {
     int64_t items = count_of(op.mesh) * op.tokens * op.heads;
     for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         int64_t head = item % op.heads, token = item / op.heads % op.tokens;
-        int64_t row = op.row ? std::clamp<int64_t>(*op.row, 0, op.rows - 1) : token;
+        int64_t row = op.row ? std::clamp<int64_t>(op.row[token / op.block], 0, op.rows - 1) : token;
         int64_t shared = head / op.group;  // the head of keys and values
         bool again = (head + 1) % op.group;  // for the next head
         MeshPosition place(op.mesh, item / op.heads / op.tokens);

@@ -35,8 +35,8 @@ def token_attention(
         tokens, slopes: as `BackEnd.attention` has them.
         caches: of keys and values, `(*mesh, rows, heads / group, length, size)`, written to.
         positions: int32 `(*mesh, rows)`, the same for all shards.
-        row: int32; the row of the caches that all tokens belong to, one after the other. Without
-            it they are one of each row.
+        row: int32; the row of the caches that all tokens belong to, one after the other, or of
+            several tokens `(*mesh, rows)` that of each. Without it they are one of each row.
 
     Returns:
         `(*mesh, rows, heads, size)`; None where this kernel does not do it, and nothing is
@@ -44,14 +44,17 @@ def token_attention(
     """
     lead = spec.lead
     count, heads, size = tokens[0].shape[lead:]
-    if not _fits(spec, tokens, caches, slopes, positions, count) or not _is_number(row):
+    each = row is not None and row.ndim > lead
+    if not _fits(spec, tokens, caches, slopes, positions, count):
+        return None
+    if not _are_numbers(row, count if each else 1):
         return None
     mesh = joint_mesh(lead, *tokens, *caches, *given(slopes))
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
-    together = [slice(0, count)] if row is None else [slice(i, i + 1) for i in range(count)]
-    for some in together:
+    at_once = row is None or each
+    for some in [slice(0, count)] if at_once else [slice(i, i + 1) for i in range(count)]:
         index = (slice(None),) * lead + (some,)
         q, k, v, out = (t[index] for t in (*tokens, result))
         native.run(
@@ -60,13 +63,16 @@ def token_attention(
             **_fields(spec, (q, k, v), caches, slopes, out, mesh),
             positions=positions[..., some],
             row=row,
+            block=1,
         )
     return result
 
 
-def _is_number(value: torch.Tensor | None) -> bool:
-    """Whether a number is held once, as the kernels read it, or not given."""
-    return value is None or (value.numel() == 1 and value.dtype == torch.int32)
+def _are_numbers(values: torch.Tensor | None, count: int) -> bool:
+    """Whether so many are held once, as the kernels read them, or none is given."""
+    if values is None:
+        return True
+    return values.numel() == count and values.dtype == torch.int32 and is_packed(values)
 
 
 def _fits(
@@ -97,14 +103,15 @@ def chunk_attention(
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
     slopes: torch.Tensor | None,
-    position: torch.Tensor,
-    row: torch.Tensor,
+    positions: torch.Tensor,
+    rows: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Put a chunk of tokens of one row in its caches and attend over what is filled.
+    """Put chunks of tokens of one row or several in their caches and attend over what is filled.
 
     Args:
         tokens, caches, slopes: as `token_attention` has them.
-        position, row: int32, of the first token and of all; the same for all shards.
+        positions, rows: int32 `(*mesh)`, of the first token and of all; or `(*mesh, blocks)`, of as
+            many tokens each; the same for all shards.
 
     Returns:
         `(*mesh, tokens, heads, size)`; None where this kernel does not do it, and nothing is
@@ -112,15 +119,19 @@ def chunk_attention(
     """
     lead, length = spec.lead, caches[0].shape[-2]
     count, heads, size = tokens[0].shape[lead:]
-    if not (_fits(spec, tokens, caches, slopes, position, 1) and _is_number(row)) or count > length:
+    blocks = positions.shape[-1] if positions.ndim > lead else 1
+    if not _fits(spec, tokens, caches, slopes, positions, blocks) or not _are_numbers(rows, blocks):
+        return None
+    if count % blocks or count // blocks > length:
         return None
     mesh = joint_mesh(lead, *tokens, *caches, *given(slopes))
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
     fields = _fields(spec, tokens, caches, slopes, result, mesh)
-    native.run(KEEP, result, position=position, row=row, **fields)
-    native.run(CHUNK, result, position=position, row=row, **fields)
+    fields |= {"position": positions, "row": rows, "block": count // blocks}
+    for instruction in KEEP, CHUNK:
+        native.run(instruction, result, **fields)
     return result
 
 

@@ -88,7 +88,7 @@ class Cpu:
             return None
         caches = [c.writable(new.shape[:lead]) for c, new in zip(cells, tokens[1:], strict=True)]
         given = (self.native, spec, tokens, caches, slopes, positions)
-        if spec.queries == "chunk of a row":
+        if spec.queries in ("chunk of a row", "chunks of rows"):
             assert row is not None
             return chunk_attention(*given, row)
         return token_attention(*given, row)

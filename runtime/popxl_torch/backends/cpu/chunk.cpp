@@ -111,7 +111,7 @@ void run_few_queries(const Chunk& op, const Worker& worker) {
     float* x = worker.room<float>(MOST_ROWS * (room + padded) + room);
     float *flat = x + MOST_ROWS * room, *scores = flat + room;
     for_each_part(op, worker, MOST_ROWS, [&](const Part& part) {
-        int64_t first = part.position + part.first;
+        int64_t first = part.position;
         int64_t limit = std::clamp<int64_t>(first + part.rows, 1, op.length);
         Queries some{op, part.rows, first, limit, up(limit, LANES), part.slope, x, flat, scores};
         some.find_scores(part.q, part.keys);
@@ -126,23 +126,22 @@ void run_few_queries(const Chunk& op, const Worker& worker) {
 
 // Puts the chunk's keys and values in the caches; all threads must meet before they are used.
 void keep(const Chunk& op, const Worker& worker) {
-    int64_t size = size_of(op.type), row = cache_row(op);
-    int64_t slot = std::clamp<int64_t>(*op.position, 0, op.length - op.tokens);
+    int64_t size = size_of(op.type);
     int64_t heads = op.heads / op.group, items = count_of(op.mesh) * heads;
     for (int64_t item = worker.next(items); item >= 0; item = worker.next(items)) {
         MeshPosition place(op.mesh, item / heads);
         int64_t head = item % heads;
         const char* k = at(op.k, op.type, place.offset(op.k_mesh) + head * op.k_head);
         const char* v = at(op.v, op.type, place.offset(op.v_mesh) + head * op.v_head);
-        char* keys = at(op.keys, op.type, place.offset(op.keys_mesh) + row * op.keys_row +
-                                              head * op.keys_head + slot * op.keys_token);
-        char* values = at(op.values, op.type, place.offset(op.values_mesh) + row * op.values_row +
-                                                  head * op.values_head + slot * op.values_token);
+        char* keys = at(op.keys, op.type, place.offset(op.keys_mesh) + head * op.keys_head);
+        char* values = at(op.values, op.type, place.offset(op.values_mesh) + head * op.values_head);
         for (int64_t token = 0; token < op.tokens; token++) {
-            std::memcpy(keys + token * op.keys_token * size, k + token * op.k_token * size,
-                        op.size * size);
-            std::memcpy(values + token * op.values_token * size, v + token * op.v_token * size,
-                        op.size * size);
+            int64_t row = cache_row(op, token), begin = op.position[token / op.block];
+            int64_t slot = std::clamp<int64_t>(begin, 0, op.length - op.block) + token % op.block;
+            std::memcpy(keys + (row * op.keys_row + slot * op.keys_token) * size,
+                        k + token * op.k_token * size, op.size * size);
+            std::memcpy(values + (row * op.values_row + slot * op.values_token) * size,
+                        v + token * op.v_token * size, op.size * size);
         }
     }
 }

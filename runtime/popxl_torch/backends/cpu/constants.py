@@ -18,6 +18,10 @@ from popxl_torch.backends.specs import (
 MESH_AXES = 3
 """The axes of the mesh that kernels know."""
 
+SOME_ROWS = 64
+"""Rows of a product up to which a weight whose outputs are rows of memory is used where it lies, as
+for `FEW_ROWS`, unless torch does more rows: packing it into tiles costs as much as 64 rows gain."""
+
 PLACE_AXES = 8
 """The axes of a tensor of which a part is replaced, those of the mesh included."""
 
@@ -25,6 +29,7 @@ CONSTANTS = {
     "LINE": LINE,
     "MESH_AXES": MESH_AXES,
     "FEW_ROWS": FEW_ROWS,
+    "SOME_ROWS": SOME_ROWS,
     "PLACE_AXES": PLACE_AXES,
     "PER_WORD": PER_WORD,
     "FIRST_SHIFT": SHIFTS[0],

@@ -69,7 +69,7 @@ template <int64_t TYPE, Arithmetic HOW> struct Flash {
 
     // How many keys a query sees.
     int64_t seen(int64_t row) const {
-        return std::clamp<int64_t>(part.position + part.first + row + 1, 1, op.length);
+        return std::clamp<int64_t>(part.position + row + 1, 1, op.length);
     }
 
     void run() const {
@@ -127,7 +127,7 @@ template <int64_t TYPE, Arithmetic HOW> struct Flash {
     template <int V> void weigh(int64_t r, int64_t row, int64_t key, int64_t count) const {
         static_assert(KEYS == 8 * LANES);
         __mmask16 last = 0xffff >> (V * LANES - count);
-        float shared = alibi_bias(slope, float(key - part.position - part.first - row));
+        float shared = alibi_bias(slope, float(key - part.position - row));
         Floats score[V], largest, sums = {};
         for (int v = 0; v < V; v++) {
             const float* from = scores + v / VECTORS * OF_SCORES + r * OUTPUTS + v % VECTORS * LANES;

@@ -33,11 +33,12 @@ NORM = Instruction(
     "x* weight* bias* out> x_type weight_type rows size segments epsilon:double mesh "
     "x_mesh x_segment x_row weight_mesh weight_segment out_mesh out_segment out_row",
 )
-# Elements of a head lie side by side. `row` of the caches for the one token there is; else null.
+# Elements of a head lie side by side. `block` tokens after each other have one `row` of the caches,
+# and in a chunk one `position`, that of the first. `row` is null where token i is of row i.
 # Keys and values have a head for each `group` of the queries'. No `window` is 0, no slopes null.
 _ATTENDING = (
     "q* k* v* slopes* {position}:int32* row:int32* keys> values> out> "
-    "type tokens heads group size rows length window scale:double mesh "
+    "block type tokens heads group size rows length window scale:double mesh "
     "q_mesh q_token q_head k_mesh k_token k_head v_mesh v_token v_head "
     "keys_mesh keys_row keys_head keys_token values_mesh values_row values_head values_token "
     "slopes_mesh out_mesh out_token out_head"
@@ -48,7 +49,6 @@ FINISH = Instruction(3, "FINISH", "Finish", f"x* x_type rows outputs x_mesh x_ro
 DECOMPRESS = Instruction(
     4, "DECOMPRESS", "Decompress", "words* scale* offset* out> scale_type out_type groups group"
 )
-# `position` of the first query; `row` of all in the caches.
 CHUNK = Instruction(5, "CHUNK", "Chunk", _ATTENDING.format(position="position"))
 KEEP = Instruction(6, "KEEP", "Chunk", _ATTENDING.format(position="position"))
 # Strides are in bytes. Axes of the part, those of the mesh first, filled up in front; `first` is

@@ -227,13 +227,13 @@ void run_many(const Linear& op, const Worker& worker) {
 
 void run(const Linear& op, const Worker& worker) {
 #ifdef POPXL_PANELS
-    if (op.rows > FEW_ROWS) return run_many(op, worker);
+    if (op.rows > rows_in_place(op)) return run_many(op, worker);
 #endif
     is_row_major(op) ? run_few_row_major(op, worker) : run_few(op, worker);
 }
 
 const char* first_weights(const Linear& op, const Worker& worker) {
-    if (op.rows > FEW_ROWS || is_row_major(op)) return nullptr;
+    if (is_row_major(op) || op.rows > rows_in_place(op)) return nullptr;
     Parts parts(op, worker.threads);
     int64_t item = worker.begin(parts.items, worker.thread);
     MeshPosition place(op.mesh, item / parts.count);

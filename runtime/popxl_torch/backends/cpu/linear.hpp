@@ -19,6 +19,9 @@ constexpr int MOST_ROWS = 8;  // at once; more go in turns while the weights are
 // Whether the outputs of an input lie side by side, not the inputs of an output.
 bool is_row_major(const Linear& op) { return op.w_input != 1; }
 
+// Rows up to which the weight is used where it lies.
+int64_t rows_in_place(const Linear& op) { return is_row_major(op) ? FEW_ROWS : SOME_ROWS; }
+
 // How weights and activations are multiplied: as floats, as pairs of bfloat16 whose two products
 // are added to a float by one instruction, or as whole numbers of 8 bits, of which an activation
 // takes two or three, and four products are added by one instruction.

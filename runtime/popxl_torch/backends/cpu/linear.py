@@ -12,6 +12,7 @@ from popxl_torch.backends.cpu.constants import (
     FLOATS,
     MESH_AXES,
     NUMBERED_ACTIVATIONS,
+    SOME_ROWS,
 )
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
@@ -39,7 +40,8 @@ def linear(
 ) -> torch.Tensor | None:
     """As `BackEnd.linear` has it; None where these kernels do not do it.
 
-    A row's result does not depend, to the bit, on how many other rows there are.
+    A row's result does not depend, to the bit, on how many other rows there are, up to
+    `SOME_ROWS`, and beyond them.
     """
     lead, summed = spec.lead, spec.summed
     size, outputs, group = weight.sizes()
@@ -47,7 +49,7 @@ def linear(
     rows, added = inner.numel(), given(bias, residual, gate)
     if not rows or not size or not _known(spec, x, weight, bias, added):
         return None
-    if rows > FEW_ROWS and not _takes_many_rows(native, x, weight, summed):
+    if rows > FEW_ROWS and not _takes_many_rows(native, x, weight, summed, rows):
         return None
     flat = _rows_of(x, lead)
     whole = list(joint_mesh(lead, flat, weight.tensor, *weight.scales()))
@@ -178,16 +180,17 @@ def _follows(spec: LinearSpec, bias: torch.Tensor | None, floats: list[torch.Ten
 
 
 def _takes_many_rows(
-    native: Library, x: torch.Tensor, weight: StoredWeight, summed: int | None
+    native: Library, x: torch.Tensor, weight: StoredWeight, summed: int | None, rows: int
 ) -> bool:
-    """Whether the kernel of many rows takes these: of int8, one scale a channel."""
+    """Whether these are not left to torch: many rows of int8 are where shards have own scales."""
     scales_of_shards = (
         summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
     )
+    in_place = rows <= SOME_ROWS and weight.strides()[1] == 1
     return (
         weight.tensor.nbytes <= native.many_rows.get(x.dtype, 0)
         and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
-        and not (scales_of_shards and weight.tensor.dtype == torch.int8)
+        and (in_place or not (scales_of_shards and weight.tensor.dtype == torch.int8))
     )
 
 

@@ -25,9 +25,9 @@ def first_position(positions, tokens, length):
 
 
 @triton.jit
-def token_position(row, positions, cache_row, batch, length):
+def token_position(row, positions, batch, length, FOLLOWING: tl.constexpr):
     """Where the token of a row stands; see `token_attention`."""
-    if cache_row is not None:
+    if FOLLOWING:
         return first_position(positions, batch, length) + row % batch
     else:  # noqa: RET505 - decided when it is compiled
         return tl.minimum(tl.maximum(tl.load(positions + row % batch), 0), length - 1)
@@ -58,32 +58,38 @@ def token_attention(
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
+    FOLLOWING: tl.constexpr,
 ):
     """One token a row: writes its key and value, and attends over `part` keys a program.
 
     The rows are those of all replicas, `batch` of each. The position is read where it is: programs
     of keys behind it end at once.
 
-    With a `cache_row` the `batch` tokens of a replica are the next ones of this row of its cache,
-    where their keys and values are already.
+    Where tokens are `FOLLOWING`, the `batch` of a replica are the next ones of the row `cache_row`
+    of its cache, where their keys and values are already.
 
     Args:
         q, k, v: `(rows, heads, head_dim)`, of one `row_stride` and `head_stride`.
         keys, values: `(replicas * cache_rows, heads, length, head_dim)`.
         slopes: float32 `(heads,)` of each replica, `slopes_step` apart.
-        positions: int32 `(batch,)`, the same for all replicas; with a `cache_row` that of the first
-            token.
-        cache_row: int32 `(1,)`, or None.
+        positions: int32 `(batch,)`, the same for all replicas; that of the first token where they
+            are `FOLLOWING`.
+        cache_row: int32 `(batch,)`, the row of the caches of each token, or None: those of their
+            numbers; `(1,)` where they are `FOLLOWING`.
         sums: float32 `(rows, heads, parts, head_dim + BESIDE)`: sums of values, of weights, and
             the largest score; where there are several parts.
         out: `(rows, heads, head_dim)`; written where there is one part.
         factor: of scores.
     """
     row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    at = token_position(row, positions, cache_row, batch, length)
-    held_in = row.to(tl.int64)
-    if cache_row is not None:
-        held_in = (row // batch).to(tl.int64) * cache_rows + tl.load(cache_row)
+    at = token_position(row, positions, batch, length, FOLLOWING)
+    held_in = (row // batch).to(tl.int64) * cache_rows
+    if FOLLOWING:
+        held_in += tl.load(cache_row)
+    elif cache_row is not None:
+        held_in += tl.minimum(tl.maximum(tl.load(cache_row + row % batch), 0), cache_rows - 1)
+    else:
+        held_in += row % batch
     first = tl.program_id(1) * part
     if first <= at:
         d = tl.arange(0, PADDED)
@@ -94,7 +100,7 @@ def token_attention(
         new_value = tl.load(v + own, mask=real, other=0)
         slope = tl.load(slopes + row // batch * slopes_step + head)
         cache = (held_in * heads + head) * length * HEAD_DIM
-        if cache_row is None:  # noqa: SIM102 - decided when it is compiled
+        if not FOLLOWING:  # noqa: SIM102 - decided when it is compiled
             if at < first + part:
                 tl.store(keys + cache + at * HEAD_DIM + d, new_key, mask=real)
                 tl.store(values + cache + at * HEAD_DIM + d, new_value, mask=real)
@@ -136,7 +142,6 @@ def token_attention(
 def joined(
     sums,
     positions,
-    cache_row,
     out,
     batch,
     heads,
@@ -146,12 +151,13 @@ def joined(
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
     PARTS: tl.constexpr,
+    FOLLOWING: tl.constexpr,
 ):
     """What the programs of `token_attention` found, put together; the arguments are its own.
 
     PARTS is `parts` or more, a power of two: all are read at once.
     """
-    at = token_position(tl.program_id(0) // heads, positions, cache_row, batch, length)
+    at = token_position(tl.program_id(0) // heads, positions, batch, length, FOLLOWING)
     i, d = tl.arange(0, PARTS), tl.arange(0, PADDED)
     held = i <= at // part
     here = sums + (tl.program_id(0).to(tl.int64) * parts + i) * (HEAD_DIM + BESIDE)
@@ -179,6 +185,7 @@ def keep_chunk(
     length,
     kv_step,
     cache_step,
+    place_step,
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -197,8 +204,9 @@ def keep_chunk(
     d = tl.arange(0, PADDED)
     given = (m < tokens)[:, None] & (d < HEAD_DIM)[None, :]
     own = replica * kv_step + m[:, None] * token_stride + head * head_stride + d[None, :]
-    at = first_position(position, tokens, length) + m
-    cache = replica * cache_step + (tl.load(row).to(tl.int64) * heads + head) * length * HEAD_DIM
+    at = first_position(position + replica * place_step, tokens, length) + m
+    held_in = tl.load(row + replica * place_step).to(tl.int64)
+    cache = replica * cache_step + (held_in * heads + head) * length * HEAD_DIM
     place = cache + at[:, None] * HEAD_DIM + d[None, :]
     tl.store(keys + place, tl.load(k + own, mask=given, other=0), mask=given)
     tl.store(values + place, tl.load(v + own, mask=given, other=0), mask=given)
@@ -220,6 +228,7 @@ def chunk_attention(
     q_step,
     cache_step,
     slopes_step,
+    place_step,
     factor,
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
@@ -229,14 +238,14 @@ def chunk_attention(
     """A chunk of tokens of one row of the cache, where their keys and values are already.
 
     Slope times distance is made in registers, in float32: a mask that is read from memory would be
-    as large as the scores, and in 16 bits would round distances. Replicas are the third axis of
-    programs; a `..._step` is from one to the next.
+    as large as the scores, and in 16 bits would round distances. Replicas, or chunks of several
+    rows, are the third axis of programs; a `..._step` is from one to the next.
 
     Args:
         q: `(tokens, heads, head_dim)`, of `token_stride` and `head_stride`.
         keys, values: `(cache rows, heads, length, head_dim)`.
         out: `(tokens, heads, head_dim)`.
-        position, row: int32 `(1,)`: where the first token stands, and the row.
+        position, row: int32 `(1,)`: where the first token stands, and the row; of each chunk.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     replica = tl.program_id(2).to(tl.int64)
@@ -252,8 +261,8 @@ def chunk_attention(
         q + m[:, None] * token_stride + head * head_stride + d[None, :], mask=given & real, other=0
     )
     slope = tl.load(slopes + head)
-    at = first_position(position, tokens, length)
-    cache = (tl.load(row).to(tl.int64) * heads + head) * length * HEAD_DIM
+    at = first_position(position + replica * place_step, tokens, length)
+    cache = (tl.load(row + replica * place_step).to(tl.int64) * heads + head) * length * HEAD_DIM
     largest = tl.full([BLOCK_M], -1e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     context = tl.zeros([BLOCK_M, PADDED], tl.float32)

@@ -23,22 +23,27 @@ Two = tuple[torch.Tensor, torch.Tensor]
 
 
 def token_attention(
-    qkv: Three, caches: Two, slopes: torch.Tensor, positions: torch.Tensor
+    qkv: Three,
+    caches: Two,
+    slopes: torch.Tensor,
+    positions: torch.Tensor,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Write k and v at the rows' positions, and attend up to these.
 
     Args:
         qkv: each `(replicas, batch, heads, head_dim)`.
-        caches: `(replicas, batch, heads, length, head_dim)`, written to.
+        caches: `(replicas, cache rows, heads, length, head_dim)`, written to.
         slopes: float32 `(replicas, heads)`.
         positions: integers `(batch,)` on the device.
+        rows: of the caches that the tokens are of, `(batch,)` likewise; the first ones where None.
 
     Returns:
         Like q; None where the kernel does not do it.
     """
     if not _attends(qkv[0], caches, slopes):
         return None
-    return _each_token(_alike(qkv), caches, slopes, positions, None)
+    return _each_token(_alike(qkv), caches, slopes, positions, rows, following=False)
 
 
 def verify_attention(
@@ -60,7 +65,7 @@ def verify_attention(
         return None
     qkv = _alike(qkv)
     _keep(qkv, caches, position, row)
-    return _each_token(qkv, caches, slopes, position, row)
+    return _each_token(qkv, caches, slopes, position, row, following=True)
 
 
 def chunk_attention(
@@ -68,21 +73,25 @@ def chunk_attention(
 ) -> torch.Tensor | None:
     """Write k and v of a chunk of tokens of one row, and attend; arguments as `verify_attention`.
 
+    Of several rows the tokens are blocks of as many, each with a position and a row of its own.
+
     Returns:
         Like q; None where the kernel does not do it.
     """
-    q, (_, _, heads, length, head_dim) = qkv[0], caches[0].shape
-    if q.dtype not in HALF or not _attends(q, caches, slopes):
+    q, (replicas, _, heads, length, head_dim) = qkv[0], caches[0].shape
+    blocks = position.numel()
+    if q.dtype not in HALF or not _attends(q, caches, slopes) or (blocks > 1 and replicas > 1):
         return None
-    qkv = q, _, _ = _alike(qkv)
+    qkv = q, _, _ = _alike(_blocks(qkv, blocks))
     _keep(qkv, caches, position, row)
-    replicas, tokens = q.shape[:2]
+    tokens = q.shape[1]
+    steps = [0 if blocks > 1 else t.stride(0) for t in (caches[0], slopes)]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     large = shared_memory(q.device) >= LARGE_SHARED
     block_m = min(128 if large else 64, max(16, triton.next_power_of_2(tokens)))
-    attention_kernels.chunk_attention[(triton.cdiv(tokens, block_m), heads, replicas)](
+    attention_kernels.chunk_attention[(triton.cdiv(tokens, block_m), heads, len(q))](
         *(q, *caches, slopes, out, position, row, tokens, *q.stride()[1:3], length),
-        *(q.stride(0), caches[0].stride(0), slopes.stride(0), head_dim**-0.5),
+        *(q.stride(0), *steps, int(blocks > 1), head_dim**-0.5),
         HEAD_DIM=head_dim,
         PADDED=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_M=block_m,
@@ -91,16 +100,24 @@ def chunk_attention(
         num_stages=3 if large else 2,
         **FUSED,
     )
-    return out
+    return out.view(-1, blocks * tokens, heads, head_dim)
+
+
+def _blocks(qkv: Three, count: int) -> Three:
+    """Tokens of one replica in blocks, which lie as those of replicas do."""
+    if count == 1:
+        return qkv
+    q, k, v = (t.reshape(count, t.shape[1] // count, *t.shape[2:]) for t in qkv)
+    return q, k, v
 
 
 def _keep(qkv: Three, caches: Two, position: torch.Tensor, row: torch.Tensor) -> None:
-    """Write k and v of a chunk of tokens to a row of the caches."""
-    k, (replicas, _, heads, length, head_dim) = qkv[1], caches[0].shape
-    tokens, block = k.shape[1], 16
-    attention_kernels.keep_chunk[(triton.cdiv(tokens, block), heads, replicas)](
+    """Write k and v of chunks of tokens, each to a row of the caches."""
+    k, (_, _, heads, length, head_dim) = qkv[1], caches[0].shape
+    tokens, block, chunks = k.shape[1], 16, position.numel() > 1 and row.numel() > 1
+    attention_kernels.keep_chunk[(triton.cdiv(tokens, block), heads, len(k))](
         *(*qkv[1:], *caches, position, row, tokens, *k.stride()[1:3], length),
-        *(k.stride(0), caches[0].stride(0)),
+        *(k.stride(0), 0 if chunks else caches[0].stride(0), int(chunks)),
         HEAD_DIM=head_dim,
         PADDED=triton.next_power_of_2(head_dim),
         BLOCK_M=block,
@@ -114,6 +131,8 @@ def _each_token(
     slopes: torch.Tensor,
     positions: torch.Tensor,
     cache_row: torch.Tensor | None,
+    *,
+    following: bool,
 ) -> torch.Tensor:
     q, k, v = _alike((qkv[0].flatten(0, 1), qkv[1].flatten(0, 1), qkv[2].flatten(0, 1)))
     (_, cache_rows, heads, length, head_dim), batch, rows = caches[0].shape, qkv[0].shape[1], len(q)
@@ -123,6 +142,7 @@ def _each_token(
     sums = torch.empty((rows, heads, parts, width), dtype=torch.float32, device=q.device)
     out = torch.empty((rows, heads, head_dim), dtype=q.dtype, device=q.device)
     sizes = {"HEAD_DIM": head_dim, "PADDED": triton.next_power_of_2(head_dim), **FUSED}
+    sizes["FOLLOWING"] = following
     attention_kernels.token_attention[(rows * heads, parts)](
         *(q, k, v, *caches, slopes, positions, cache_row, sums, out),
         *(batch, heads, length, cache_rows, parts, part, *q.stride()[:2], slopes.stride(0)),
@@ -132,7 +152,7 @@ def _each_token(
     )
     if parts > 1:
         attention_kernels.joined[(rows * heads,)](
-            *(sums, positions, cache_row, out, batch, heads, length, parts, part),
+            *(sums, positions, out, batch, heads, length, parts, part),
             PARTS=triton.next_power_of_2(parts),
             **sizes,
         )

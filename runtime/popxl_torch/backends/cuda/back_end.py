@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from popxl_torch.backends.back_end import one_after_another
+from popxl_torch.backends.back_end import by_block, one_after_another
 from popxl_torch.backends.cuda.attention import attention_on_gpu
 from popxl_torch.backends.cuda.product import linear_on_gpu
 from popxl_torch.backends.specs import (
@@ -73,11 +73,14 @@ class Cuda:
         if self.lacks(spec):
             return None
         assert self.kernels is not None and slopes is not None
-        if row is None:
-            return self._tokens(spec.lead, slopes, tokens, cells, positions)
-        chunk = spec.queries == "chunk of a row"
+        if row is None or spec.queries == "token of some rows":
+            return self._tokens(spec.lead, slopes, tokens, cells, positions, row)
+        chunk = spec.queries in ("chunk of a row", "chunks of rows")
         kernel = self.kernels.chunk_attention if chunk else self.kernels.verify_attention
-        done = attention_on_gpu(kernel, spec.lead, tokens, cells, slopes, positions, row)
+        given = functools.partial(attention_on_gpu, kernel, spec.lead)
+        done = given(tokens, cells, slopes, positions, row)
+        if done is None and spec.queries == "chunks of rows":  # they are no axis beside replicas
+            return by_block(given, spec.lead, tokens, cells, slopes, positions, row)
         if done is not None or chunk or row.numel() > 1:
             return done
         attend = functools.partial(self._tokens, spec.lead, slopes)
@@ -90,11 +93,15 @@ class Cuda:
         tokens: Tokens,
         cells: tuple[Cell, Cell],
         positions: torch.Tensor,
+        rows: Maybe = None,
     ) -> Maybe:
-        """One token for every row."""
+        """One token for every row, or for each of `rows`."""
         assert self.kernels is not None
-        kernel = self.kernels.token_attention
-        return attention_on_gpu(kernel, lead, tokens, cells, slopes, positions)
+        kernel, places = (
+            self.kernels.token_attention,
+            [positions] if rows is None else [positions, rows],
+        )
+        return attention_on_gpu(kernel, lead, tokens, cells, slopes, *places)
 
     def _pytorch_does(self, *given: Any, **more: Any) -> None:
         """Nothing."""

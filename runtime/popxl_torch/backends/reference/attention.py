@@ -30,9 +30,11 @@ def attention(
     row: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """As `BackEnd.attention` has it."""
-    if spec.queries == "token of each row":
-        return token_attention(spec, slopes, tokens, cells, positions)
+    if spec.queries in ("token of each row", "token of some rows"):
+        return token_attention(spec, slopes, tokens, cells, positions, row)
     assert row is not None
+    if spec.queries == "chunks of rows":
+        return _blocks(spec, slopes, tokens, cells, positions, row)
     number = _number(row)
     if number is None:
         return None
@@ -41,6 +43,25 @@ def attention(
         return None if at is None else one_row(spec, slopes, tokens, cells, at, number)
     each = functools.partial(token_attention, spec, slopes)
     return one_after_another(each, spec.lead, tokens, cells, positions, number)
+
+
+def _blocks(
+    spec: AttentionSpec,
+    slopes: torch.Tensor | None,
+    tokens: Tokens,
+    cells: tuple[Cell, Cell],
+    positions: torch.Tensor,
+    rows: torch.Tensor,
+) -> torch.Tensor | None:
+    """Blocks of as many tokens each, one after the other."""
+    every, numbers_of = _numbers(positions), _numbers(rows)
+    if every is None or numbers_of is None:
+        return None
+    lead, size, done = spec.lead, tokens[0].shape[spec.lead] // len(every), []
+    for i, (at, row) in enumerate(zip(every, numbers_of, strict=True)):
+        block = tuple(t.narrow(lead, i * size, size) for t in tokens)
+        done.append(one_row(spec, slopes, block, cells, at, row))
+    return torch.cat(done, dim=lead)
 
 
 def one_row(
@@ -68,18 +89,22 @@ def token_attention(
     tokens: Tokens,
     cells: tuple[Cell, Cell],
     positions: torch.Tensor,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """One token for every row."""
+    """One token for every row, or for each of `rows`."""
     if tokens[0].device.type != "cpu":
-        return rows_attention(spec, tokens, cells, slopes, positions)
+        if rows is not None and rows.numel() > rows.shape[-1]:
+            return None
+        return rows_attention(spec, tokens, cells, slopes, positions, rows)
     every = _numbers(positions)
-    if every is None:
+    numbers_of = [*range(len(every or ()))] if rows is None else _numbers(rows)
+    if every is None or numbers_of is None:
         return None
-    rows = []
-    for row, at in enumerate(every):
-        one = tuple(t.narrow(spec.lead, row, 1) for t in tokens)
-        rows.append(one_row(spec, slopes, one, cells, at, row))
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=spec.lead)
+    done = []
+    for i, (at, row) in enumerate(zip(every, numbers_of, strict=True)):
+        one = tuple(t.narrow(spec.lead, i, 1) for t in tokens)
+        done.append(one_row(spec, slopes, one, cells, at, row))
+    return done[0] if len(done) == 1 else torch.cat(done, dim=spec.lead)
 
 
 def _numbers(value: torch.Tensor) -> list[int] | None:
