@@ -160,6 +160,11 @@ class ExecutionConfig:
         help="compile a pass that gives the log-likelihoods of a prompt's tokens, so many at "
         "once; 0 is none",
     )
+    max_batch_tokens: int = field(
+        default=512,
+        help="tokens of prompts that a step runs at most: newcomers share a pass; fewer hold up "
+        "those who decode for less long, more read prompts faster",
+    )
     prefix_cache: int = field(
         default=512,
         metavar="MB",
@@ -266,6 +271,8 @@ def _check_values(model: ModelConfig, execution: ExecutionConfig) -> None:
     chunks = list(execution.prompt_chunks)
     ascending = chunks[0] >= 1 and all(a < b for a, b in zip(chunks, chunks[1:], strict=False))
     _check(ascending, "prompt_chunks", chunks, "numbers of 1 or more, each larger than the last")
+    tokens, least = execution.max_batch_tokens, min(chunks[0], model.sequence_length)
+    _check(tokens >= least, "max_batch_tokens", tokens, f"the smallest chunk, {least}, or more")
     _check_choice("model_type", model.model_type, MODEL_TYPES)
     _check_choice("precision", model.precision, PRECISIONS)
     _check_choice("weight_precision", model.weight_precision, WEIGHT_PRECISIONS)

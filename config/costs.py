@@ -26,6 +26,7 @@ MOST = {
     "tensor_parallel_2": 1 << 10,
     "io_tiles": 1 << 20,
     "group_size": 1 << 17,
+    "max_batch_tokens": 1 << 14,
     "prefix_cache": 1 << 24,
 }
 """The largest value of each setting, far beyond any BLOOM there is."""
@@ -99,7 +100,8 @@ def pass_bytes(config: BloomConfig) -> int:
     """Of what a pass computes, at least: its widest activations and the logits of every row."""
     model, execution = config.model, config.execution
     chunks = [c for c in execution.prompt_chunks if c <= model.sequence_length]
-    rows = max([execution.batch_size, *chunks])
+    shared = min(execution.max_batch_tokens, execution.batch_size * chunks[-1]) if chunks else 0
+    rows = max([execution.batch_size, shared, *chunks])
     logits = 4 * max(execution.batch_size, execution.score_tokens) * model.vocab_size
     return 4 * rows * model.hidden_size * BYTES[model.precision] + logits
 
@@ -112,6 +114,7 @@ def needed(config: BloomConfig, weights: bool, share: float = 1.0) -> dict[str, 
         share: of all replicas that lie in this memory.
     """
     parts = {"the KV cache": cache_bytes(config), "a pass": pass_bytes(config)}
+    parts["the prefix cache"] = prefix_bytes(config)
     if weights:
         parts["the weights"] = weight_bytes(config)
     return {name: share * count for name, count in parts.items()}
@@ -182,6 +185,9 @@ def _single(config: BloomConfig, available: int, weights: bool, share: float) ->
     ):
         most = _most(partial(fits, name), now - 1)
         found += [f"--{name} {most}"] if most else []
+    if fits("prefix_cache", 0):
+        most = _most(partial(fits, "prefix_cache"), config.execution.prefix_cache - 1)
+        found.append(f"--prefix_cache {most}")
     if weights and sum(needed(config, False, share).values()) <= available:
         found.append(MAPS)
     return found

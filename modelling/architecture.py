@@ -27,7 +27,7 @@ class Architecture:
         embedding: from int32 `(tokens,)` and a position to `(tokens, hidden_size / tp2)`; its
             `hf_module` is the checkpoint's `transformer`.
         block: from `(tokens, hidden_size / tp2)`, the key cache and the value cache
-            `(batch_size, heads / tp1, sequence_length, head_dim)`, a position and perhaps a row to
+            `(batch_size, heads / tp1, sequence_length, head_dim)`, a position and a row to
             `(tokens, hidden_size / tp2)`; its `hf_module` is one of `transformer.h`.
         head: from `(tokens, hidden_size / tp2)` to float32 logits, `(tokens, vocabulary / tp1)`;
             its `hf_module` is the whole checkpoint.

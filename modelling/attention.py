@@ -11,7 +11,12 @@ from popxl import ops
 from popxl_shared.alibi import alibi_slopes
 
 from config import BloomConfig
-from modelling.cached_attention import prompt_attention, token_attention, verify_attention
+from modelling.cached_attention import (
+    prompt_attention,
+    prompts_attention,
+    token_attention,
+    verify_attention,
+)
 from modelling.linear import LinearTP2D
 from modelling.sharding import axis_size, blank, shard_vector, split_over
 
@@ -37,26 +42,24 @@ class SelfAttentionTP2D(addons.Module):
         key_cache: popxl.TensorByRef,
         value_cache: popxl.TensorByRef,
         position: popxl.Tensor,
-        row: popxl.Tensor | None = None,
+        row: popxl.Tensor,
     ) -> popxl.Tensor:
         """From `(tokens, hidden_size / tp2)` to the same.
 
         Args:
             key_cache, value_cache: `(batch_size, heads / tp1, sequence_length, head_dim)`, written
                 to in place.
-            position: int32; where the first token stands, or where each of them does, `(tokens,)`.
-            row: int32 scalar: the row of the cache that all tokens belong to. Without it they are
-                one of each row.
+            position: int32; where the first token stands, or where each of them does, `(tokens,)`,
+                or the first of each block of tokens, `(blocks,)`.
+            row: int32; the row of the cache that all tokens belong to, or those that tokens or
+                blocks do.
         """
         slopes = self._slopes()
         q, k, v = self._split_heads(self.qkv(x))
-        inputs = [q, k, v, key_cache, value_cache, slopes, position]
-        if row is None:
-            graph = popxl.gir().create_graph(token_attention, *inputs)
-        else:
-            inputs = [*inputs, row]
-            attention = verify_attention if position.rank else prompt_attention
-            graph = popxl.gir().create_graph(attention, *inputs)
+        inputs = [q, k, v, key_cache, value_cache, slopes, position, row]
+        of_one = verify_attention if position.rank else prompt_attention
+        of_some = token_attention if row.shape == x.shape[:1] else prompts_attention
+        graph = popxl.gir().create_graph(of_some if row.rank else of_one, *inputs)
         (context,) = ops.call(graph, *inputs)
         return self.dense(ops.reshape(context, (x.shape[0], -1)))
 

@@ -39,6 +39,19 @@ def prompt_attention(
     Returns:
         `(tokens, heads, head_dim)`.
     """
+    return _chunk(q, k, v, key_cache, value_cache, slopes, position, row)
+
+
+def _chunk(
+    q: popxl.Tensor,
+    k: popxl.Tensor,
+    v: popxl.Tensor,
+    key_cache: popxl.TensorByRef,
+    value_cache: popxl.TensorByRef,
+    slopes: popxl.Tensor,
+    position: popxl.Tensor,
+    row: popxl.Tensor,
+) -> popxl.Tensor:
     tokens = q.shape[0]
     at = ops.concat([ops.reshape(row, (1,)), ops.reshape(position, (1,))])
     for cache, new in ((key_cache, k), (value_cache, v)):
@@ -52,6 +65,38 @@ def prompt_attention(
     bias = masked_bias(slopes, queries, key_cache.shape[2])
     context = attend(ops.transpose(q, (1, 0, 2)), mine[0], mine[1], bias)
     return ops.transpose(context, (1, 0, 2))
+
+
+@composite("cached_attention", version=1, bias="alibi", queries="chunks of rows")
+def prompts_attention(
+    q: popxl.Tensor,
+    k: popxl.Tensor,
+    v: popxl.Tensor,
+    key_cache: popxl.TensorByRef,
+    value_cache: popxl.TensorByRef,
+    slopes: popxl.Tensor,
+    positions: popxl.Tensor,
+    rows: popxl.Tensor,
+) -> popxl.Tensor:
+    """Chunks of several rows, in blocks of as many tokens each.
+
+    Args:
+        q, k, v: `(tokens, heads, head_dim)`.
+        slopes: ALiBi's, float32 `(heads,)`.
+        positions: where each block's first token stands, int32 `(blocks,)`.
+        rows: that of each block, likewise; blocks of one row are in order.
+
+    Returns:
+        `(tokens, heads, head_dim)`.
+    """
+    blocks = positions.shape[0]
+    size = q.shape[0] // blocks
+    contexts = []
+    for i in range(blocks):
+        new_q, new_k, new_v = (t[i * size : (i + 1) * size] for t in (q, k, v))
+        at = positions[i], rows[i]
+        contexts.append(_chunk(new_q, new_k, new_v, key_cache, value_cache, slopes, *at))
+    return ops.concat(contexts, 0)
 
 
 @composite("cached_attention", version=1, bias="alibi", queries="tokens of a row")
@@ -77,10 +122,10 @@ def verify_attention(
     Returns:
         `(tokens, heads, head_dim)`.
     """
-    return prompt_attention(q, k, v, key_cache, value_cache, slopes, positions[0], row)
+    return _chunk(q, k, v, key_cache, value_cache, slopes, positions[0], row)
 
 
-@composite("cached_attention", version=1, bias="alibi", queries="token of each row")
+@composite("cached_attention", version=1, bias="alibi", queries="token of some rows")
 def token_attention(
     q: popxl.Tensor,
     k: popxl.Tensor,
@@ -89,26 +134,29 @@ def token_attention(
     value_cache: popxl.TensorByRef,
     slopes: popxl.Tensor,
     positions: popxl.Tensor,
+    rows: popxl.Tensor,
 ) -> popxl.Tensor:
-    """One token for every row of the cache.
+    """One token for each of some rows of the cache.
 
     Args:
-        q, k, v: `(batch_size, heads, head_dim)`.
+        q, k, v: `(tokens, heads, head_dim)`.
         slopes: ALiBi's, float32 `(heads,)`.
-        positions: where each row's token stands, int32 `(batch_size,)`.
+        positions: where each token stands, int32 `(tokens,)`.
+        rows: that of each token, likewise; tokens of the same row must be copies of one.
 
     Returns:
-        `(batch_size, heads, head_dim)`.
+        `(tokens, heads, head_dim)`.
     """
     for number in range(q.shape[0]):
-        at = ops.concat([popxl.constant([number], popxl.int32), positions[number : number + 1]])
+        at = ops.concat([rows[number : number + 1], positions[number : number + 1]])
         for cache, new in ((key_cache, k), (value_cache, v)):
             token = ops.reshape(new[number], (1, new.shape[1], 1, new.shape[2]))
             ops.dynamic_update_(cache, at, token, axes=[0, 2], sizes=[1, 1], no_overlap=True)
     queries = ops.reshape(ops.cast(positions, popxl.float32), (-1, 1, 1))
     bias = masked_bias(slopes, queries, key_cache.shape[2])
     one_query = ops.reshape(q, (*q.shape[:2], 1, q.shape[2]))
-    return ops.squeeze(attend(one_query, key_cache, value_cache, bias), [2])
+    keys, values = (ops.gather(cache, rows) for cache in (key_cache, value_cache))
+    return ops.squeeze(attend(one_query, keys, values, bias), [2])
 
 
 def masked_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
@@ -116,11 +164,11 @@ def masked_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl
 
     Args:
         slopes: `(heads,)`.
-        queries: positions of the queries, `(tokens,)`, or `(batch_size, 1, 1)` for one each.
+        queries: positions of the queries, `(tokens,)`, or `(tokens, 1, 1)` for one of a row each.
         keys: their number; their positions are 0, 1, ...
 
     Returns:
-        float32 `(heads, tokens, keys)`, or `(batch_size, heads, 1, keys)`.
+        float32 `(heads, tokens, keys)`, or `(tokens, heads, 1, keys)`.
     """
     at = popxl.constant(np.arange(keys, dtype=np.float32))
     distance = at - ops.reshape(queries, (*queries.shape, 1))

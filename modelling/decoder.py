@@ -32,7 +32,7 @@ class DecoderBlockTP2D(addons.Module):
         key_cache: popxl.TensorByRef,
         value_cache: popxl.TensorByRef,
         position: popxl.Tensor,
-        row: popxl.Tensor | None = None,
+        row: popxl.Tensor,
     ) -> popxl.Tensor:
         """From `(tokens, hidden_size / tp2)` to the same; the rest as for the attention."""
         normed = self.ln_1(x)

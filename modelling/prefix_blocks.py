@@ -42,18 +42,18 @@ class PrefixBlocks:
         self,
         tokens: popxl.Tensor,
         positions: popxl.Tensor,
-        slot: popxl.Tensor,
+        slots: popxl.Tensor,
         last: popxl.Tensor,
         size: int,
         keep: bool,
     ) -> None:
-        """Copy `size` tokens of a slot from `positions[0]` on, every layer's in a loop.
+        """Copy `size` tokens of `slots[0]` from `positions[0]` on, every layer's in a loop.
 
         Args:
             tokens: the numbers of the blocks.
             keep: to the blocks; else from them.
         """
-        given = tokens[: size // self.block], positions[0], slot
+        given = tokens[: size // self.block], positions[0], slots[0]
 
         def layer(number: popxl.Tensor, given: list) -> popxl.Tensor:
             for pair in zip(self.buffers, self.caches, strict=True):

@@ -20,6 +20,7 @@ class TransformersPasses:
     """
 
     verify_sizes: tuple[int, ...] = ()
+    together = 1
 
     def __init__(
         self,
@@ -42,18 +43,25 @@ class TransformersPasses:
         self._rows[slot, start:end] = tokens[start:end]
         return end - start, self._logits(slot, end) if end == len(tokens) else None
 
+    def prefill_chunks(
+        self, prompts: Sequence[tuple[int, Sequence[int], int]]
+    ) -> list[tuple[int, np.ndarray | None]]:
+        """A chunk of the first prompts, of `together` at most."""
+        done = [self.prefill_chunk(*prompt) for prompt in prompts[: self.together]]
+        return [*done, *[(0, None)] * (len(prompts) - len(done))]
+
     def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
         """Each place is computed on its own."""
         end = min(start + CHUNK, len(tokens))
         self._rows[slot, start:end] = tokens[start:end]
         return np.stack([self._logits(slot, place + 1) for place in range(start, end)])
 
-    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        if tokens.dtype != np.int32 or positions.dtype != np.int32:
-            raise TypeError(f"not int32: tokens {tokens.dtype}, positions {positions.dtype}")
-        self._rows[np.arange(self.batch_size), positions] = tokens
-        rows = [self._logits(row, position + 1) for row, position in enumerate(positions)]
-        return np.stack(rows)
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        if any(given.dtype != np.int32 for given in (tokens, positions, slots)):
+            raise TypeError(f"not int32: {tokens.dtype}, {positions.dtype}, {slots.dtype}")
+        self._rows[slots, positions] = tokens
+        each = zip(slots, positions, strict=True)
+        return np.stack([self._logits(row, position + 1) for row, position in each])
 
     def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
         """Each place is computed on its own, from what the row has up to it."""

@@ -56,7 +56,10 @@ class ScriptedPasses:
         self._left = iter(self._script)
         return len(tokens), self._next()
 
-    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def prefill_chunks(self, prompts: Sequence[Any]) -> list[tuple[int, np.ndarray | None]]:
+        return [self.prefill_chunk(*prompts[0])]
+
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._next()[None]
 
     def _next(self) -> np.ndarray:

@@ -25,7 +25,7 @@ TIMEOUT = 60
 class ReferencePasses(TransformersPasses):
     """transformers' BLOOM in chunks of 4, noting each pass in `log`.
 
-    The log has `("prefill", slot)`, `("score", slot)`, `("decode", positions)` and
+    The log has `("prefill", slot)`, `("score", slot)`, `("decode", slots)` and
     `("verify", (slot, tokens))`.
     """
 
@@ -43,9 +43,9 @@ class ReferencePasses(TransformersPasses):
         self.log.append(("score", slot))
         return super().score_chunk(slot, tokens, start)
 
-    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        self.log.append(("decode", positions.tolist()))
-        return super().decode(tokens, positions)
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        self.log.append(("decode", slots.tolist()))
+        return super().decode(tokens, positions, slots)
 
     def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
         self.log.append(("verify", (slot, len(tokens))))
@@ -105,19 +105,17 @@ class HeldPasses:
         self._leave = threading.Semaphore(0)
         self._held = False
 
-    def prefill_chunk(
-        self, slot: int, tokens: Sequence[int], start: int
-    ) -> tuple[int, np.ndarray | None]:
+    def prefill_chunks(self, prompts: Sequence[Any]) -> list[tuple[int, np.ndarray | None]]:
         self._wait()
-        return self.passes.prefill_chunk(slot, tokens, start)
+        return self.passes.prefill_chunks(prompts)
 
     def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
         self._wait()
         return self.passes.score_chunk(slot, tokens, start)
 
-    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
         self._wait()
-        return self.passes.decode(tokens, positions)
+        return self.passes.decode(tokens, positions, slots)
 
     def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
         self._wait()

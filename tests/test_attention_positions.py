@@ -12,7 +12,7 @@ from modelling.cached_attention import prompt_attention, token_attention, verify
 ROWS, HEADS, SIZE, LENGTH, TOKENS = 2, 2, 4, 8, 2
 
 PLACES = {
-    "token": (token_attention, [[3, 6]]),
+    "token": (token_attention, [[3, 6], [1, 0]]),
     "chunk": (prompt_attention, [3, 1]),
     "tokens": (verify_attention, [[3, 4], 1]),
 }

@@ -298,9 +298,9 @@ def test_a_request_out_of_time_ends_and_the_others_go_on(
     class Slow(ReferencePasses):
         """A second a decode pass."""
 
-        def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def decode(self, *given: np.ndarray) -> np.ndarray:
             now[0] += 1
-            return super().decode(tokens, positions)
+            return super().decode(*given)
 
     passes = HeldPasses(Slow(model, batch_size=2))
     passes.hold()
@@ -405,9 +405,9 @@ def test_statistics_are_of_the_clock_and_the_tokens(
             now[0] += 4
             return super().prefill_chunk(*arguments)
 
-        def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def decode(self, *given: np.ndarray) -> np.ndarray:
             now[0] += 0.5
-            return super().decode(tokens, positions)
+            return super().decode(*given)
 
     passes = HeldPasses(Timed(model))
     passes.hold()

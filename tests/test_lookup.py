@@ -20,7 +20,8 @@ from transformers import BloomForCausalLM
 
 from config import BloomConfig, load_config
 from modelling.cached_attention import token_attention, verify_attention
-from modelling.program import inference, verify_sizes
+from modelling.pass_sizes import verify_sizes
+from modelling.program import inference
 from run_inference import main
 from utils.generation import (
     Engine,
@@ -160,9 +161,10 @@ def test_attention_of_a_verify_pass_is_that_of_token_passes_to_the_bit(dtype):
         rest = [popxl.constant(slopes), popxl.constant(at), popxl.constant(0, popxl.int32)]
         graph = ir.create_graph(verify_attention, q, k, v, *once, *rest)
         (verified,) = ops.call(graph, q, k, v, *once, *rest)
+        row = popxl.constant([0], popxl.int32)
         given = [[t[i : i + 1] for t in (q, k, v, rest[1])] for i in range(tokens)]
-        graph = ir.create_graph(token_attention, *given[0][:3], *each, rest[0], given[0][3])
-        found = [ops.call(graph, *one[:3], *each, rest[0], one[3])[0] for one in given]
+        graph = ir.create_graph(token_attention, *given[0][:3], *each, rest[0], given[0][3], row)
+        found = [ops.call(graph, *one[:3], *each, rest[0], one[3], row)[0] for one in given]
         streams = []
         for result in (verified, ops.concat(found)):
             streams.append(popxl.d2h_stream(result.shape, result.dtype))
@@ -231,11 +233,14 @@ def test_a_verify_pass_that_does_not_fit_is_refused():
                 passes.verify(0, [1] * tokens, position)
 
 
+SHARED = [f"share_{size}" for size in (8, 16, 32)]
+
+
 def test_without_look_up_the_program_has_no_pass_and_no_stream_for_it():
     model = random_bloom()
     plain = inference(config_of(model))
-    assert [*plain.outputs.keys()] == ["decode", "prefill"]
-    assert [*plain.pass_graphs] == ["decode", "prefill_4", "prefill_16"]
+    assert [*plain.outputs.keys()] == ["decode", "decode_1", "prefill", "share"]
+    assert [*plain.pass_graphs] == ["decode", "decode_1", "prefill_4", "prefill_16", *SHARED]
     session = inference(lookup_config(model))
     assert {*session.pass_graphs} - {*plain.pass_graphs} == {"verify_4", "verify_8"}
 

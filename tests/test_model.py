@@ -92,7 +92,7 @@ def test_padding_of_the_vocabulary_never_wins():
     config = config_of(model, 4, 2, LENGTH, batch_size=1)
     assert config.padded_vocab_size > VOCABULARY
     with passes_of(model, config) as passes:
-        passes.vocab_size = config.padded_vocab_size  # have the padding's logits shown
+        passes.runs.vocab_size = config.padded_vocab_size  # have the padding's logits shown
         logits = passes.prefill(0, [1, 2, 3])
     assert logits.shape == (config.padded_vocab_size,)
     assert logits[:VOCABULARY].max() < 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import torch
@@ -14,6 +16,12 @@ from byte_level import byte_level_tokenizer
 from reference import random_model
 from serving import ReferencePasses, Served, generated_text, served
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 PROMPT = "A dog is"
 MODEL = "BLOOM"
@@ -191,6 +199,40 @@ def test_a_penalty_is_subtracted_for_what_was_generated(
         counts = torch.bincount(torch.tensor(ids[len(prompt) :], dtype=int), minlength=len(logits))
         ids.append(int((logits - presence * (counts > 0) - frequency * counts).argmax()))
     assert text_of(client, **penalty) == tokenizer.decode(ids[len(prompt) :])
+
+
+RULES = [{"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.2}]
+
+
+@pytest.mark.parametrize(
+    "rules", [*RULES, {"temperature": 1.4, "top_k": 20, "top_p": 0.8, "min_p": 0.03}]
+)
+def test_tokens_are_drawn_as_transformers_rules_have_it(
+    client: openai.OpenAI,
+    model: BloomForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rules: dict,
+) -> None:
+    ids = torch.tensor([tokenizer(PROMPT).input_ids])
+    with torch.no_grad():
+        logits = model(ids).logits[:, -1]
+    warped = TemperatureLogitsWarper(rules.get("temperature", 1.0))(ids, logits)
+    kinds = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    for name, kind in kinds.items():
+        warped = kind(rules[name])(ids, warped) if name in rules else warped
+    chances = warped.softmax(-1)[0].double().numpy()
+    given = {"temperature": 1.0, "max_tokens": 1, "logprobs": 0, "n": 128, **rules}
+    drawn = [completed(client, seed=seed, **given).choices for seed in (1, 2)]
+    told = [choice.logprobs.token_logprobs[0] for choices in drawn for choice in choices]
+    each = logits.log_softmax(-1)[0].double().numpy()
+    tokens = [int(abs(each - value).argmin()) for value in told]
+    counts = np.bincount(tokens, minlength=len(chances))
+    assert 2 < (chances > 0).sum() < len(chances) / 2
+    assert not counts[chances == 0].any()
+    assert counts[chances > 0.04].all()
+    expected = len(tokens) * chances[chances > 0]
+    error = ((counts[chances > 0] - expected) ** 2 / expected).sum()
+    assert error < len(expected) + 4 * math.sqrt(2 * len(expected))  # chi-square, 4 deviations
 
 
 def test_a_bias_makes_a_token_certain_or_impossible(

@@ -14,7 +14,8 @@ from utils.benchmark.arguments import Combination
 from utils.benchmark.comparison import Peer
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.work import Work
-from utils.generation.engine import Engine, Step
+from utils.generation.engine import Engine
+from utils.generation.engine_passes import Step
 from utils.generation.lookup import PromptLookup
 from utils.generation.passes import Passes
 from utils.generation.ticket import Ticket

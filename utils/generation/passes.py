@@ -9,22 +9,23 @@ import numpy as np
 
 from config import BloomConfig
 from config.costs import prefix_blocks
-from modelling.prefix_blocks import kept_sizes
-from modelling.program import (
-    NO_LOGITS,
-    InferenceSession,
+from modelling.pass_sizes import (
     chunk_sizes,
-    numbered_passes,
+    decode_name,
+    decode_sizes,
+    heads,
     score_sizes,
+    share_sizes,
     verify_sizes,
 )
-from utils.generation.prefixes import Chunk, PrefixCache, prefixes_of
-from utils.generation.replicas import Replicas
+from modelling.prefix_blocks import kept_sizes
+from modelling.program import InferenceSession
+from utils.generation.beginnings import Beginnings
+from utils.generation.engine_passes import Prompt
+from utils.generation.prefixes import PrefixCache, prefixes_of
+from utils.generation.prompt_chunks import Piece, PromptChunks
+from utils.generation.runs import Runs
 from utils.setup import UserError
-
-PASS_TOKENS = 12
-"""Tokens that cost as much as a pass does besides its tokens; measured with the 560M shape: passes
-of 16 and 128 tokens took 96 and 479 ms in bfloat16, and 66 and 422 ms with int8 weights."""
 
 
 class Passes:
@@ -34,6 +35,7 @@ class Passes:
         batch_size: slots of the KV cache.
         sequence_length: tokens that a slot holds.
         vocab_size: of the logits.
+        decode_sizes: slots of the decode passes, ascending.
         verify_sizes: tokens that a verify pass may have, ascending; none without look-up.
         score_sizes: tokens of the scoring pass; none without one.
         prefixes: what was computed of prompts that began alike; None computes all anew.
@@ -45,14 +47,16 @@ class Passes:
         self.sequence_length = config.model.sequence_length
         self.vocab_size = config.model.vocab_size
         self.chunks = chunk_sizes(config)
+        self.decode_sizes = decode_sizes(config)
         self.verify_sizes = verify_sizes(config)
         self.score_sizes = score_sizes(config)
-        self.replicas = Replicas(config, session)
+        self.runs = Runs(config, session)
+        self.replicas = self.runs.replicas
         self.prefixes: PrefixCache | None = None
         if kept_sizes(config, self.chunks):
             self.prefixes = prefixes_of(session, *prefix_blocks(config))
-        self._kept: dict[int, tuple[int, Chunk]] = {}  # of a slot's prompt, up to which token
-        self._numbers = {of: number for number, of in enumerate(numbered_passes(config))}
+        self._cut = PromptChunks(config)
+        self._beginnings = Beginnings(self.runs, self._cut)
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int = 0) -> np.ndarray:
         """Run `tokens[start:]` of a slot, whose first `start` tokens are in its cache.
@@ -72,78 +76,86 @@ class Passes:
     def prefill_chunk(
         self, slot: int, tokens: Sequence[int], start: int
     ) -> tuple[int, np.ndarray | None]:
-        """Run the first chunk of `tokens[start:]`; other slots' passes may come before the next.
+        """As `prefill_chunks` does for one prompt."""
+        return self.prefill_chunks([Prompt(slot, tokens, start)])[0]
+
+    def prefill_chunks(self, prompts: Sequence[Prompt]) -> list[tuple[int, np.ndarray | None]]:
+        """Run chunks of prompts in one pass: of the first one, and of others as there is room.
 
         Chunks that are in the prefix cache are copied from there, and the one after them is run.
 
-        A decode pass meanwhile writes to this slot too: its position must be the number of tokens
-        done, where the next chunk overwrites it.
-
         Returns:
-            The number of tokens done, and after the last of all the float32 logits
+            Of each prompt the number of tokens done, and after its last one the float32 logits
             `(vocab_size,)`; after other chunks None, and no logits are computed or moved.
 
         Raises:
             ValueError: as `prefill` does.
         """
-        self._check_prompt(slot, len(tokens), start)
-        at, before = self._reused(slot, tokens, start)
-        size = self._chunk(len(tokens) - at)
-        first = min(at, self.sequence_length - size)  # back, where it would stick out
-        end = min(first + size, len(tokens))
-        complete = end == len(tokens)
-        last = end - first - 1 if complete else NO_LOGITS
-        output = "prefill" if complete else None
-        number = self._numbers["prefill", size]
-        logits = self._run(tokens[first:end], [first], number, output, slot=slot, last=last)
-        if before is not None and not complete:
-            self._keep(slot, tokens[at:end], at, before)
-        return end - start, logits[0] if complete else None
+        for prompt in prompts:
+            self._check_prompt(prompt.slot, len(prompt.tokens), prompt.start)
+        begin = partial(self._beginnings.begin, self.prefixes)
+        pieces, size, done = self._cut.packed(prompts, begin)
+        rows = self._run_alone(pieces[0]) if size is None else self._run_shared(pieces, size)
+        logits = dict(zip((p.number for p in pieces if p.complete), rows, strict=True))
+        for piece in pieces:
+            self._beginnings.keep(self.prefixes, piece, prompts[piece.number].tokens)
+            done[piece.number] = piece.end
+        return [
+            (done.get(number, prompt.start) - prompt.start, logits.get(number))
+            for number, prompt in enumerate(prompts)
+        ]
 
-    def _reused(self, slot: int, tokens: Sequence[int], at: int) -> tuple[int, Chunk | None]:
-        """Copy what the prefix cache has of `tokens[at:]`, but for the last chunk.
+    def _run_alone(self, piece: Piece) -> np.ndarray:
+        """The logits of one piece, `(1, vocab_size)`, or none."""
+        output, last = ("prefill", [len(piece.tokens) - 1]) if piece.complete else (None, [])
+        given = piece.tokens, [piece.first], [piece.slot]
+        return self.runs.run("prefill", piece.size, *given, output=output, last=last)
 
-        Returns:
-            Up to which token the slot is filled, and the chunk that ends there, if that is kept.
-        """
-        known, before = self._kept.pop(slot, (0, None)) if at else (0, None)
-        if self.prefixes is None or known != at:
-            return at, None
-        before = before or self.prefixes.root
-        while (size := self._chunk(len(tokens) - at)) < len(tokens) - at:
-            found = self.prefixes.find(before, tokens[at : at + size])
-            if found is None:
-                break
-            self._run(found.blocks, [at], self._numbers["reuse", size], None, slot=slot)
-            self.prefixes.hit_tokens += size
-            at, before = at + size, found
-        return at, before
+    def _run_shared(self, pieces: Sequence[Piece], size: int) -> np.ndarray:
+        """The logits of those pieces that are their prompt's last, `(pieces, vocab_size)`."""
+        block = self._cut.block
+        tokens: list[int] = []
+        places: list[tuple[int, int]] = []  # of blocks: position and slot
+        last = []
+        for piece in pieces:
+            rows = self._cut.rows(piece)
+            if piece.complete:
+                last.append(len(tokens) + len(piece.tokens) - 1)
+            tokens += [*piece.tokens, *[0] * (rows - len(piece.tokens))]
+            places += [(piece.first + i, piece.slot) for i in range(0, rows, block)]
+        # What is left of the pass runs the last block again, which changes nothing.
+        left = size // block - len(places)
+        tokens, places = tokens + left * tokens[-block:], places + left * places[-1:]
+        positions, slots = np.array(places, np.int32).T
+        count = len(last)
+        if count > 1:
+            last += [last[-1]] * (heads(self.config) - count)
+        output = (None, "prefill", "share")[min(count, 2)]
+        given = tokens, positions, slots
+        return self.runs.run("share", size, *given, output=output, count=count, last=last)
 
-    def _keep(self, slot: int, tokens: Sequence[int], at: int, before: Chunk) -> None:
-        """Put a chunk of a slot in the prefix cache, where there is room."""
-        number = self._numbers.get(("keep", len(tokens)))
-        if self.prefixes is None or number is None:
-            return
-        known = self.prefixes.find(before, tokens)
-        made = known or self.prefixes.add(
-            before, tokens, lambda blocks: self._run(blocks, [at], number, None, slot=slot)
-        )
-        if made is not None:
-            self._kept[slot] = at + len(tokens), made
-
-    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """One token for every slot.
+    def decode(
+        self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray | None = None
+    ) -> np.ndarray:
+        """One token for each of some slots, in the narrowest pass that holds them.
 
         Args:
-            tokens, positions: int32 `(batch_size,)`; an idle slot's position is its length, where
-                what it writes to the cache is overwritten before it is read.
+            tokens, positions: int32 `(tokens,)`.
+            slots: that they are of, all of them different; the first ones where None.
 
         Returns:
-            float32 logits, `(batch_size, vocab_size)`.
+            float32 logits, `(tokens, vocab_size)`.
         """
-        return self._run(
-            tokens, positions, self._numbers["decode", self.batch_size], "decode", self.batch_size
+        count = len(tokens)
+        size = next(size for size in self.decode_sizes if size >= count)
+        slots = np.arange(count) if slots is None else slots
+        # What is left of a pass runs the last token again, which changes nothing.
+        which = np.minimum(np.arange(size), count - 1)
+        given, output = (
+            (tokens[which], positions[which], slots[which]),
+            decode_name(self.config, size),
         )
+        return self.runs.run("decode", size, *given, output=output, count=count)
 
     def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
         """Run a token and those proposed to follow it, the first of them at `position` of a slot.
@@ -164,8 +176,8 @@ class Passes:
                 f"no pass of {self.verify_sizes} tokens holds {len(tokens)} at {position} of "
                 f"{self.sequence_length}"
             )
-        number, output = self._numbers["verify", sizes[0]], f"verify_{sizes[0]}"
-        return self._run(tokens, [position], number, output, len(tokens), slot=slot)
+        given, output = (tokens, [position], [slot]), f"verify_{sizes[0]}"
+        return self.runs.run("verify", sizes[0], *given, output=output, count=len(tokens))
 
     def score_chunk(self, slot: int, tokens: Sequence[int], start: int) -> np.ndarray:
         """Run the first chunk of `tokens[start:]`, as `prefill_chunk` does.
@@ -183,8 +195,8 @@ class Passes:
         (size,) = self.score_sizes
         first = min(start, self.sequence_length - size)  # back, where it would stick out
         end = min(first + size, len(tokens))
-        number, output = self._numbers["score", size], f"score_{size}"
-        rows = self._run(tokens[first:end], [first], number, output, end - first, slot=slot)
+        given, output = (tokens[first:end], [first], [slot]), f"score_{size}"
+        rows = self.runs.run("score", size, *given, output=output, count=end - first)
         return rows[start - first :]
 
     def warm_up(self, times: int = 1) -> None:
@@ -199,32 +211,23 @@ class Passes:
             for size in kept_sizes(self.config, self.chunks) if self.prefixes else ():
                 blocks = range(size // self.chunks[0])
                 for kind in ("reuse", "keep"):  # in this order blocks stay as they are
-                    self._run(list(blocks), [0], self._numbers[kind, size], None)
+                    self.runs.run(kind, size, blocks, [0], [0])
+            for size in share_sizes(self.config):
+                self._run_shared(2 * [self._cut.smallest], size)  # the logits of several, too
 
     def each(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         """The name of every pass, as of its graph, and what runs it. Slots keep no tokens."""
-        yield "decode", partial(self.decode, *np.zeros((2, self.batch_size), np.int32))
+        for size in self.decode_sizes:
+            name = decode_name(self.config, size)
+            yield name, partial(self.decode, *np.zeros((2, size), np.int32))
         for size in self.chunks:
             yield f"prefill_{size}", partial(self.prefill, 0, [0] * size)
+        for size in share_sizes(self.config):
+            yield f"share_{size}", partial(self._run_shared, [self._cut.smallest], size)
         for size in self.verify_sizes:
             yield f"verify_{size}", partial(self.verify, 0, [0] * size, 0)
         for size in self.score_sizes:
             yield f"score_{size}", partial(self.score_chunk, 0, [0] * size, 0)
-
-    def _chunk(self, tokens: int) -> int:
-        """The size of the pass for what is left of a prompt: it depends on nothing else.
-
-        The smallest that holds it all, unless several smaller ones cost less; else the largest.
-        """
-        larger = next((size for size in self.chunks if size >= tokens), None)
-        smaller = next((size for size in reversed(self.chunks) if size <= tokens), None)
-        if larger is None or smaller is None:
-            return larger or self.chunks[-1]
-        rest = tokens % smaller
-        several = tokens // smaller * (smaller + PASS_TOKENS)
-        if rest:
-            several += next(size for size in self.chunks if size >= rest) + PASS_TOKENS
-        return smaller if several < larger + PASS_TOKENS else larger
 
     def _check_prompt(self, slot: int, length: int, start: int) -> None:
         if not 0 <= slot < self.batch_size:
@@ -235,46 +238,3 @@ class Passes:
             raise ValueError(
                 f"{length} tokens are more than the context of {self.sequence_length} holds"
             )
-
-    def _run(
-        self,
-        tokens: Sequence[int] | np.ndarray,
-        positions: Sequence[int] | np.ndarray,
-        number: int,
-        output: str | None,
-        count: int = 1,
-        *,
-        slot: int = 0,
-        last: int = 0,
-    ) -> np.ndarray:
-        """The logits of the pass of a number.
-
-        Args:
-            output: the stream that it stores to; None where it has no logits.
-            count: of the stream's first rows, those that are wanted.
-
-        Returns:
-            `(count, vocab_size)`; no rows where it has no logits.
-        """
-        inputs = self.session.inputs
-        arrays = {
-            inputs.tokens: _padded(tokens, inputs.tokens.shape[0]),
-            inputs.positions: _padded(positions, self.batch_size),
-            inputs.slot: np.array(slot, np.int32),
-            inputs.last: np.array(last, np.int32),
-            inputs.chosen_pass: np.array(number, np.int32),
-        }
-        stream = None if output is None else self.session.outputs[output]
-        parts = self.replicas.run(arrays, stream, count)
-        return self._joined(parts) if parts is not None else np.empty((0, self.vocab_size))
-
-    def _joined(self, parts: np.ndarray) -> np.ndarray:
-        """`(rows, vocab_size)` from the parts of the vocabulary that lie over tp1."""
-        logits = parts[0] if len(parts) == 1 else np.concatenate(list(parts), axis=-1)
-        return logits[:, : self.vocab_size]
-
-
-def _padded(values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    array = np.zeros(size, np.int32)
-    array[: len(values)] = values
-    return array

@@ -53,7 +53,7 @@ class PassTraffic:
 def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
     """Predicted traffic of each pass, without seconds; empty in one process.
 
-    Of the prefill passes it is the one that returns logits.
+    Of the prefill passes, and of those that prompts share, it is one that returns a row of logits.
     """
     if not distributed.several():
         return {}
@@ -62,7 +62,7 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     passes = {}
     for name, graph in session.pass_graphs.items():
         of_graph = cost(graph)
-        stream = "prefill" if name.startswith("prefill") else name
+        stream = "prefill" if name.startswith(("prefill", "share")) else name
         of_each = _bytes(session.outputs[stream])
         passes[name] = PassTraffic(
             Traffic(of_graph.process_calls, of_graph.process_bytes),
