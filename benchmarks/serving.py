@@ -1,179 +1,242 @@
-"""How fast the page's server is for many clients at once, against one after another.
+"""How a server that speaks OpenAI's API does under load: ours, or any other.
 
-    python benchmarks/serving.py --config bloom_tiny
-    python benchmarks/serving.py --config bloom_560M --random_weights
+    python benchmarks/serving.py --clients 1 8 32 64 -- --config bloom_tiny --batch_size 32
+    python benchmarks/serving.py --url http://127.0.0.1:8000 --model bloom --pid 1234
 
-Both are measured in one run, through `gradio_client` and the whole server, with the clients in a
-process of their own, and every text must be the same both times. `--batch_size` is the server's
-rows, 8 where it is not given.
+Without --url our server is started; what follows -- is its command line. Requests arrive at random
+(a Poisson process of --rate requests a second for each client) and are streamed. Each number of
+clients is measured with prompts that share nothing, and with prompts of which three quarters are
+the same; a few requests before are not counted. Times are seconds, the median and that which 95 %
+are within; memory is what the server's processes have after each row: resident, and its own share
+of that (PSS).
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import contextlib
 import dataclasses
 import json
+import math
+import socket
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import httpx
+from serving_load import Answer, Load, run
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
-
-from config import BloomConfig, load_config, parse_arguments  # noqa: E402 - found just above
-from config.options import field  # noqa: E402
-from run_inference_gradio import for_many  # noqa: E402
-from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
-from utils.generation.engine import Engine  # noqa: E402
-from utils.generation.language_model import LanguageModel  # noqa: E402
-from utils.generation.loading import build, load  # noqa: E402
-from utils.generation.passes import Passes  # noqa: E402
-from utils.generation.tokenizer import load_tokenizer  # noqa: E402
-from utils.serving.service import Service  # noqa: E402
-from utils.setup import UserError, run_script, setup_logging  # noqa: E402
-
-CLIENTS = Path(__file__).with_name("serving_clients.py")
-DESCRIPTION = "Measure the page's server with many clients at once, and with one after another."
-BEGINNINGS = (
-    *("A dog is", "The house on the hill", "In the beginning", "One day the king"),
-    *("When the sun rises", "What is a", "There was a man who", "If you ask me"),
-)
-
-
-@dataclass
-class ServingArguments:
-    """What to measure."""
-
-    clients: int = field(default=16, help="start so many clients with one request each, 1 or more")
-    new_tokens: int = field(default=64, help="have each ask for so many tokens, 2 or more")
-    random_weights: bool = field(
-        default=False,
-        help="use random weights and bloom_tiny's tokenizer in place of a checkpoint",
-    )
-    seed: int = field(default=0, help="seed of random weights")
-    json: bool = field(default=False, help="print one JSON object")
+REPOSITORY = Path(__file__).resolve().parents[1]
+START_SECONDS = 300
+WARM_UP = 2
+"""Requests a client that are not counted."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One way to ask. The rate is tokens of all clients by the time from first to last."""
+class Row:
+    """What was measured of a load; megabytes are None where the server's process is not known."""
 
+    clients: int
+    shared: bool
+    requests: int
+    failed: int
     seconds: float
-    tokens: int
+    prompt_tokens: int
     tokens_per_second: float
-    first_token_median: float
-    first_token_95th_percentile: float
+    first_median: float
+    first_95: float
+    token_median: float
+    token_95: float
+    resident_mb: float | None = None
+    own_mb: float | None = None
+    error: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark's command line; status 1 where a text differs."""
-    config, arguments = parse_arguments(
-        argv, extra=ServingArguments, prog="serving.py", description=DESCRIPTION
-    )
-    config = for_many(config, sys.argv[1:] if argv is None else argv)
-    setup_logging("warning")
-    if arguments.clients < 1 or arguments.new_tokens < 2:
-        raise UserError("clients must be 1 or more, and new_tokens 2 or more")
-    loaded = made_up(config, arguments.seed) if arguments.random_weights else load(config)
-    loaded.passes.warm_up(times=2)
-    found = ask_both_ways(loaded, arguments)
-    texts = [[answer["text"] for answer in way["answers"]] for way in found.values()]
-    same = texts[0] == texts[1]
-    results = {name: measured(**way) for name, way in found.items()}
+    """Run the benchmark; status 1 where a request failed."""
+    arguments = parse(argv)
+    with server(arguments) as (url, model, pid):
+        rows = []
+        for clients in arguments.clients:
+            for shared in (False, True):
+                rows.append(measured(url, model, pid, clients, shared, arguments))
+                if not arguments.json:
+                    print(*([HEADINGS] if len(rows) == 1 else []), line(rows[-1]), sep="\n")
     if arguments.json:
-        objects = {name: dataclasses.asdict(result) for name, result in results.items()}
-        print(json.dumps({**objects, "texts_are_the_same": same}, indent=2))
-    else:
-        print(describe(config, arguments, results, same))
-    return 0 if same else 1
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    for row in rows:
+        if row.error:
+            print(f"{row.clients} clients: {row.failed} failed: {row.error}", file=sys.stderr)
+    return int(any(row.failed for row in rows))
 
 
-def made_up(config: BloomConfig, seed: int) -> LanguageModel:
-    """A program of the configured shape with random weights."""
-    session = build(config)
-    fill_randomly(session, np.random.default_rng(seed))
-    session.__enter__()
-    folder = Path(load_config("bloom_tiny").model.hf_model)
-    passes = Passes(config, session)
-    return LanguageModel(passes, _Folded(load_tokenizer(folder)))
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--requests", type=int, default=3, help="of each client (default 3)")
+    parser.add_argument(
+        "--rate", type=float, default=4.0, help="arrivals a second for each client (default 4)"
+    )
+    parser.add_argument("--words", type=int, default=40, help="phrases of a prompt (default 40)")
+    parser.add_argument("--new_tokens", type=int, default=32, help="of an answer (default 32)")
+    parser.add_argument("--url", help="of a server that runs, in place of ours")
+    parser.add_argument("--model", default="", help="its name there; the first where not given")
+    parser.add_argument("--pid", type=int, help="the process there whose memory is told")
+    parser.add_argument("--key", default="none", help="API key")
+    parser.add_argument("--body", type=json.loads, default={}, help="further fields, as JSON")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("ours", nargs="*", help="of our server's command line, after --")
+    found = parser.parse_args(argv)
+    least = min([found.requests, found.words, found.new_tokens, *found.clients])
+    if least < 1 or not 0 < found.rate < math.inf:
+        parser.error("clients, requests, words and new_tokens must be 1 or more, rate over 0")
+    if found.url and found.ours:
+        parser.error("a command line is for our own server, which --url replaces")
+    return found
 
 
-class _Folded:
-    """A tokenizer whose tokens stand for all of a larger vocabulary, so that each has a text."""
-
-    eos_token_id = -1  # none: every request runs to its last token
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        self.backend_tokenizer = tokenizer.backend_tokenizer
-        self.all_special_ids: list[int] = []
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        return self._tokenizer(text, **options)
-
-    def convert_ids_to_tokens(self, token: int) -> str:
-        return self._tokenizer.convert_ids_to_tokens(token % len(self._tokenizer))
-
-
-def ask_both_ways(loaded: LanguageModel, arguments: ServingArguments) -> dict[str, Any]:
-    """What the process of the clients writes."""
-    from utils.serving.web_server import serving  # late: gradio takes seconds
-
-    prompts = [
-        f"{BEGINNINGS[number % len(BEGINNINGS)]} {number}" for number in range(arguments.clients)
-    ]
-    with (
-        Engine(loaded.passes, max_queue=arguments.clients) as engine,
-        serving(Service(engine, loaded.tokenizer)) as address,
-    ):
-        task = {"address": address, "prompts": prompts, "new_tokens": arguments.new_tokens}
-        done = subprocess.run(
-            [sys.executable, str(CLIENTS)],
-            input=json.dumps(task),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    return json.loads(done.stdout)
+@contextlib.contextmanager
+def server(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int | None]]:
+    """The address, the model's name and the process of the server."""
+    if arguments.url:
+        url = arguments.url.rstrip("/").removesuffix("/v1")
+        yield url, arguments.model or named(url, arguments.key), arguments.pid
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["run_inference_gradio.py", "--no_page", "--port", str(port)]
+    words += ["--max_queue", str(max(arguments.clients)), *arguments.ours]
+    process = subprocess.Popen([sys.executable, *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(url, process)
+        yield url, named(url, arguments.key), process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
-def measured(seconds: float, answers: list[dict[str, Any]]) -> Measured:
-    tokens = sum(answer["tokens"] for answer in answers)
-    firsts = [answer["first"] for answer in answers]
-    return Measured(
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    """Until it answers."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < START_SECONDS:
+        if process.poll() is not None:
+            sys.exit(f"the server ended with status {process.returncode}")
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        time.sleep(0.2)
+    sys.exit(f"the server did not answer within {START_SECONDS} s")
+
+
+def named(url: str, key: str) -> str:
+    """The first of a server's models."""
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.get(f"{url}/v1/models", headers=headers).json()["data"][0]["id"]
+
+
+def measured(
+    url: str,
+    model: str,
+    pid: int | None,
+    clients: int,
+    shared: bool,
+    arguments: argparse.Namespace,
+) -> Row:
+    """A load of so many clients, after a few requests that are not counted."""
+    load = Load(
+        clients=clients,
+        requests=clients * arguments.requests,
+        rate=clients * arguments.rate,
+        words=arguments.words,
+        new_tokens=arguments.new_tokens,
+        shared=shared,
+        body=arguments.body,
+        seed=clients,
+    )
+    warm_up = dataclasses.replace(load, requests=min(clients, 8) * WARM_UP, seed=load.seed + 999)
+    asyncio.run(run(url, model, warm_up, arguments.key))
+    seconds, answers = asyncio.run(run(url, model, load, arguments.key))
+    resident, own = memory(pid) if pid else (None, None)
+    return row_of(load, seconds, answers, resident, own)
+
+
+def row_of(
+    load: Load,
+    seconds: float,
+    answers: Sequence[Answer],
+    resident: float | None = None,
+    own: float | None = None,
+) -> Row:
+    """The figures of a load's answers."""
+    good = [answer for answer in answers if not answer.error]
+    firsts = [answer.first for answer in good]
+    tokens = [each for answer in good if (each := answer.a_token) is not None]
+    return Row(
+        clients=load.clients,
+        shared=load.shared,
+        requests=len(answers),
+        failed=len(answers) - len(good),
         seconds=seconds,
-        tokens=tokens,
-        tokens_per_second=tokens / seconds,
-        first_token_median=float(np.median(firsts)),
-        first_token_95th_percentile=float(np.percentile(firsts, 95)),
+        prompt_tokens=sum(answer.prompt_tokens for answer in good),
+        tokens_per_second=sum(answer.tokens for answer in good) / seconds,
+        first_median=statistics.median(firsts) if firsts else math.nan,
+        first_95=within(firsts),
+        token_median=statistics.median(tokens) if tokens else math.nan,
+        token_95=within(tokens),
+        resident_mb=resident,
+        own_mb=own,
+        error=next((answer.error for answer in answers if answer.error), ""),
     )
 
 
-def describe(
-    config: BloomConfig, arguments: ServingArguments, results: dict[str, Measured], same: bool
-) -> str:
-    """A table for a person."""
-    model, rows = config.model, config.execution.batch_size
-    at_once, in_turn = results["at_once"], results["in_turn"]
-    lines = [
-        f"{model.layers} layers, hidden size {model.hidden_size}, vocabulary {model.vocab_size}, "
-        f"{model.precision}, {rows} rows; {arguments.clients} clients x {arguments.new_tokens} "
-        "tokens",
-        f"{'':20}{'seconds':>10}{'tokens/s':>10}{'first token: median':>22}{'95th percentile':>18}",
-    ]
-    for name, found in ("all at once", at_once), ("one after another", in_turn):
-        lines.append(
-            f"{name:20}{found.seconds:10.2f}{found.tokens_per_second:10.1f}"
-            f"{found.first_token_median:20.2f} s{found.first_token_95th_percentile:16.2f} s"
-        )
-    faster = at_once.tokens_per_second / in_turn.tokens_per_second
-    lines.append(f"{faster:.2f} times the tokens/s")
-    lines.append("every text is the same both times" if same else "TEXTS DIFFER")
-    return "\n".join(lines)
+def within(values: Sequence[float], share: float = 0.95) -> float:
+    """What so many of them are at most."""
+    return sorted(values)[math.ceil(share * len(values)) - 1] if values else math.nan
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Megabytes of a process and those that it started: resident, and its own share."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()[1:]]
+    found = {pid}
+    for child, parent in sorted(pairs):
+        if parent in found:
+            found.add(child)
+    sums = {"Rss": 0, "Pss": 0}
+    for one in found:
+        with contextlib.suppress(OSError):
+            for text in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
+                name, _, rest = text.partition(":")
+                if name in sums:
+                    sums[name] += int(rest.split()[0])
+    return sums["Rss"] / 1e3, sums["Pss"] / 1e3
+
+
+HEADINGS = (
+    "| clients | prefixes | tokens/s | first token: median, 95 % | a token: median, 95 % "
+    "| RSS, PSS |\n|---|---|---|---|---|---|"
+)
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    shares = "shared" if row.shared else "own"
+    of = "" if row.resident_mb is None else f"{row.resident_mb:.0f}, {row.own_mb:.0f} MB"
+    failed = f" ({row.failed} of {row.requests} failed)" if row.failed else ""
+    return (
+        f"| {row.clients} | {shares} | {row.tokens_per_second:.1f}{failed} "
+        f"| {row.first_median:.3f}, {row.first_95:.3f} s "
+        f"| {1e3 * row.token_median:.1f}, {1e3 * row.token_95:.1f} ms | {of} |"
+    )
 
 
 if __name__ == "__main__":
-    run_script(main)
+    sys.exit(main())
