@@ -127,9 +127,8 @@ def steps(config: BloomConfig) -> list[Step]:
     ir = popxl.Ir(replication=execution.replicas)
     with ir.main_graph:
         token = popxl.TensorSpec((1, width), model.dtype)
-        Watched(config).create_graph(
-            token, cache, cache, *2 * [popxl.TensorSpec((1,), popxl.int32)]
-        )
+        place = popxl.TensorSpec((1,), popxl.int32)
+        Watched(config).create_graph(token, cache, cache, place, place)
     return [step for op in made if (step := _step(op)) is not None]
 
 

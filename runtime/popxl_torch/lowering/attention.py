@@ -2,7 +2,8 @@
 
 They have the attributes `bias`, "alibi" or "none", and `queries`, which tokens the queries are
 (`AttentionSpec`), and may have `scale` and `window`, as that has them. Their inputs are `q, k, v,
-key_cache, value_cache`, with ALiBi `slopes`, `position(s)` and, but for a token of each row, `row(s)`:
+key_cache, value_cache`, with ALiBi `slopes`, `position(s)` and, but for a token of each row,
+`row(s)`:
 
 * q `(tokens, heads, head_dim)`, result likewise; k and v `(tokens, kv_heads, head_dim)`;
 * caches of the same dtype `(batch_size, kv_heads, sequence_length, head_dim)`, by reference;

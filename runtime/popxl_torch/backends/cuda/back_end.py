@@ -97,10 +97,8 @@ class Cuda:
     ) -> Maybe:
         """One token for every row, or for each of `rows`."""
         assert self.kernels is not None
-        kernel, places = (
-            self.kernels.token_attention,
-            [positions] if rows is None else [positions, rows],
-        )
+        places = [positions] if rows is None else [positions, rows]
+        kernel = self.kernels.token_attention
         return attention_on_gpu(kernel, lead, tokens, cells, slopes, *places)
 
     def _pytorch_does(self, *given: Any, **more: Any) -> None:
