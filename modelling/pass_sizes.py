@@ -15,8 +15,8 @@ are computed alike, too, but otherwise."""
 MOST_HEADS = 8
 """Prompts that may end in one pass."""
 
-NARROW_DECODES, WIDE_DECODE = (1, 4), 8
-"""Slots of the narrowest decode passes, and of the one from which on each has twice as many."""
+DECODES = (1, 4, 8, 16, 24, 32)
+"""Slots of the narrowest decode passes; further ones have twice as many each."""
 
 LEAST_VERIFIED = 4
 """Tokens of the narrowest verify pass, unless the widest one has fewer."""
@@ -51,8 +51,8 @@ def heads(config: BloomConfig) -> int:
 def decode_sizes(config: BloomConfig) -> tuple[int, ...]:
     """The slots of the decode passes, ascending; the last one has them all."""
     slots = config.execution.batch_size
-    doubled = (WIDE_DECODE << i for i in range(slots.bit_length()))
-    return (*(n for n in (*NARROW_DECODES, *doubled) if n < slots), slots)
+    doubled = (DECODES[-1] << i for i in range(1, slots.bit_length()))
+    return (*(n for n in (*DECODES, *doubled) if n < slots), slots)
 
 
 def verify_sizes(config: BloomConfig) -> tuple[int, ...]:

@@ -302,7 +302,7 @@ def test_a_wrong_command_line_is_one_line_on_stderr_and_status_2(arguments, part
         ({"prompt_chunks": (0, 16)}, ["prompt_chunks", "1 or more"]),
         ({"lookup_tokens": -1}, ["lookup_tokens", "0 (off) to 15", "-1"]),
         ({"lookup_tokens": 16}, ["lookup_tokens", "0 (off) to 15", "16"]),
-        ({"max_batch_tokens": 15}, ["max_batch_tokens", "16, or more", "15"]),
+        ({"max_batch_tokens": 0}, ["max_batch_tokens", "or more", "0"]),
         ({"prefix_cache": -1}, ["prefix_cache", "0 or more", "-1"]),
         ({"available_memory_proportion": 1.5}, ["available_memory_proportion", "at most 1"]),
         ({"layers": 2.0}, ["layers", "whole number", "2.0"]),
