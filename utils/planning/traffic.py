@@ -54,8 +54,8 @@ class PassTraffic:
 def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
     """Predicted traffic of each pass, without seconds; empty in one process.
 
-    Of the prefill passes it is the one that returns logits, of those that prompts share one in which
-    as many end as can.
+    Of the prefill passes it is the one that returns logits, of those that prompts share one in
+    which as many end as can.
     """
     if not distributed.several():
         return {}
