@@ -48,6 +48,11 @@ def heads(config: BloomConfig) -> int:
     return min(config.execution.batch_size, MOST_HEADS)
 
 
+def ending_together(config: BloomConfig, size: int) -> int:
+    """Prompts that may end in a shared pass of a size at most."""
+    return min(heads(config), size // chunk_sizes(config)[0])
+
+
 def decode_sizes(config: BloomConfig) -> tuple[int, ...]:
     """The slots of the decode passes, ascending; the last one has them all."""
     slots = config.execution.batch_size

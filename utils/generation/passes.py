@@ -13,6 +13,7 @@ from modelling.pass_sizes import (
     chunk_sizes,
     decode_name,
     decode_sizes,
+    ending_together,
     heads,
     score_sizes,
     share_sizes,
@@ -213,7 +214,7 @@ class Passes:
                 for kind in ("reuse", "keep"):  # in this order blocks stay as they are
                     self.runs.run(kind, size, blocks, [0], [0])
             for size in share_sizes(self.config):
-                self._run_shared(2 * [self._cut.smallest], size)  # the logits of several, too
+                self._run_shared([self._cut.smallest], size)  # the logits of one alone, too
 
     def each(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         """The name of every pass, as of its graph, and what runs it. Slots keep no tokens."""
@@ -223,7 +224,8 @@ class Passes:
         for size in self.chunks:
             yield f"prefill_{size}", partial(self.prefill, 0, [0] * size)
         for size in share_sizes(self.config):
-            yield f"share_{size}", partial(self._run_shared, [self._cut.smallest], size)
+            several = [self._cut.smallest] * ending_together(self.config, size)
+            yield f"share_{size}", partial(self._run_shared, several, size)
         for size in self.verify_sizes:
             yield f"verify_{size}", partial(self.verify, 0, [0] * size, 0)
         for size in self.score_sizes:

@@ -11,6 +11,7 @@ import numpy as np
 from popxl.streams import Stream
 
 from config import BloomConfig
+from modelling.pass_sizes import ending_together, heads
 from modelling.program import InferenceSession
 from utils import distributed
 from utils.generation.passes import Passes
@@ -53,7 +54,8 @@ class PassTraffic:
 def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassTraffic]:
     """Predicted traffic of each pass, without seconds; empty in one process.
 
-    Of the prefill passes, and of those that prompts share, it is one that returns a row of logits.
+    Of the prefill passes it is the one that returns logits, of those that prompts share one in
+    which as many end as can.
     """
     if not distributed.several():
         return {}
@@ -62,8 +64,11 @@ def predicted(config: BloomConfig, session: InferenceSession) -> dict[str, PassT
     passes = {}
     for name, graph in session.pass_graphs.items():
         of_graph = cost(graph)
-        stream = "prefill" if name.startswith(("prefill", "share")) else name
+        kind, _, size = name.partition("_")
+        stream = kind if kind in ("prefill", "share") else name
         of_each = _bytes(session.outputs[stream])
+        if kind == "share":
+            of_each = of_each * ending_together(config, int(size)) // heads(config)
         passes[name] = PassTraffic(
             Traffic(of_graph.process_calls, of_graph.process_bytes),
             inputs,
