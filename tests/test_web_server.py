@@ -215,6 +215,7 @@ def none_is_left(tickets: weakref.WeakSet[Ticket]) -> bool:
     return not tickets
 
 
+@pytest.mark.timeout(300)  # it collects garbage again and again, of all that was imported
 def test_a_hundred_clients_that_leave_in_mid_generation_leave_nothing_behind(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,8 +194,10 @@ class Service:
             async with aclosing(self.works.follow(running, prompt, UPDATE_INTERVAL)) as events:
                 async for found in events:
                     abandoned = loop.call_later(ABANDONED, running.ticket.cancel)
-                    yield running.ticket, found
-                    abandoned.cancel()
+                    try:
+                        yield running.ticket, found
+                    finally:
+                        abandoned.cancel()
         finally:
             self._owned[owner].discard(running.ticket)
             if not self._owned[owner]:
