@@ -483,6 +483,19 @@ def test_a_tab_that_is_closed_frees_its_row_and_its_place(browser: Browser, stor
     story.passes.let_all()
 
 
+def test_a_tab_that_is_closed_before_it_listens_frees_its_row(
+    browser: Browser, story: Served
+) -> None:
+    before = story.engine.statistics().ended.get("stopped", 0)
+    story.passes.hold()
+    with tab(browser, story) as page:
+        page.route("**/queue/data*", lambda route: None)  # never sent
+        generate(page, PROMPT, num_tokens="500")
+        wait_until(lambda: story.running() == 1)
+    advance_until(story, lambda: story.running() == 0)
+    assert story.engine.statistics().ended.get("stopped", 0) == before + 1
+
+
 @pytest.mark.parametrize("evil_is", ["the prompt", "the model's"])
 def test_html_and_markdown_are_shown_as_text(
     browser: Browser, tokenizer: PreTrainedTokenizerFast, evil_is: str

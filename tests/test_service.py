@@ -98,6 +98,27 @@ def test_a_consumer_that_is_cancelled_frees_its_row(
         assert engine.statistics().ended == {"stopped": 1}
 
 
+def test_a_consumer_that_asks_for_no_more_frees_its_row(
+    model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that is kept, neither closed nor iterated."""
+    monkeypatch.setattr("utils.serving.service.ABANDONED", 0.1)
+    passes = HeldPasses(ReferencePasses(model, batch_size=1))
+
+    async def first_only(service: Service) -> dict[str, int]:
+        passes.hold()
+        progresses = service.generate(PROMPT, {"num_tokens": 40}, "mine")
+        await anext(progresses)
+        passes.let(1)
+        while not engine.statistics().ended:
+            passes.let(1)
+            await asyncio.sleep(0.2)
+        return engine.statistics().ended
+
+    with Engine(passes) as engine:
+        assert asyncio.run(first_only(Service(engine, tokenizer))) == {"stopped": 1}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -28,6 +28,10 @@ from utils.setup import UserError
 UPDATE_INTERVAL = 0.1
 """Seconds between two updates at least: a reader sees no difference, and eight cost less."""
 
+ABANDONED = 10.0
+"""Seconds after which nobody asks for more: a generator that is dropped, and not closed, is closed
+when its memory is freed, which may be much later."""
+
 SETTLED = 1.0
 """Seconds that a cleared page waits for a last text."""
 
@@ -184,12 +188,14 @@ class Service:
         self, work: Work, prompt: str, owner: str
     ) -> AsyncGenerator[tuple[Ticket, list[Any]]]:
         """The ticket and its new events, again and again; there may be none."""
-        running = self.works.submit(work)
+        loop, running = asyncio.get_running_loop(), self.works.submit(work)
         self._owned[owner].add(running.ticket)
         try:
             async with aclosing(self.works.follow(running, prompt, UPDATE_INTERVAL)) as events:
                 async for found in events:
+                    abandoned = loop.call_later(ABANDONED, running.ticket.cancel)
                     yield running.ticket, found
+                    abandoned.cancel()
         finally:
             self._owned[owner].discard(running.ticket)
             if not self._owned[owner]:

@@ -40,6 +40,7 @@ def build_page(service: Service) -> gr.Blocks:
                 _render(service, settings)
         add_endpoints(service)  # first: the names are theirs
         _bind(handlers, writing, settings)
+        page.unload(handlers.stop)  # also where a tab goes before it listens to its texts
     for function in page.fns.values():  # what is not queued could be run without a tab
         function.queue = function.fn is not None
     served = service.engine.passes.batch_size + service.engine.max_queue
