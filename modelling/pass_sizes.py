@@ -8,10 +8,6 @@ from modelling.prefix_blocks import kept_sizes
 NO_LOGITS = -1
 """What `last` is for a chunk that another one follows: its head is not computed."""
 
-FEW_ROWS = 64
-"""Rows of a pass up to which a CPU's kernels compute each as they do one alone, to the bit. More
-are computed alike, too, but otherwise."""
-
 MOST_HEADS = 8
 """Prompts that may end in one pass."""
 

@@ -27,6 +27,9 @@ from modelling.prefix_blocks import PrefixBlocks, kept_sizes
 from modelling.sharding import axis_size
 from modelling.vocabulary import vocabulary_weight
 
+Given = list[popxl.Tensor]
+"""What each pass is given: tokens, positions, slots and last, as `program` loads them."""
+
 
 class Phases:
     """The graphs of the passes; all share the weights and the cache."""
@@ -67,82 +70,61 @@ class Phases:
 
     # --- the passes ---
 
-    def choose_pass(self, *inputs: popxl.Tensor) -> popxl.Graph:
-        """The graph of `(tokens, positions, slots, last, chosen_pass)`: the pass of that number."""
-        specs = [t.spec for t in inputs]
-        graphs = [self._pass(kind, size, *specs[:4]) for kind, size in numbered_passes(self.config)]
+    def choose_pass(self, given: Given, chosen_pass: popxl.Tensor) -> popxl.Graph:
+        """The graph of `(*given, chosen_pass)`: the pass of that number."""
+        graphs = [self._pass(kind, size, given) for kind, size in numbered_passes(self.config)]
         *others, chosen = graphs
         for number, graph in reversed([*enumerate(others)]):  # decode passes are found first
-            chosen = popxl.gir().create_graph(self._either, *specs, number, graph, chosen)
+            chosen = popxl.gir().create_graph(
+                self._either, given, chosen_pass, number, graph, chosen
+            )
         return chosen
 
-    def _pass(self, kind: str, size: int, *specs: popxl.TensorSpec) -> popxl.Graph:
+    def _pass(self, kind: str, size: int, given: Given) -> popxl.Graph:
         """A pass that stores what it returns; prefill does so itself, where there is anything."""
         ir = popxl.gir()
         if kind in ("keep", "reuse"):
-            return ir.create_graph(self.prefixes.copy, *specs, size, kind == "keep")
+            return ir.create_graph(self.prefixes.copy, given, size, kind == "keep")
         name = decode_name(self.config, size) if kind == "decode" else f"{kind}_{size}"
-        graph = self.pass_graphs[name] = ir.create_graph(getattr(self, kind), *specs, size)
+        graph = self.pass_graphs[name] = ir.create_graph(getattr(self, kind), given, size)
         if name not in self.outputs:
             return graph
-        return ir.create_graph(self._stored, *specs, name=name, graph=graph)
+        return ir.create_graph(self._stored, given, name, graph)
 
-    def _stored(self, *inputs: popxl.Tensor, name: str, graph: popxl.Graph) -> None:
-        (logits,) = ops.call(graph, *inputs)
+    def _stored(self, given: list[popxl.Tensor], name: str, graph: popxl.Graph) -> None:
+        (logits,) = ops.call(graph, *given)
         ops.host_store(self.outputs[name], logits)
 
     def _either(
         self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
+        given: Given,
         chosen_pass: popxl.Tensor,
         number: int,
         this: popxl.Graph,
         others: popxl.Graph,
     ) -> None:
-        given = [tokens, positions, slots, last]
         rest = given if len(others.inputs) == len(given) else [*given, chosen_pass]
         ops.conditional(ops.equal(chosen_pass, number), this, others, given, rest)
 
-    def decode(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-    ) -> popxl.Tensor:
+    def decode(self, given: Given, size: int) -> popxl.Tensor:
         """A token for each of `size` slots: `tokens[i]` of `slots[i]` is at `positions[i]`."""
+        tokens, positions, slots, _ = given
         at = positions[:size]
         return self.head(self.blocks(self.embed(tokens[:size], at), at, slots[:size]))
 
-    def prefill(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-    ) -> None:
+    def prefill(self, given: Given, size: int) -> None:
         """`size` tokens of `slots[0]` from `positions[0]` on; stores the logits after `last[0]`."""
+        tokens, positions, slots, last = given
         first = positions[0]
         x = self.blocks(self.embed(tokens[:size], first), first, slots[0])
         self._store_where(x, last, 1)
 
-    def share(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-    ) -> None:
+    def share(self, given: Given, size: int) -> None:
         """Chunks of several prompts, in blocks of the smallest chunk's tokens.
 
         Block i is of `slots[i]`, from `positions[i]` on. Stores the logits after the tokens `last`.
         """
+        tokens, positions, slots, last = given
         block = chunk_sizes(self.config)[0]
         at, of = (t[: size // block] for t in (positions, slots))
         within = popxl.constant(np.arange(block, dtype=np.int32))
@@ -150,27 +132,15 @@ class Phases:
         x = self.blocks(self.embed(tokens[:size], each), at, of)
         self._store_where(x, last, heads(self.config))
 
-    def verify(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-    ) -> popxl.Tensor:
+    def verify(self, given: Given, size: int) -> popxl.Tensor:
         """`size` tokens of `slots[0]` from `positions[0]` on; the logits after each of them."""
+        tokens, positions, slots, _ = given
         each = positions[0] + popxl.constant(np.arange(size, dtype=np.int32))
         return self.head(self.blocks(self.embed(tokens[:size], each), each, slots[0]))
 
-    def score(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-    ) -> popxl.Tensor:
+    def score(self, given: Given, size: int) -> popxl.Tensor:
         """A prefill chunk of `size` tokens; the logits after each of them."""
+        tokens, positions, slots, _ = given
         first = positions[0]
         return self.head(self.blocks(self.embed(tokens[:size], first), first, slots[0]))
 
@@ -180,7 +150,7 @@ class Phases:
 
         def stored(name: str, count: int) -> popxl.Graph:
             head = ir.create_graph(self._head_of, *given, count)
-            return ir.create_graph(self._stored, *given, name=name, graph=head)
+            return ir.create_graph(self._stored, given, name, head)
 
         nothing, one = ir.create_graph(lambda: None), stored("prefill", 1)
         if most == 1:

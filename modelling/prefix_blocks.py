@@ -38,22 +38,15 @@ class PrefixBlocks:
         shape = (blocks, heads, self.block, model.head_dim)
         self.buffers = [popxl.remote_buffer(shape, model.dtype, model.layers) for _ in caches]
 
-    def copy(
-        self,
-        tokens: popxl.Tensor,
-        positions: popxl.Tensor,
-        slots: popxl.Tensor,
-        last: popxl.Tensor,
-        size: int,
-        keep: bool,
-    ) -> None:
+    def copy(self, given: list[popxl.Tensor], size: int, keep: bool) -> None:
         """Copy `size` tokens of `slots[0]` from `positions[0]` on, every layer's in a loop.
 
         Args:
-            tokens: the numbers of the blocks.
+            given: as each pass is; tokens are the numbers of the blocks.
             keep: to the blocks; else from them.
         """
-        given = tokens[: size // self.block], positions[0], slots[0]
+        numbers, positions, slots, _ = given
+        given = [numbers[: size // self.block], positions[0], slots[0]]
 
         def layer(number: popxl.Tensor, given: list) -> popxl.Tensor:
             for pair in zip(self.buffers, self.caches, strict=True):
@@ -64,7 +57,7 @@ class PrefixBlocks:
                 ops.remote_store(pair[target], number, loaded[target])
             return number + 1
 
-        body = popxl.gir().create_graph(layer, popxl.TensorSpec((), popxl.int32), list(given))
+        body = popxl.gir().create_graph(layer, popxl.TensorSpec((), popxl.int32), given)
         ops.repeat(body, self.layers, 0, *given)
 
 

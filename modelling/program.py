@@ -71,8 +71,8 @@ def inference(config: BloomConfig, spread: bool = True, **session_options: Any) 
             last=((heads(config),), popxl.int32),
             chosen_pass=((), popxl.int32),
         )
-        loaded = [ops.host_load(stream, name) for name, stream in inputs.items()]
-        ops.call(phases.choose_pass(*loaded), *loaded)
+        *given, chosen = [ops.host_load(stream, name) for name, stream in inputs.items()]
+        ops.call(phases.choose_pass(given, chosen), *given, chosen)
     options = {"device_desc": config.execution.device, **session_options}
     session = InferenceSession(inputs, phases.outputs, phases.variables, 1, ir, **options)
     session.pass_graphs = phases.pass_graphs

@@ -12,12 +12,11 @@ from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
     group_quantize_decompress_numpy,
 )
-from popxl_shared.limits import FEW_ROWS
+from popxl_shared.limits import FEW_ROWS, SOME_ROWS
 from popxl_torch import cache
 from popxl_torch.backends.cpu import build, read_bandwidth
 from popxl_torch.backends.cpu.attention import chunk_attention, token_attention
 from popxl_torch.backends.cpu.back_end import Cpu
-from popxl_torch.backends.cpu.constants import SOME_ROWS
 from popxl_torch.backends.cpu.library import Library
 from popxl_torch.backends.cpu.linear import decompressed
 from popxl_torch.backends.cpu.norm import norm

@@ -152,10 +152,8 @@ class Passes:
         slots = np.arange(count) if slots is None else slots
         # What is left of a pass runs the last token again, which changes nothing.
         which = np.minimum(np.arange(size), count - 1)
-        given, output = (
-            (tokens[which], positions[which], slots[which]),
-            decode_name(self.config, size),
-        )
+        given = tokens[which], positions[which], slots[which]
+        output = decode_name(self.config, size)
         return self.runs.run("decode", size, *given, output=output, count=count)
 
     def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:

@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from popxl_shared.limits import SOME_ROWS
+
 from config import BloomConfig
-from modelling.pass_sizes import FEW_ROWS, chunk_sizes, heads, share_sizes
+from modelling.pass_sizes import chunk_sizes, heads, share_sizes
 from utils.generation.engine_passes import Prompt
 
 PASS_TOKENS = 12
@@ -66,8 +68,8 @@ class PromptChunks:
         begun = {0: begin(prompts[0])}
         alone = self._piece(0, prompts[0], begun[0])
         best, chosen, size = self._worth([alone], alone.size), [alone], None
-        few = alone.size <= FEW_ROWS
-        for shared in reversed([s for s in self._shared if (s <= FEW_ROWS) == few]):
+        few = alone.size <= SOME_ROWS
+        for shared in reversed([s for s in self._shared if (s <= SOME_ROWS) == few]):
             pieces = self._filling(shared, prompts, begin, begun)
             if pieces and self._worth(pieces, shared) > best:
                 best, chosen, size = self._worth(pieces, shared), pieces, shared
@@ -109,7 +111,7 @@ class PromptChunks:
             if number not in begun:
                 done[number] = begun[number] = begin(prompts[number])
             piece = self._piece(number, prompts[number], done[number])
-            if self._fits(piece, room, few=size <= FEW_ROWS):
+            if self._fits(piece, room, few=size <= SOME_ROWS):
                 pieces.append(piece)
                 room -= self.rows(piece)
                 done[number] = piece.end
@@ -121,7 +123,7 @@ class PromptChunks:
         return pieces
 
     def _fits(self, piece: Piece, room: int, few: bool) -> bool:
-        alike = (piece.size <= FEW_ROWS) == few
+        alike = (piece.size <= SOME_ROWS) == few
         return alike and piece.size % self.block == 0 and self.rows(piece) <= room
 
     def rows(self, piece: Piece) -> int:

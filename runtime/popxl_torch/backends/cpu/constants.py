@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from popxl_shared.groups import PER_WORD, SHIFTS
-from popxl_shared.limits import FEW_ROWS, LINE
+from popxl_shared.limits import FEW_ROWS, LINE, SOME_ROWS
 
 from popxl_torch.backends.specs import (
     ACTIVATIONS,
@@ -17,10 +17,6 @@ from popxl_torch.backends.specs import (
 
 MESH_AXES = 3
 """The axes of the mesh that kernels know."""
-
-SOME_ROWS = 64
-"""Rows of a product up to which a weight whose outputs are rows of memory is used where it lies, as
-for `FEW_ROWS`, unless torch does more rows: packing it into tiles costs as much as 64 rows gain."""
 
 PLACE_AXES = 8
 """The axes of a tensor of which a part is replaced, those of the mesh included."""

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from popxl_shared.groups import PER_WORD
-from popxl_shared.limits import FEW_ROWS
+from popxl_shared.limits import FEW_ROWS, SOME_ROWS
 
 from popxl_torch.backends.cpu.constants import (
     FLOATS,
     MESH_AXES,
     NUMBERED_ACTIVATIONS,
-    SOME_ROWS,
 )
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
