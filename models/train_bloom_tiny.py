@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=90, help="time to train for, in all")
-    parser.add_argument("--batch_size", type=int, default=16, help="sequences a step")
+    parser.add_argument("--batch_size", type=int, default=16, help="sequences of 512 tokens a step")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="AdamW's, at its peak")
     parser.add_argument("--muon_rate", type=float, default=0.02, help="Muon's, at its peak")
@@ -115,7 +115,7 @@ def steps(
         while progress.seconds < budget:
             began = time.monotonic()
             set_rates(optimizers, progress.seconds / budget)
-            batch = draw(tokens, arguments.batch_size, progress.step)
+            batch = draw(tokens, *batch_shape(arguments, progress.seconds / budget), progress.step)
             loss = loss_fn(model, batch, PRECISIONS[arguments.precision])
             update(model, optimizers, loss)
             progress.step += 1
@@ -155,8 +155,9 @@ def use_fused_attention(model: BloomForCausalLM) -> None:
         self: BloomAttention, hidden: torch.Tensor, residual: torch.Tensor, **_: object
     ) -> tuple[torch.Tensor, None]:
         query, key, value = self._reshape(self.query_key_value(hidden))
+        tokens = query.shape[2]
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.to(query.dtype)
+            query, key, value, attn_mask=bias[..., :tokens, :tokens].to(query.dtype)
         )
         return residual + self.dense(mixed.transpose(1, 2).flatten(2)), None
 
@@ -196,10 +197,20 @@ def set_rates(optimizers: list[torch.optim.Optimizer], done: float) -> None:
         group["lr"] = group["peak"] * scale
 
 
-def draw(tokens: np.ndarray, batch_size: int, step: int) -> torch.Tensor:
-    """The step's own random stretches of the corpus, [batch, SEQUENCE_LENGTH + 1]."""
-    starts = np.random.default_rng(step).integers(0, len(tokens) - SEQUENCE_LENGTH - 1, batch_size)
-    rows = [tokens[start : start + SEQUENCE_LENGTH + 1].astype(np.int64) for start in starts]
+def batch_shape(arguments: argparse.Namespace, done: float) -> tuple[int, int]:
+    """Sequences a step and their length: twice as many of half the length until the decay begins.
+
+    Half the length is half the work of attention; ALiBi carries over to the whole one.
+    """
+    if done < 1.0 - DECAY:
+        return 2 * arguments.batch_size, SEQUENCE_LENGTH // 2
+    return arguments.batch_size, SEQUENCE_LENGTH
+
+
+def draw(tokens: np.ndarray, batch_size: int, length: int, step: int) -> torch.Tensor:
+    """The step's own random stretches of the corpus, [batch_size, length + 1]."""
+    starts = np.random.default_rng(step).integers(0, len(tokens) - length - 1, batch_size)
+    rows = [tokens[start : start + length + 1].astype(np.int64) for start in starts]
     return torch.from_numpy(np.stack(rows))
 
 
