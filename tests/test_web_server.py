@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import http.client
 import json
@@ -69,6 +70,26 @@ def client(site: Served, **settings: object) -> Iterator[Client]:
     client = Client(site.url, verbose=False, **settings)
     yield client
     client.close()
+
+
+def test_connections_do_not_wait_for_more_to_send() -> None:
+    """TCP_NODELAY: else the second of two small writes waits 40 ms for the client's delayed ACK."""
+    found = []
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        found.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def main() -> None:
+        listener = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(connected, sock=listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(main())
+    assert found == [1]
 
 
 # --- clients ---
