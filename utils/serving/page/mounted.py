@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from utils.serving.calls import Calls
 from utils.serving.logins import checker
 from utils.serving.page.layout import build_page
+from utils.serving.page.sessions import Sessions
 from utils.serving.page.snippets import LoginInSnippets
 from utils.serving.page.style import CSS, theme
 from utils.serving.service import Service
@@ -55,4 +56,4 @@ def mount(
     mounted = next(route.app for route in api.routes if isinstance(route, Mount))
     assert isinstance(mounted, GradioApp)
     shown = LoginInSnippets(api, auth[0]) if auth else api
-    return shown, Calls(page.fns, service.limits), mounted.stop_event.set
+    return Sessions(shown, page), Calls(page.fns, service.limits), mounted.stop_event.set
