@@ -19,14 +19,14 @@ from utils.generation.passes import Passes
 LENGTH, VOCABULARY = 48, 130
 LENGTHS = (3, 47, 7)
 """The second prompt has chunks in two passes, and two of them in the last."""
-BACK_ENDS = {name: ("float32", 1e-5) for name in ("cpu", "reference", "graph")}
+BACK_ENDS = dict.fromkeys(("cpu", "reference", "graph"), ("float32", 1e-5))
 BACK_ENDS["triton"] = ("float16", 3e-3)
 """Their precision and tolerance; the GPU's kernel of chunks has no float32."""
 
 
 @pytest.fixture(params=BACK_ENDS)
 def back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Sessions on the CPU use it, "graph" is no kernel; Triton's kernel of chunks runs where it is."""
+    """Sessions on the CPU use it; Triton's kernel of chunks runs where it is asked for."""
     calls = []
 
     def watched(*given: object) -> object:

@@ -47,7 +47,6 @@ def by_the_page(client: httpx.Client) -> int:
     return answer.status_code
 
 
-
 ASKED: dict[str, Callable[[httpx.Client], int]] = {
     "completions": complete,
     "streams": lambda client: complete(client, stream=True, logprobs=2, echo=True),
