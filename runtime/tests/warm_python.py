@@ -1,13 +1,17 @@
 """`Popen` and `run` of Python commands, forked from a process that has imported torch before.
 
 A command runs as in an interpreter of its own, with its arguments, environment, folder, standard
-streams and exit; only libraries that take seconds to import are there already, none of them ours.
+streams and exit; only libraries that take seconds to import are there already, none of them ours,
+and are not taken apart at its end.
 Where the interpreter or its imports are the subject, a test starts one with `subprocess` instead.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,7 +22,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 ADDRESS = "WARM_PYTHON"
@@ -242,14 +246,32 @@ def begun(words: list[str], folder: str, environment: dict[str, str]) -> CodeTyp
     return code
 
 
-if __name__ == "__main__":
+def import_libraries() -> None:
+    """Import what is shared, and have what is forked end without taking it apart.
+
+    That would take a second, and copy the memory of all of it.
+    """
+    modules: list[Any] = []
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(modules))
+    names: list[str] = []
+    # First, and so run last
+    atexit.register(lambda: modules.extend(sys.modules.pop(name, None) for name in names))
     for name in IMPORTED:
         importlib.import_module(name)
+    own = sys.stdlib_module_names | {"__main__"}
+    names += [name for name in sys.modules if name.partition(".")[0] not in own]
+    gc.collect()
+    gc.freeze()
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc._exit, None)  # after what a command registers, but before what the libraries
+    libc.on_exit(libc.fcloseall, None)  # have: their static variables are left, too
+
+
+if __name__ == "__main__":
+    import_libraries()
     request, streams = served(socket.socket(fileno=int(sys.argv[1])))
     take(streams, request.pop("closed"))
     code = begun(**request)
-    own = vars(sys.modules["__main__"])
-    for name in [name for name in own if not name.startswith("__") and name not in ("own", "code")]:
-        del own[name]
-    own["__file__"] = code.co_filename
-    exec(code, own)
+    sys.modules["__main__"] = ModuleType("__main__")  # no name of ours, and nothing that is frozen
+    sys.modules["__main__"].__file__ = code.co_filename
+    exec(code, vars(sys.modules["__main__"]))
