@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -20,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import warnings
 from collections.abc import Sequence
 from types import CodeType, ModuleType
@@ -45,10 +47,17 @@ class Popen(subprocess.Popen):
 
     Args:
         closed: numbers of the standard streams that it begins without.
+        terminal: whether stdin is a terminal, which becomes that of its session.
     """
 
-    def __init__(self, command: list[str], closed: Sequence[int] = (), **options: Any):
-        self._closed = closed
+    def __init__(
+        self,
+        command: list[str],
+        closed: Sequence[int] = (),
+        terminal: bool = False,
+        **options: Any,
+    ):
+        self._how = {"closed": list(closed), "terminal": terminal}
         super().__init__(command, **options)
 
     def _execute_child(self, args: list[str], *given: Any) -> None:
@@ -56,8 +65,8 @@ class Popen(subprocess.Popen):
         folder, environment, streams = given[4], given[5], given[9:15]
         ends = enumerate((streams[0], streams[3], streams[5]))
         words = [str(word) for word in args[1:]]
-        where = {"folder": str(folder or os.getcwd()), "closed": list(self._closed)}
-        request = {"words": words, "environment": dict(environment or os.environ)} | where
+        request = {"words": words, "folder": str(folder or os.getcwd()), **self._how}
+        request["environment"] = dict(environment or os.environ)
         sent = json.dumps(request).encode()
         self._line = socket.socket(socket.AF_UNIX)
         self._line.connect("\0" + address())
@@ -203,8 +212,11 @@ def tell_ended(lines: dict[int, socket.socket]) -> None:
                 line.sendall(b"%*d" % (NUMBER, os.waitstatus_to_exitcode(ended[1])))
 
 
-def take(streams: list[int], closed: list[int]) -> None:
+def take(streams: list[int], closed: list[int], terminal: bool) -> None:
     """Have other standard streams, but for those that are closed."""
+    if terminal:
+        os.setsid()
+        fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
     for own, (stream, name) in enumerate(zip(streams, ("stdin", "stdout", "stderr"), strict=True)):
         os.dup2(stream, own)
         os.close(stream)
@@ -270,7 +282,7 @@ def import_libraries() -> None:
 if __name__ == "__main__":
     import_libraries()
     request, streams = served(socket.socket(fileno=int(sys.argv[1])))
-    take(streams, request.pop("closed"))
+    take(streams, request.pop("closed"), request.pop("terminal"))
     code = begun(**request)
     sys.modules["__main__"] = ModuleType("__main__")  # no name of ours, and nothing that is frozen
     sys.modules["__main__"].__file__ = code.co_filename
