@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 
 # Beside each other, processes that wait for their threads in a busy loop would stop one another.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Hundreds of processes import the program: it is compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Whatever makes HTTP clients reads all certificates for each; from a folder, only those it needs.
 os.environ.pop("SSL_CERT_FILE", None)
@@ -16,6 +21,8 @@ os.environ["SSL_CERT_DIR"] = "/etc/ssl/certs"
 
 import pytest
 import torch
+
+sys.dont_write_bytecode = False
 
 # How many threads compute does not follow what else runs: what tests see is their own doing.
 os.environ.setdefault("POPXL_FIXED_THREADS", "1")
@@ -37,6 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
         warm_python.start()
         config.add_cleanup(warm_python.stop)
+
+
+def pytest_collection_finish() -> None:
+    """What all tests share is no garbage: to search it for cycles takes half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

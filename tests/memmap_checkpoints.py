@@ -22,6 +22,7 @@ from config import BloomConfig, parse_arguments
 from utils.setup import UserError
 
 REPOSITORY = Path(__file__).parents[1]
+PARTS = ("", "runtime", "tests", "runtime/tests")
 VOCAB_SIZE = 403  # more than the tokenizer has, and no multiple of 2 or 4
 
 
@@ -105,7 +106,7 @@ def identities(folder: Path) -> dict[str, tuple[int, int]]:
 def environment() -> dict[str, str]:
     """Of processes that run scripts: one thread each."""
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / part) for part in ("", "runtime", "tests")),
+        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / part) for part in PARTS),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import pty
+import shlex
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pexpect
+import ptyprocess
+import warm_python
 
 TESTS = Path(__file__).resolve().parent
 SCRIPTED = [sys.executable, str(TESTS / "run_scripted.py")]
@@ -25,6 +31,31 @@ QUESTIONS = ("Prompt", "Temperature", "Top-k", "Number of tokens")
 DEFAULTS = ("", "0.0", "0", "64")
 
 
+class Forked(pexpect.spawn):
+    """As `pexpect.spawn` of a Python command, forked by `warm_python`."""
+
+    def _spawnpty(self, args: list[bytes], **options: Any) -> ptyprocess.PtyProcess:
+        return ForkedPty([word.decode() for word in args], **options)
+
+
+class ForkedPty(ptyprocess.PtyProcess):
+    """A process whose terminal is a new one; it is no child of this process."""
+
+    def __init__(self, words: list[str], dimensions: tuple[int, int], env: Any, cwd: Any, **_: Any):
+        own, its = pty.openpty()
+        termios.tcsetwinsize(own, dimensions)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), its)
+        self.process = warm_python.Popen(words, terminal=True, env=env, cwd=cwd, **streams)
+        os.close(its)
+        super().__init__(self.process.pid, own)
+
+    def isalive(self) -> bool:
+        status = self.process.poll()
+        if status is not None:
+            self.exitstatus, self.signalstatus = (status, None) if status >= 0 else (None, -status)
+        return status is None
+
+
 @contextmanager
 def terminal(
     tmp_path: Path,
@@ -39,9 +70,13 @@ def terminal(
     `options` are as in a shell, redirections included.
     """
     environment = {"XDG_STATE_HOME": str(tmp_path), "SCRIPTED_TEXT": text, **environment}
-    child = pexpect.spawn(
-        "/bin/sh",
-        ["-c", f'exec "$@" {options}', "sh", *program],
+    if ">" in options:
+        start, words = pexpect.spawn, ["/bin/sh", "-c", f'exec "$@" {options}', "sh", *program]
+    else:
+        start, words = Forked, [*program, *shlex.split(options)]
+    child = start(
+        words[0],
+        words[1:],
         cwd=TESTS.parent,
         env={**ENVIRONMENT, **environment},
         encoding="utf-8",

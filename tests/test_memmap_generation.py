@@ -58,7 +58,7 @@ def test_ranks_of_any_number_write_every_file_once_in_any_order(
 
 def test_ranks_at_the_same_time_as_a_shell_starts_them(small, undisturbed, tmp_path):
     command = (
-        f"n=3; seq 0 $((n-1)) | xargs -P $n -I % {sys.executable} generate_memmap.py "
+        f"n=2; seq 0 $((n-1)) | xargs -P $n -I % {sys.executable} generate_memmap.py "
         f'"$@" --world-size $n --rank %'
     )
     words = [*small.words(tmp_path / "maps", 2, 2)[:-2], "--memmap-dir", str(tmp_path / "maps")]

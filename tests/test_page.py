@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import chromium
@@ -49,7 +49,7 @@ if chromium.path() is None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium.launched() as browser:
+    with chromium.launched() as browser, browser.new_context():
         yield browser
 
 
@@ -86,11 +86,17 @@ def story(held_up: Served) -> Iterator[Served]:
 
 @contextmanager
 def tab(browser: Browser, site: Served, **settings: Any) -> Iterator[Page]:
-    """A page in a browser of its own; a script that fails, or says something, fails the test."""
+    """A page; a script that fails, or says something, fails the test.
+
+    One with settings has a browser of its own; others share what they have fetched and compiled.
+    """
     wrong: list[str] = []
-    with browser.new_context(**settings) as context:
-        context.set_default_timeout(WAIT)
-        page = context.new_page()
+    shared = nullcontext(browser.contexts[0])
+    with (
+        browser.new_context(**settings) if settings else shared as context,
+        context.new_page() as page,
+    ):
+        page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.goto(site.url)

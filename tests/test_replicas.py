@@ -20,6 +20,7 @@ import httpx
 import openai
 import pytest
 import torch
+import warm_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -183,7 +184,7 @@ def test_requests_go_where_their_beginning_is_known_unless_that_is_busy() -> Non
     ],
 )
 def test_what_is_not_possible_is_one_line(options: str, error: str) -> None:
-    run = subprocess.run(
+    run = warm_python.run(
         [sys.executable, "serve_replicas.py", *options.split()],
         cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip

@@ -9,10 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 from byte_level import byte_level_tokenizer
 from pseudo_terminal import ENVIRONMENT, REAL, SCRIPTED, TESTS, answer, leave, terminal
 from reference import TransformersPasses, random_model
@@ -27,9 +29,12 @@ TINY = TESTS.parent / "models" / "bloom_tiny"
 
 
 def one_shot(
-    *arguments: str | bytes, stdin: bytes = b"", text: str = "some words"
+    *arguments: str | bytes,
+    stdin: bytes = b"",
+    text: str = "some words",
+    run: Callable[..., subprocess.CompletedProcess] = warm_python.run,
 ) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return run(
         [*SCRIPTED, *arguments],
         input=stdin,
         env={**ENVIRONMENT, "SCRIPTED_TEXT": text},
@@ -152,13 +157,13 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(
 
 
 def test_bad_input_of_a_process_is_one_line_on_stderr_and_status_2() -> None:
-    done = one_shot("--prompt", b"caf\xe9")
+    done = one_shot("--prompt", b"caf\xe9", run=subprocess.run)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr == b"error: the prompt is no valid text at character 3\n"
 
 
 def test_ctrl_c_ends_one_shot_with_status_130_and_no_traceback() -> None:
-    with subprocess.Popen(
+    with warm_python.Popen(
         [*SCRIPTED, "--prompt", "A cat"],
         env={**ENVIRONMENT, "SCRIPTED_TEXT": f"begun{PAUSE}"},
         stdin=subprocess.DEVNULL,
@@ -175,7 +180,7 @@ def test_ctrl_c_ends_one_shot_with_status_130_and_no_traceback() -> None:
 def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
     read, write = os.pipe()
     os.close(read)
-    with subprocess.Popen(
+    with warm_python.Popen(
         [*SCRIPTED, "--prompt", "A cat"],
         env={**ENVIRONMENT, "SCRIPTED_TEXT": "some words"},
         stdin=subprocess.DEVNULL,

@@ -1,13 +1,18 @@
 """`Popen` and `run` of Python commands, forked from a process that has imported torch before.
 
 A command runs as in an interpreter of its own, with its arguments, environment, folder, standard
-streams and exit; only libraries that take seconds to import are there already, none of them ours.
+streams and exit; only libraries that take seconds to import are there already, none of them ours,
+and are not taken apart at its end.
 Where the interpreter or its imports are the subject, a test starts one with `subprocess` instead.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
+import fcntl
+import gc
 import importlib
 import json
 import os
@@ -16,9 +21,10 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import warnings
 from collections.abc import Sequence
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 ADDRESS = "WARM_PYTHON"
@@ -41,10 +47,17 @@ class Popen(subprocess.Popen):
 
     Args:
         closed: numbers of the standard streams that it begins without.
+        terminal: whether stdin is a terminal, which becomes that of its session.
     """
 
-    def __init__(self, command: list[str], closed: Sequence[int] = (), **options: Any):
-        self._closed = closed
+    def __init__(
+        self,
+        command: list[str],
+        closed: Sequence[int] = (),
+        terminal: bool = False,
+        **options: Any,
+    ):
+        self._how = {"closed": list(closed), "terminal": terminal}
         super().__init__(command, **options)
 
     def _execute_child(self, args: list[str], *given: Any) -> None:
@@ -52,8 +65,8 @@ class Popen(subprocess.Popen):
         folder, environment, streams = given[4], given[5], given[9:15]
         ends = enumerate((streams[0], streams[3], streams[5]))
         words = [str(word) for word in args[1:]]
-        where = {"folder": str(folder or os.getcwd()), "closed": list(self._closed)}
-        request = {"words": words, "environment": dict(environment or os.environ)} | where
+        request = {"words": words, "folder": str(folder or os.getcwd()), **self._how}
+        request["environment"] = dict(environment or os.environ)
         sent = json.dumps(request).encode()
         self._line = socket.socket(socket.AF_UNIX)
         self._line.connect("\0" + address())
@@ -199,8 +212,11 @@ def tell_ended(lines: dict[int, socket.socket]) -> None:
                 line.sendall(b"%*d" % (NUMBER, os.waitstatus_to_exitcode(ended[1])))
 
 
-def take(streams: list[int], closed: list[int]) -> None:
+def take(streams: list[int], closed: list[int], terminal: bool) -> None:
     """Have other standard streams, but for those that are closed."""
+    if terminal:
+        os.setsid()
+        fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
     for own, (stream, name) in enumerate(zip(streams, ("stdin", "stdout", "stderr"), strict=True)):
         os.dup2(stream, own)
         os.close(stream)
@@ -242,14 +258,32 @@ def begun(words: list[str], folder: str, environment: dict[str, str]) -> CodeTyp
     return code
 
 
-if __name__ == "__main__":
+def import_libraries() -> None:
+    """Import what is shared, and have what is forked end without taking it apart.
+
+    That would take a second, and copy the memory of all of it.
+    """
+    modules: list[Any] = []
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(modules))
+    names: list[str] = []
+    # First, and so run last
+    atexit.register(lambda: modules.extend(sys.modules.pop(name, None) for name in names))
     for name in IMPORTED:
         importlib.import_module(name)
+    own = sys.stdlib_module_names | {"__main__"}
+    names += [name for name in sys.modules if name.partition(".")[0] not in own]
+    gc.collect()
+    gc.freeze()
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc._exit, None)  # after what a command registers, but before what the libraries
+    libc.on_exit(libc.fcloseall, None)  # have: their static variables are left, too
+
+
+if __name__ == "__main__":
+    import_libraries()
     request, streams = served(socket.socket(fileno=int(sys.argv[1])))
-    take(streams, request.pop("closed"))
+    take(streams, request.pop("closed"), request.pop("terminal"))
     code = begun(**request)
-    own = vars(sys.modules["__main__"])
-    for name in [name for name in own if not name.startswith("__") and name not in ("own", "code")]:
-        del own[name]
-    own["__file__"] = code.co_filename
-    exec(code, own)
+    sys.modules["__main__"] = ModuleType("__main__")  # no name of ours, and nothing that is frozen
+    sys.modules["__main__"].__file__ = code.co_filename
+    exec(code, vars(sys.modules["__main__"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,6 +78,27 @@ class Surroundings:
     collectives: Collectives | AcrossProcesses
 
 
+class Deferred(torch.nn.Module):
+    """A lowered graph, compiled as it is first run: passes of some sizes never are."""
+
+    def __init__(self, root: torch.nn.Module, graph: torch.fx.Graph, name: str):
+        super().__init__()
+        self.root, self._graph, self._name = root, graph, name
+
+    @cached_property
+    def compiled(self) -> GraphModule:
+        return GraphModule(self.root, self._graph, class_name=self._name)
+
+    @property
+    def code(self) -> str:
+        """The graph as Python."""
+        return self.compiled.code
+
+    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        self.forward = self.compiled.forward  # type: ignore[method-assign]
+        return self.compiled.forward(*inputs)
+
+
 class Lowering:
     """Lowers the graphs of one program, each once for each choice of inputs by reference."""
 
@@ -128,7 +150,7 @@ class GraphLowering:
                 self.values.bind(group.output, self._grouped(group))
         outputs = self.graph._outputs
         self.fx.output(tuple(self.values.node(t) for t in outputs))
-        module = GraphModule(self.root, self.fx, class_name=_identifier(self.graph.name or "main"))
+        module = Deferred(self.root, self.fx, _identifier(self.graph.name or "main"))
         shares = tuple(self.values.memory(t) for t in outputs)
         return Lowered(module, shares, frozenset(self.values.writes))
 

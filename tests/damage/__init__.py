@@ -1,0 +1,1 @@
+"""Damaged and hostile files, drawn at random, given to everything that reads files."""
