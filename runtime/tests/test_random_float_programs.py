@@ -12,7 +12,7 @@ from processes import run_in_processes
 from torch.nn import functional
 
 
-@pytest.mark.parametrize("start", range(0, 300, 25))
+@pytest.mark.parametrize("start", range(0, 500, 25))
 def test_every_back_end_gives_what_numpy_gives(start):
     for seed in range(start, start + 25):
         failure = check(write(seed))
