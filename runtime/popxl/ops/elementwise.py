@@ -260,7 +260,7 @@ def increment_mod_(t: Tensor, increment: float, modulus: float) -> Tensor:
     return emit_inplace("increment_mod", [t], **_steps("increment_mod_", increment, modulus))
 
 
-def _steps(kind: str, increment: float, modulus: float) -> dict[str, float]:
+def _steps(kind: str, increment: float, modulus: float) -> dict[str, Any]:
     for what, value in (("increment", increment), ("modulus", modulus)):
         if not isinstance(value, int | float | np.number):
             raise TypeError(f"{kind}: the {what} must be a number, got {value!r}")

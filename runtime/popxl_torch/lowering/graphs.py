@@ -30,10 +30,8 @@ from popxl_torch.fusion.chains import Chain, chains, in_place
 from popxl_torch.fusion.groups import Fusion
 from popxl_torch.fusion.products import Product, products
 from popxl_torch.lowering import (
-    attention,  # noqa: F401 - imported to register what is declared, and the rules
     calls,
-    decompression,  # noqa: F401
-    norms,  # noqa: F401
+    declared,  # noqa: F401 - imported to register what is declared, and the rules
     outside,
     placement,
     rules_nn,  # noqa: F401
