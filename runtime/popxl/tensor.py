@@ -450,17 +450,19 @@ def remote_variable(
     Raises:
         ValueError: where the offset is outside the buffer, or the data does not fill a slot of it.
     """
-    if not 0 <= offset < remote_buffer.entries:
-        raise ValueError(
-            f"remote_variable {name or ''}: offset {offset} is outside {remote_buffer}"
-        )
-    if remote_buffer._ir is not get_main_graph().ir:
-        raise ValueError(f"remote_variable {name or ''}: {remote_buffer} belongs to another Ir")
+    _check_slot(f"remote_variable {name or ''}", remote_buffer, offset)
     given = data, dtype, downcast, log2_scale, nan_on_overflow
     slot = (remote_buffer, int(offset))
     made = _make_variable(given, name, replica_grouping, retrieval_mode, slot)
     _check_fills_slot(made, remote_buffer)
     return made
+
+
+def _check_slot(what: str, buffer: RemoteBuffer, offset: int) -> None:
+    if not 0 <= offset < buffer.entries:
+        raise ValueError(f"{what}: offset {offset} is outside {buffer}")
+    if buffer._ir is not get_main_graph().ir:
+        raise ValueError(f"{what}: {buffer} belongs to another Ir")
 
 
 def _check_fills_slot(variable: Variable, buffer: RemoteBuffer) -> None:

@@ -18,6 +18,7 @@ from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.specs import (
     ACTIVATIONS,
     CHAIN_STEPS,
+    Added,
     AttentionSpec,
     ChainSpec,
     ChainStep,
@@ -97,11 +98,11 @@ def test_products_with_what_follows(cpu, seed):
     x = draw.tensor(rows, size, mesh=mesh)
     after = tuple(1 if axis == summed else n for axis, n in enumerate(mesh))
     bias = draw.maybe(draw.tensor(outputs, mesh=after))
-    added = bias, *(draw.maybe(draw.tensor(rows, outputs, mesh=after)) for _ in range(2))
-    expected = Reference().linear(spec, x, weight, *added)
-    agree(draw.dtype, cpu.linear(spec, x, weight, *added), expected)
+    added = Added(bias, *(draw.maybe(draw.tensor(rows, outputs, mesh=after)) for _ in range(2)))
+    expected = Reference().linear(spec, x, weight, added)
+    agree(draw.dtype, cpu.linear(spec, x, weight, added), expected)
     y = (x @ x.mT)[..., :1] / size + torch.linspace(-3, 3, outputs)
-    agree(draw.dtype, cpu.epilogue(spec, y, *added), Reference().epilogue(spec, y, *added))
+    agree(draw.dtype, cpu.epilogue(spec, y, added), Reference().epilogue(spec, y, added))
     if weight.grouped:
         values = Reference().dequantise(weight, draw.dtype)
         agree(draw.dtype, cpu.dequantise(weight, draw.dtype), values)

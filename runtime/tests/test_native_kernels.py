@@ -14,10 +14,10 @@ from popxl_addons.ops.group_quantize_decompress import (
 )
 from popxl_shared.limits import FEW_ROWS, SOME_ROWS
 from popxl_torch import cache
-from popxl_torch.backends.cpu import build, read_bandwidth
+from popxl_torch.backends.cpu import build
 from popxl_torch.backends.cpu.back_end import Cpu
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.specs import AttentionSpec, LinearSpec, NormSpec, StoredWeight
+from popxl_torch.backends.specs import Added, AttentionSpec, LinearSpec, NormSpec, StoredWeight
 from popxl_torch.memory.cells import Cell
 from programs import in_turn
 
@@ -67,7 +67,8 @@ def check(result: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
 
 
 def linear(native, lead, x, weight, dtype, summed=None, activation=None, **added):
-    return Cpu(native).linear(LinearSpec(lead, dtype, summed, activation), x, weight, **added)
+    spec = LinearSpec(lead, dtype, summed, activation)
+    return Cpu(native).linear(spec, x, weight, Added(**added))
 
 
 def attention(native, spec, tokens, caches, slopes, positions, row=None):
@@ -247,7 +248,7 @@ def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
 def test_what_follows_a_product_of_many_rows(native, generator, dtype):
     x, bias = normal(generator, 2, 1, 30, 37, dtype=dtype), normal(generator, 2, 1, 37, dtype=dtype)
     residual = normal(generator, 1, 3, 30, 37, dtype=dtype)
-    y = Cpu(native).epilogue(LinearSpec(2, dtype, None, "gelu"), x, bias, residual)
+    y = Cpu(native).epilogue(LinearSpec(2, dtype, None, "gelu"), x, Added(bias, residual))
     expected = tanh_gelu(exact(x) + exact(bias)[:, :, None]) + exact(residual)
     check(y, expected, TOLERANCE[dtype])
 
@@ -369,12 +370,6 @@ def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, chunk):
 
 
 # --- the library ---
-
-
-def test_the_read_rate_is_that_of_the_bytes_read(native):
-    assert read_bandwidth(1 << 24) > 1e8
-    with pytest.raises(ValueError, match="256"):
-        read_bandwidth(100)
 
 
 PROGRAM = """

@@ -3,9 +3,9 @@
 Where the back end does not do what such a graph says, the graph is run.
 
 `cached_attention` is attention over the filled part of a KV cache. Its attributes are `bias`,
-"alibi" or "none", and `queries`, which tokens the queries are (`AttentionSpec`); there may be `scale`
-and `window`, as that has them. Its inputs are `q, k, v, key_cache, value_cache`, with ALiBi `slopes`,
-`position(s)` and, but for a token of each row, `row(s)`:
+"alibi" or "none", and `queries`, which tokens the queries are (`AttentionSpec`); there may be
+`scale` and `window`, as that has them. Its inputs are `q, k, v, key_cache, value_cache`, with ALiBi
+`slopes`, `position(s)` and, but for a token of each row, `row(s)`:
 
 * q `(tokens, heads, head_dim)`, result likewise; k and v `(tokens, kv_heads, head_dim)`;
 * caches of the same dtype `(batch_size, kv_heads, sequence_length, head_dim)`, by reference;

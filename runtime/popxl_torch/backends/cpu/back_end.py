@@ -19,7 +19,6 @@ from popxl_torch.backends.cpu.elementwise import Concat, RowProgram
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
     apart,
-    given,
     is_packed,
     joint_mesh,
     mesh_sizes,
@@ -32,6 +31,8 @@ from popxl_torch.backends.cpu.norm import norm
 from popxl_torch.backends.cpu.place import place
 from popxl_torch.backends.cpu.structs import Instruction
 from popxl_torch.backends.specs import (
+    NOTHING,
+    Added,
     AttentionSpec,
     ChainSpec,
     LinearSpec,
@@ -73,19 +74,13 @@ class Cpu:
         return "a chunk's queries see all keys before them, not a window"
 
     def linear(
-        self,
-        spec: LinearSpec,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        bias: Maybe = None,
-        residual: Maybe = None,
-        gate: Maybe = None,
+        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, added: Added = NOTHING
     ) -> Maybe:
         lead, summed = spec.lead, spec.summed
         size, outputs, group = weight.sizes()
         inner = x.shape[lead:-1]
-        rows, added = inner.numel(), given(bias, residual, gate)
-        if not rows or not size or not _known(spec, x, weight, bias, added):
+        rows, others = inner.numel(), added.tensors()
+        if not rows or not size or not _known(spec, x, weight, added):
             return None
         if rows > FEW_ROWS and not self._takes_many_rows(x, weight, summed, rows):
             return None
@@ -94,7 +89,7 @@ class Cpu:
         segments = 1
         if summed is not None:
             segments, whole[summed] = whole[summed], 1
-        mesh = tuple(map(max, whole, joint_mesh(lead, *added))) if added else tuple(whole)
+        mesh = tuple(map(max, whole, joint_mesh(lead, *others))) if others else tuple(whole)
         if summed is not None and mesh[summed] != 1:
             return None
         result = torch.empty((*mesh, rows, outputs), dtype=spec.dtype)
@@ -127,24 +122,17 @@ class Cpu:
             w_output=w_output,
             w_input=w_input,
             scale_output=weight.scale_stride(),
-            **_epilogue(spec, result, bias, residual, gate),
+            **_epilogue(spec, result, added),
         )
         return result.reshape(*mesh, *inner, outputs)
 
-    def epilogue(
-        self,
-        spec: LinearSpec,
-        y: torch.Tensor,
-        bias: Maybe = None,
-        residual: Maybe = None,
-        gate: Maybe = None,
-    ) -> Maybe:
+    def epilogue(self, spec: LinearSpec, y: torch.Tensor, added: Added) -> Maybe:
         lead, inner, outputs = spec.lead, y.shape[spec.lead : -1], y.shape[-1]
-        rows, added = inner.numel(), given(bias, residual, gate)
-        if not rows * outputs or not _follows(spec, bias, [y, *added]):
+        rows, others = inner.numel(), added.tensors()
+        if not rows * outputs or not _follows(spec, added.bias, [y, *others]):
             return None
         flat = rows_of(y, lead)
-        mesh = joint_mesh(lead, y, *added)
+        mesh = joint_mesh(lead, y, *others)
         result = torch.empty((*mesh, rows, outputs), dtype=spec.dtype)
         self.run(
             FINISH,
@@ -155,7 +143,7 @@ class Cpu:
             outputs=outputs,
             x_mesh=mesh_strides(flat, lead),
             x_row=flat.stride(-2),
-            **_epilogue(spec, result, bias, residual, gate),
+            **_epilogue(spec, result, added),
         )
         return result.reshape(*mesh, *inner, outputs)
 
@@ -246,12 +234,10 @@ class Cpu:
         return place(self.run, spec, target, index, update)
 
 
-def _known(
-    spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, bias: Maybe, added: list[torch.Tensor]
-) -> bool:
+def _known(spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, added: Added) -> bool:
     kinds = (torch.uint16,) if weight.grouped else (*FLOATS, torch.int8)
     return (
-        _follows(spec, bias, [x, *added, *weight.scales()])
+        _follows(spec, added.bias, [x, *added.tensors(), *weight.scales()])
         and weight.tensor.dtype in kinds
         and (weight.tensor.dtype == torch.int8) == (weight.scale is not None and not weight.grouped)
         and weight.fits()
@@ -269,13 +255,11 @@ def _follows(spec: LinearSpec, bias: Maybe, floats: list[torch.Tensor]) -> bool:
     )
 
 
-def _epilogue(
-    spec: LinearSpec, result: torch.Tensor, bias: Maybe, residual: Maybe, gate: Maybe
-) -> dict[str, Any]:
+def _epilogue(spec: LinearSpec, result: torch.Tensor, added: Added) -> dict[str, Any]:
     """The fields of what follows a product, for a result `(*mesh, rows, outputs)`."""
-    lead = spec.lead
-    gate = None if gate is None else rows_of(gate, lead)
-    residual = None if residual is None else rows_of(residual, lead)
+    lead, bias = spec.lead, added.bias
+    gate = None if added.gate is None else rows_of(added.gate, lead)
+    residual = None if added.residual is None else rows_of(added.residual, lead)
     return {
         "bias": bias,
         "gate": gate,

@@ -11,11 +11,7 @@ import torch
 from popxl_torch.backends.back_end import by_block, one_after_another
 from popxl_torch.backends.cuda.attention import attention_on_gpu
 from popxl_torch.backends.cuda.product import linear_on_gpu
-from popxl_torch.backends.specs import (
-    AttentionSpec,
-    LinearSpec,
-    StoredWeight,
-)
+from popxl_torch.backends.specs import NOTHING, Added, AttentionSpec, LinearSpec, StoredWeight
 from popxl_torch.memory.cells import Cell
 from popxl_torch.replay.replay import Capture
 
@@ -48,18 +44,12 @@ class Cuda:
         return None
 
     def linear(
-        self,
-        spec: LinearSpec,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        bias: Maybe = None,
-        residual: Maybe = None,
-        gate: Maybe = None,
+        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, added: Added = NOTHING
     ) -> Maybe:
-        if self.lacks(spec) or gate is not None:
+        if self.lacks(spec) or added.gate is not None:
             return None
         assert self.kernels is not None
-        return linear_on_gpu(self.kernels, spec, x, weight, bias, residual)
+        return linear_on_gpu(self.kernels, spec, x, weight, added.bias, added.residual)
 
     def attention(
         self,
