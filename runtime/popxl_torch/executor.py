@@ -74,15 +74,8 @@ class Executor:
             back_end.capture, self.memory, lambda: self.pager.fits and self.streamer is None
         )
         around = Surroundings(
-            self.mesh,
-            device,
-            self.remote,
-            self._loader,
-            self._storer,
-            back_end,
-            composite_kernels,
-            self.replays,
-            self.collectives,
+            *(self.mesh, device, self.remote, self._loader, self._storer, back_end),
+            *(composite_kernels, self.replays, self.collectives),
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module

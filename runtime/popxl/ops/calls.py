@@ -252,15 +252,8 @@ def conditional(
         TypeError: where the condition is not bool.
         ValueError: where it is no scalar, or the branches' outputs differ in shape or dtype.
     """
-    return conditional_with_info(
-        cond,
-        then_branch,
-        else_branch,
-        then_inputs,
-        else_inputs,
-        then_inputs_dict,
-        else_inputs_dict,
-    ).outputs
+    given = then_inputs, else_inputs, then_inputs_dict, else_inputs_dict
+    return conditional_with_info(cond, then_branch, else_branch, *given).outputs
 
 
 def conditional_with_info(
@@ -309,8 +302,8 @@ def _emit_call(
     **attributes: Any,
 ) -> CallSiteInfo:
     given, specs = _connect(kind, graph, inputs, inputs_dict), [t.spec for t in graph._outputs]
-    called = {"name": f"{graph.name}.out", "graphs": (graph,), "modifies": _by_ref(graph)}
-    emit(kind, given, specs, **called, **attributes)
+    name, by_ref = f"{graph.name}.out", _by_ref(graph)
+    emit(kind, given, specs, name=name, graphs=(graph,), modifies=by_ref, **attributes)
     return CallSiteInfo(get_current_graph()._ops[-1])
 
 

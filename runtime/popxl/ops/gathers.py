@@ -35,6 +35,5 @@ def groupedgather(
     Raises:
         ValueError: where a first axis is not of size `group_size`, or `axis` is it.
     """
-    return gather_in_groups(
-        "groupedgather", t, indices, axis, zero_OOR, 1 if group_size is None else group_size
-    )
+    groups = 1 if group_size is None else group_size
+    return gather_in_groups("groupedgather", t, indices, axis, zero_OOR, groups)

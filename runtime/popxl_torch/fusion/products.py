@@ -104,10 +104,8 @@ def _sum(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
 
 
 def _bias(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _joined(product, fusion, "add")
-    if op is None or other is None or other.shape != product.output.shape[-1:]:
-        return None
-    return replace(product, ops=(*product.ops, op), bias=other)
+    op, bias = _joined(product, fusion, "add", product.output.shape[-1:])
+    return None if op is None else replace(product, ops=(*product.ops, op), bias=bias)
 
 
 def _activation(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
@@ -116,17 +114,13 @@ def _activation(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product 
 
 
 def _gate(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _joined(product, fusion, "mul")
-    if op is None or other is None or other.shape != product.output.shape:
-        return None
-    return replace(product, ops=(*product.ops, op), gate=other)
+    op, gate = _joined(product, fusion, "mul", product.output.shape)
+    return None if op is None else replace(product, ops=(*product.ops, op), gate=gate)
 
 
 def _residual(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _joined(product, fusion, "add")
-    if op is None or other is None or other.shape != product.output.shape:
-        return None
-    return replace(product, ops=(*product.ops, op), residual=other)
+    op, residual = _joined(product, fusion, "add", product.output.shape)
+    return None if op is None else replace(product, ops=(*product.ops, op), residual=residual)
 
 
 def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
@@ -136,12 +130,15 @@ def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None
     return replace(product, ops=(*product.ops, op), dtype=op.outputs[0].dtype.as_torch())
 
 
-def _joined(product: Product, fusion: Fusion, kind: str) -> tuple[Op | None, Tensor | None]:
-    """The addition or multiplication that follows, and the other operand."""
+def _joined(
+    product: Product, fusion: Fusion, kind: str, shape: tuple[int, ...]
+) -> tuple[Op | None, Tensor | None]:
+    """The addition or multiplication that follows, and its other operand, of this shape."""
     op = fusion.user(product.output, kind)
     if op is None or op.inputs[0] is op.inputs[1]:
         return None, None
-    return op, op.inputs[1 if op.inputs[0] is product.output else 0]
+    other = op.inputs[1 if op.inputs[0] is product.output else 0]
+    return (op, other) if other.shape == shape else (None, None)
 
 
 def _multiplies(op: Op) -> bool:
