@@ -183,7 +183,7 @@ def test_what_kernels_lack_they_say_whatever_the_tensors(cpu):
     assert [b.lacks(silu) for b in (cpu, Reference())] == [None] * 2
     assert "not a window" in cpu.lacks(replace(chunk, window=4))
     assert "not swish" in gpu.lacks(silu)
-    for other in ({"group": 2}, {"alibi": False}, {"scale": 0.1}, {"window": 4}):
+    for other in ({"group": 2}, {"scale": 0.1}, {"window": 4}):
         assert gpu.lacks(replace(chunk, **other)) and not Reference().lacks(replace(chunk, **other))
     assert "no kernels" in without.lacks(silu)
 
