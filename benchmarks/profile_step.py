@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "runtime")]
 
 import torch  # noqa: E402 - its profiler is what shows the ops
 from popxl_torch.backends.cpu import library  # noqa: E402 - found just above
-from popxl_torch.backends.cpu.library import Library  # noqa: E402
+from popxl_torch.backends.cpu.back_end import Cpu  # noqa: E402
 from popxl_torch.backends.cpu.structs import Instruction  # noqa: E402
 from popxl_torch.replay import decisions  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
@@ -94,7 +94,7 @@ def _ops(step) -> tuple[float, Counter]:
 def _kernels(step) -> tuple[float, Counter]:
     """Seconds of a step, and of each kind of native kernel in it; not from a recording."""
     parts: Counter = Counter()
-    run = Library.run
+    run = Cpu.run
 
     def timed(self, instruction: Instruction, result: torch.Tensor, **fields: Any) -> None:
         begin = time.perf_counter()
@@ -102,11 +102,11 @@ def _kernels(step) -> tuple[float, Counter]:
         parts[instruction.kind.lower()] += time.perf_counter() - begin
 
     token = decisions.observer.set(lambda tensor, values: None)  # who looks on stops replays
-    Library.run = timed
+    Cpu.run = timed
     try:
         seconds = _seconds(step)
     finally:
-        Library.run = run
+        Cpu.run = run
         decisions.observer.reset(token)
     parts["Python and torch"] = seconds - sum(parts.values())
     return seconds, parts

@@ -12,6 +12,7 @@ from popxl_shared.alibi import alibi_slopes
 
 from config import BloomConfig
 from modelling.cached_attention import (
+    WITHOUT_BIAS,
     prompt_attention,
     prompts_attention,
     token_attention,
@@ -54,19 +55,19 @@ class SelfAttentionTP2D(addons.Module):
             row: int32; the row of the cache that all tokens belong to, or those that tokens or
                 blocks do.
         """
-        slopes = self._slopes()
+        slopes = [self._slopes()] if self.alibi else []
         q, k, v = self._split_heads(self.qkv(x))
-        inputs = [q, k, v, key_cache, value_cache, slopes, position, row]
+        inputs = [q, k, v, key_cache, value_cache, *slopes, position, row]
         of_one = verify_attention if position.rank else prompt_attention
         of_some = token_attention if row.shape == x.shape[:1] else prompts_attention
-        graph = popxl.gir().create_graph(of_some if row.rank else of_one, *inputs)
+        attention = of_some if row.rank else of_one
+        form = attention if self.alibi else WITHOUT_BIAS[attention]
+        graph = popxl.gir().create_graph(form, *inputs)
         (context,) = ops.call(graph, *inputs)
         return self.dense(ops.reshape(context, (x.shape[0], -1)))
 
     def _slopes(self) -> popxl.Tensor:
-        """float32 `(heads / tp1,)`; zeros are no bias."""
-        if not self.alibi:
-            return popxl.constant(np.zeros(self.heads, np.float32))
+        """float32 `(heads / tp1,)`."""
         return self.add_variable_input(
             "alibi_slopes",
             blank((self.heads,), popxl.float32),

@@ -8,6 +8,7 @@ place. A position is the number of tokens before it in its row.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import popxl
@@ -48,7 +49,7 @@ def _chunk(
     v: popxl.Tensor,
     key_cache: popxl.TensorByRef,
     value_cache: popxl.TensorByRef,
-    slopes: popxl.Tensor,
+    slopes: popxl.Tensor | None,
     position: popxl.Tensor,
     row: popxl.Tensor,
 ) -> popxl.Tensor:
@@ -159,20 +160,52 @@ def token_attention(
     return ops.squeeze(attend(one_query, keys, values, bias), [2])
 
 
-def masked_bias(slopes: popxl.Tensor, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
+def _without_bias(queries: str, attention: Callable[..., popxl.Tensor]) -> Callable:
+    """An attention without slopes and without ALiBi, declared as such."""
+
+    def attention_without_bias(
+        q: popxl.Tensor,
+        k: popxl.Tensor,
+        v: popxl.Tensor,
+        key_cache: popxl.TensorByRef,
+        value_cache: popxl.TensorByRef,
+        position: popxl.Tensor,
+        row: popxl.Tensor,
+    ) -> popxl.Tensor:
+        return attention(q, k, v, key_cache, value_cache, None, position, row)
+
+    attention_without_bias.__name__ = f"{attention.__name__}_without_bias"
+    declared = composite("cached_attention", version=1, bias="none", queries=queries)
+    return declared(attention_without_bias)
+
+
+WITHOUT_BIAS = {
+    prompt_attention: _without_bias("chunk of a row", prompt_attention),
+    prompts_attention: _without_bias("chunks of rows", prompts_attention),
+    verify_attention: _without_bias("tokens of a row", verify_attention),
+    token_attention: _without_bias("token of some rows", token_attention),
+}
+"""Each form's counterpart, which takes no slopes."""
+
+
+def masked_bias(slopes: popxl.Tensor | None, queries: popxl.Tensor, keys: int) -> popxl.Tensor:
     """What is added to scores: ALiBi, and a mask over the keys ahead of the query.
 
     Args:
-        slopes: `(heads,)`.
+        slopes: `(heads,)`; None for no ALiBi.
         queries: positions of the queries, `(tokens,)`, or `(tokens, 1, 1)` for one of a row each.
         keys: their number; their positions are 0, 1, ...
 
     Returns:
-        float32 `(heads, tokens, keys)`, or `(tokens, heads, 1, keys)`.
+        float32 `(heads, tokens, keys)`, or `(tokens, heads, 1, keys)`; without ALiBi one for all
+        heads.
     """
     at = popxl.constant(np.arange(keys, dtype=np.float32))
     distance = at - ops.reshape(queries, (*queries.shape, 1))
-    bias = alibi_bias(ops.reshape(slopes, (-1, 1, 1)), distance)
+    if slopes is None:
+        bias = ops.mul(distance, 0.0)
+    else:
+        bias = alibi_bias(ops.reshape(slopes, (-1, 1, 1)), distance)
     return ops.where(ops.greater(distance, 0.0), MASKED, bias)
 
 

@@ -12,7 +12,7 @@ from popxl import dtypes
 from popxl.context import get_ir, get_main_graph
 from popxl.remote_buffer import RemoteBuffer
 from popxl.replica_grouping import ReplicaGrouping
-from popxl.tensor import Shard, Tensor, TensorSpec, Variable, _make_variable
+from popxl.tensor import Shard, Tensor, TensorSpec, Variable, _check_slot, _make_variable
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,11 @@ def remote_replica_sharded_variable(
         ValueError: where the Ir has one replica, the offset is outside the buffer, or the
             buffer's dtype, meta shape or size do not fit.
     """
-    _check_slot(name, remote_buffer, offset)
+    _check_replicas(name)
+    what = f"remote_replica_sharded_variable {name or ''}"
+    if not isinstance(remote_buffer, RemoteBuffer):
+        raise TypeError(f"{what}: expected a remote buffer, got {type(remote_buffer).__name__}")
+    _check_slot(what, remote_buffer, offset)
     given = data, dtype, downcast, log2_scale, nan_on_overflow
     slot = (remote_buffer, int(offset))
     made = _make_variable(given, name, replica_grouping, retrieval_mode, slot)
@@ -178,17 +182,6 @@ def _check_over(over: int, size: int) -> None:
             f"shard_over={over}: it must be a divisor of the number of replicas that share a "
             f"value, {size}"
         )
-
-
-def _check_slot(name: str | None, buffer: RemoteBuffer, offset: int) -> None:
-    _check_replicas(name)
-    what = f"remote_replica_sharded_variable {name or ''}"
-    if not isinstance(buffer, RemoteBuffer):
-        raise TypeError(f"{what}: expected a remote buffer, got {type(buffer).__name__}")
-    if not 0 <= offset < buffer.entries:
-        raise ValueError(f"{what}: offset {offset} is outside {buffer}")
-    if buffer._ir is not get_ir():
-        raise ValueError(f"{what}: {buffer} belongs to another Ir")
 
 
 def _check_buffer(made: Variable, buffer: RemoteBuffer) -> None:

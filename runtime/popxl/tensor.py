@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NewType
 
 import numpy as np
@@ -78,6 +78,21 @@ def _sizes(shape: Iterable[int]) -> tuple[int, ...]:
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape {sizes}: a size must be at least 0")
     return sizes
+
+
+Operator = Callable[[Any, Any], "Tensor"]
+
+
+def _operators(op: str) -> tuple[Operator, Operator]:
+    """The operator that an op is, of a tensor and anything, and the one of these swapped."""
+
+    def forward(self: Tensor, other: Any) -> Tensor:
+        return getattr(_ops(), op)(self, self._as_tensor(other))
+
+    def reflected(self: Tensor, other: Any) -> Tensor:
+        return getattr(_ops(), op)(self._as_tensor(other), self)
+
+    return forward, reflected
 
 
 class Tensor:
@@ -238,66 +253,22 @@ class Tensor:
             raise ValueError(f"{value!r} has no elements: it cannot be an operand")
         return made
 
-    def __add__(self, other: Any) -> Tensor:
-        return _ops().add(self, other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return _ops().add(other, self)
+    __add__, __radd__ = _operators("add")
+    __sub__, __rsub__ = _operators("sub")
+    __mul__, __rmul__ = _operators("mul")
+    __truediv__, __rtruediv__ = _operators("div")
+    __pow__, __rpow__ = _operators("pow")
+    __mod__, __rmod__ = _operators("fmod")
+    __matmul__, __rmatmul__ = _operators("matmul")
+    __and__, __rand__ = _operators("logical_and")
+    __or__, __ror__ = _operators("logical_or")
 
     def __iadd__(self, other: Any) -> Tensor:
         _ops().add_(self, other)
         return self
 
-    def __sub__(self, other: Any) -> Tensor:
-        return _ops().sub(self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return _ops().sub(other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return _ops().mul(self, other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return _ops().mul(other, self)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return _ops().div(self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return _ops().div(other, self)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return _ops().pow(self, other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return _ops().pow(self._as_tensor(other), self)
-
-    def __mod__(self, other: Any) -> Tensor:
-        return _ops().fmod(self, other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return _ops().fmod(other, self)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return _ops().matmul(self, self._as_tensor(other))
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return _ops().matmul(self._as_tensor(other), self)
-
     def __neg__(self) -> Tensor:
         return _ops().negate(self)
-
-    def __and__(self, other: Any) -> Tensor:
-        return _ops().logical_and(self, self._as_tensor(other))
-
-    def __rand__(self, other: Any) -> Tensor:
-        return _ops().logical_and(self._as_tensor(other), self)
-
-    def __or__(self, other: Any) -> Tensor:
-        return _ops().logical_or(self, self._as_tensor(other))
-
-    def __ror__(self, other: Any) -> Tensor:
-        return _ops().logical_or(self._as_tensor(other), self)
 
     def __invert__(self) -> Tensor:
         return _ops().logical_not(self)
@@ -479,17 +450,19 @@ def remote_variable(
     Raises:
         ValueError: where the offset is outside the buffer, or the data does not fill a slot of it.
     """
-    if not 0 <= offset < remote_buffer.entries:
-        raise ValueError(
-            f"remote_variable {name or ''}: offset {offset} is outside {remote_buffer}"
-        )
-    if remote_buffer._ir is not get_main_graph().ir:
-        raise ValueError(f"remote_variable {name or ''}: {remote_buffer} belongs to another Ir")
+    _check_slot(f"remote_variable {name or ''}", remote_buffer, offset)
     given = data, dtype, downcast, log2_scale, nan_on_overflow
     slot = (remote_buffer, int(offset))
     made = _make_variable(given, name, replica_grouping, retrieval_mode, slot)
     _check_fills_slot(made, remote_buffer)
     return made
+
+
+def _check_slot(what: str, buffer: RemoteBuffer, offset: int) -> None:
+    if not 0 <= offset < buffer.entries:
+        raise ValueError(f"{what}: offset {offset} is outside {buffer}")
+    if buffer._ir is not get_main_graph().ir:
+        raise ValueError(f"{what}: {buffer} belongs to another Ir")
 
 
 def _check_fills_slot(variable: Variable, buffer: RemoteBuffer) -> None:

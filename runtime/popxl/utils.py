@@ -35,7 +35,7 @@ def to_numpy(
         raise ValueError(
             "log2_scale and nan_on_overflow belong to 8-bit floats, not supported here"
         )
-    array = _torch_to_numpy(x) if is_torch(x) else np.asarray(x)
+    array = torch_to_numpy(x) if is_torch(x) else np.asarray(x)
     if array.dtype.kind in "SU":
         raise TypeError(f"a tensor holds numbers, not text, got {x!r}")
     if array.dtype == object and not array.ndim:
@@ -64,7 +64,8 @@ def is_torch(x: Any) -> bool:
     return type(x).__module__.split(".")[0] == "torch"
 
 
-def _torch_to_numpy(x: Any) -> np.ndarray:
+def torch_to_numpy(x: Any) -> np.ndarray:
+    """An array on the memory of a torch tensor, where that is on the host."""
     import torch
 
     x = x.detach().cpu()

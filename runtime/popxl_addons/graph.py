@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import popxl
 from popxl import ops
+from popxl._absent import GRADIENTS, absent
 
-from ._absent import GRADIENTS, absent
 from .dot_tree import to_mapping
 from .named_tensors import NamedTensors, TensorMap
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import popxl
+from popxl._absent import GRADIENTS
 
-from ._absent import GRADIENTS
 from .data_source import DataIter
 from .graph import BoundGraph, GraphWithNamedArgs
 from .graph_cache import call_key

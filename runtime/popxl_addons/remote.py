@@ -10,6 +10,7 @@ from popxl import ops
 from .dot_tree import DotTree
 from .graph import GraphWithNamedArgs
 from .named_tensors import NamedTensors
+from .utils import io_tiles_where
 from .variable_factory import NamedVariableFactories, VariableFactory
 
 
@@ -166,17 +167,12 @@ def _grow(buffer: popxl.RemoteBuffer, entries: int) -> None:
 def _load(
     buffer: popxl.RemoteBuffer, entry: int | popxl.Tensor, name: str, use_io_tiles: bool
 ) -> popxl.Tensor:
-    if not use_io_tiles:
-        return ops.remote_load(buffer, entry, name)
-    with popxl.io_tiles():
+    with io_tiles_where(use_io_tiles):
         return ops.remote_load(buffer, entry, name)
 
 
 def _store(
     buffer: popxl.RemoteBuffer, entry: int | popxl.Tensor, tensor: popxl.Tensor, use_io_tiles: bool
 ) -> None:
-    if not use_io_tiles:
-        ops.remote_store(buffer, entry, tensor)
-        return
-    with popxl.io_tiles():
+    with io_tiles_where(use_io_tiles):
         ops.remote_store(buffer, entry, tensor)

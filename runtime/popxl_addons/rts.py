@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import popxl
 from popxl import ops
 from popxl.ops import collectives
@@ -11,6 +9,7 @@ from popxl.ops import collectives
 from .graph import GraphWithNamedArgs
 from .named_replica_grouping import NamedReplicaGrouping
 from .named_tensors import NamedTensors
+from .utils import io_tiles_where
 
 
 def replica_sharded_spec(t: popxl.Tensor, shard_over: popxl.ReplicaGrouping) -> popxl.TensorSpec:
@@ -37,7 +36,7 @@ def gather_replica_sharded_tensor(
         replica_group: all replicas where None.
     """
     if t.meta_shape:
-        with _tiles(use_io_tiles):
+        with io_tiles_where(use_io_tiles):
             t = collectives.replicated_all_gather(t, group=replica_group)
     return ops.io_tile_copy(t) if use_io_tiles else t
 
@@ -113,7 +112,7 @@ def reduce_replica_sharded_graph(
     named = shard_groups.to_dict() if shard_groups is not None else {}
 
     def reduced(name: str, t: popxl.Tensor) -> popxl.Tensor:
-        with _tiles(use_io_tiles):
+        with io_tiles_where(use_io_tiles):
             t = ops.io_tile_copy(t) if use_io_tiles else t
             return reduce_replica_sharded_tensor(t, op, replica_group, named.get(name))
 
@@ -130,7 +129,3 @@ def _graph_of_each(
             inputs[name] = popxl.graph_input(t.shape, t.dtype, t.name, meta_shape=t.meta_shape)
             popxl.graph_output(make(name, inputs[name]))
     return GraphWithNamedArgs(graph, NamedTensors.from_dict(inputs)), list(inputs)
-
-
-def _tiles(use_io_tiles: bool):
-    return popxl.io_tiles() if use_io_tiles else nullcontext()

@@ -8,7 +8,7 @@ import sys
 import time
 import typing
 from collections.abc import Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,11 @@ class WeightsDict(MutableMapping[popxl.Variable, np.ndarray]):
 def null_context() -> Iterator[None]:
     """A context that does nothing."""
     yield
+
+
+def io_tiles_where(wanted: bool) -> AbstractContextManager:
+    """`popxl.io_tiles()`, or a context that does nothing."""
+    return popxl.io_tiles() if wanted else null_context()
 
 
 def suffix_graph_name(name: str, suffix: str) -> str:

@@ -164,9 +164,6 @@ class VariableFactory:
 class NamedVariableFactories(DotTree[VariableFactory]):
     """A tree of factories: the variables that a module's graph wants."""
 
-    def __init__(self, **kwargs: VariableFactory | DotTree[VariableFactory]):
-        super().__init__(**kwargs)
-
     def init(
         self,
         prefix: str | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -37,7 +36,7 @@ from popxl_torch.memory import shards
 from popxl_torch.memory.arrays import repeated, to_numpy, to_torch
 from popxl_torch.memory.cells import Cell, Lasting, RemoteStore
 from popxl_torch.memory.paging import Pager
-from popxl_torch.memory.system import untouched_zeros
+from popxl_torch.memory.system import given_bytes, untouched_zeros
 from popxl_torch.replay.replay import Replays
 from popxl_torch.traffic import Traffic
 
@@ -62,7 +61,7 @@ class Executor:
             cuda.sum_in_float32()
         self.mesh, self.collectives = _layout(ir, device)
         self.memory = Lasting()
-        self.pager = Pager(_mapped_memory())
+        self.pager = Pager(given_bytes(MAPPED_MEMORY))
         self.streamer, self._streamed = _streams(ir, device)
         self.remote = {buffer: self._remote_store(buffer) for buffer in ir._remote_buffers}
         self._inputs: dict[Stream, deque[torch.Tensor]] = {}
@@ -75,15 +74,8 @@ class Executor:
             back_end.capture, self.memory, lambda: self.pager.fits and self.streamer is None
         )
         around = Surroundings(
-            self.mesh,
-            device,
-            self.remote,
-            self._loader,
-            self._storer,
-            back_end,
-            composite_kernels,
-            self.replays,
-            self.collectives,
+            *(self.mesh, device, self.remote, self._loader, self._storer, back_end),
+            *(composite_kernels, self.replays, self.collectives),
         )
         lowered, variables = Lowering(around).lower_main(ir.main_graph)
         self.main = lowered.module
@@ -326,20 +318,6 @@ def _blank(variable: Variable) -> np.ndarray:
 def _as_it_is(value: torch.Tensor, store: str) -> torch.Tensor:
     """Slots on a device are no pages of files."""
     return value
-
-
-def _mapped_memory() -> int | None:
-    """The bytes that mapped weights may take, where the environment sets them.
-
-    Raises:
-        ValueError: where it is no number of bytes.
-    """
-    given = os.environ.get(MAPPED_MEMORY)
-    if given is None:
-        return None
-    if not given.isdigit():
-        raise ValueError(f"{MAPPED_MEMORY} must be a number of bytes, not {given!r}")
-    return int(given)
 
 
 def _layout(ir: Ir, device: torch.device) -> tuple[Mesh, Collectives | AcrossProcesses]:

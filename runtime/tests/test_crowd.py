@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from popxl_torch.backends.cpu import build, crowd
+from popxl_torch.backends.cpu.back_end import Cpu
 from popxl_torch.backends.cpu.crowd import Crowd, Usage, usage_of_process
 from popxl_torch.backends.cpu.instructions import header
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import linear
 from popxl_torch.backends.specs import LinearSpec, StoredWeight
 
 STEP = 0.002
@@ -214,8 +214,8 @@ def test_results_do_not_depend_on_how_many_threads_compute(built, dtype, rows):
     w = torch.from_numpy(generator.standard_normal((777, 320), np.float32)).to(dtype).T
     spec, found = LinearSpec(0, dtype, activation="gelu"), []
     for counts in ([1], [2], [3], [1, 2, 5]):
-        native = Library(built, Scripted(counts))
-        found += [linear(native, spec, x, StoredWeight(w)) for _ in range(3)]
+        cpu = Cpu(Library(built, Scripted(counts)))
+        found += [cpu.linear(spec, x, StoredWeight(w)) for _ in range(3)]
     if found[0] is None:
         pytest.skip("torch multiplies so many rows of this type on this processor")
     assert all(torch.equal(found[0], other) for other in found)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from popxl_torch.backends.cuda.back_end import Cuda
+from popxl_torch.backends.reference.back_end import Reference
+from popxl_torch.backends.specs import AttentionSpec
+from popxl_torch.memory.cells import Cell
 from triton_here import DEVICE, TOLERANCE, dtypes, held_once, kernels, random
 
 
@@ -118,3 +122,21 @@ def test_chunks_of_replicas(once):
         assert torch.equal(keys[replica, :, at : at + tokens], k[replica].transpose(0, 1))
         wanted = expected_attention(q[replica], keys[replica], values[replica], slopes[replica], at)
         torch.testing.assert_close(done[replica].float(), wanted, atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("queries", ["chunk of a row", "token of some rows"])
+def test_without_a_bias_distance_does_not_count(queries):
+    tokens = tuple(random(1, 3, 2, 16, dtype=torch.float16) for _ in range(3))
+    caches, spec = (
+        random(2, 1, 3, 2, 40, 16, dtype=torch.float16),
+        AttentionSpec(1, queries, alibi=False),
+    )
+    positions, row = torch.tensor([[5, 9, 30]]), torch.tensor([[0, 1, 2]])
+    if queries == "chunk of a row":
+        positions, row = torch.tensor([5]), torch.tensor([1])
+    places = positions.int().to(DEVICE), row.int().to(DEVICE)
+    found = []
+    for back_end in (Cuda(kernels, None), Reference()):
+        cells = tuple(Cell(cache.clone(), shared=False) for cache in caches)
+        found.append(back_end.attention(spec, tokens, cells, None, *places))
+    torch.testing.assert_close(*found, atol=TOLERANCE[torch.float16], rtol=0)

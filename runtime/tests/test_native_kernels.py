@@ -14,13 +14,11 @@ from popxl_addons.ops.group_quantize_decompress import (
 )
 from popxl_shared.limits import FEW_ROWS, SOME_ROWS
 from popxl_torch import cache
-from popxl_torch.backends.cpu import build, read_bandwidth
-from popxl_torch.backends.cpu.attention import chunk_attention, token_attention
+from popxl_torch.backends.cpu import build
 from popxl_torch.backends.cpu.back_end import Cpu
 from popxl_torch.backends.cpu.library import Library
-from popxl_torch.backends.cpu.linear import decompressed
-from popxl_torch.backends.cpu.norm import norm
-from popxl_torch.backends.specs import AttentionSpec, LinearSpec, StoredWeight
+from popxl_torch.backends.specs import Added, AttentionSpec, LinearSpec, NormSpec, StoredWeight
+from popxl_torch.memory.cells import Cell
 from programs import in_turn
 
 pytestmark = [
@@ -69,7 +67,13 @@ def check(result: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
 
 
 def linear(native, lead, x, weight, dtype, summed=None, activation=None, **added):
-    return Cpu(native).linear(LinearSpec(lead, dtype, summed, activation), x, weight, **added)
+    spec = LinearSpec(lead, dtype, summed, activation)
+    return Cpu(native).linear(spec, x, weight, Added(**added))
+
+
+def attention(native, spec, tokens, caches, slopes, positions, row=None):
+    cells = [Cell(cache, shared=False) for cache in caches]
+    return Cpu(native).attention(spec, tokens, cells, slopes, positions, row)
 
 
 def tanh_gelu(x: np.ndarray) -> np.ndarray:
@@ -244,7 +248,7 @@ def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
 def test_what_follows_a_product_of_many_rows(native, generator, dtype):
     x, bias = normal(generator, 2, 1, 30, 37, dtype=dtype), normal(generator, 2, 1, 37, dtype=dtype)
     residual = normal(generator, 1, 3, 30, 37, dtype=dtype)
-    y = Cpu(native).epilogue(LinearSpec(2, dtype, None, "gelu"), x, bias, residual)
+    y = Cpu(native).epilogue(LinearSpec(2, dtype, None, "gelu"), x, Added(bias, residual))
     expected = tanh_gelu(exact(x) + exact(bias)[:, :, None]) + exact(residual)
     check(y, expected, TOLERANCE[dtype])
 
@@ -256,7 +260,7 @@ def test_words_become_floats(native, generator, group):
     expected = group_quantize_decompress_numpy(
         *(p.astype(np.float64) if i else p for i, p in enumerate(parts)), 0
     )
-    values = decompressed(native, StoredWeight(*map(torch.from_numpy, parts)), torch.float32)
+    values = Cpu(native).dequantise(StoredWeight(*map(torch.from_numpy, parts)), torch.float32)
     check(values, expected, 1e-6)
 
 
@@ -270,12 +274,13 @@ def test_layer_norm(native, generator, dtype, size):
     wide = exact(x)
     variance = wide.var(-1, keepdims=True)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5)
-    check(norm(native, 0, x, w, b, 1e-5), expected * exact(w) + exact(b), 4 * TOLERANCE[dtype])
+    y = Cpu(native).norm(NormSpec(0, 1e-5), x, w, b)
+    check(y, expected * exact(w) + exact(b), 4 * TOLERANCE[dtype])
 
 
 def test_layer_norm_of_rows_that_lie_in_parts(native, generator):
     x, w, b = (normal(generator, 1, 4, *s, 25) for s in ((3,), (), ()))
-    y = norm(native, 2, x, w, b, 1e-5, parts=(1, 4))
+    y = Cpu(native).norm(NormSpec(2, 1e-5, (1, 4)), x, w, b)
     whole = exact(x).transpose(0, 2, 1, 3).reshape(3, 100)
     normed = (whole - whole.mean(-1, keepdims=True)) / np.sqrt(whole.var(-1, keepdims=True) + 1e-5)
     expected = normed * exact(w).reshape(100) + exact(b).reshape(100)
@@ -296,9 +301,8 @@ def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
     before = [c.clone() for c in caches]
     slopes = torch.from_numpy(generator.random((*mesh, heads), dtype=np.float32))
     positions = torch.tensor([0, 17, 39], dtype=torch.int32).reshape((1,) * len(mesh) + (3,))
-    y = token_attention(
-        native, AttentionSpec(len(mesh), "token of each row"), tokens, caches, slopes, positions
-    )
+    spec = AttentionSpec(len(mesh), "token of each row")
+    y = attention(native, spec, tokens, caches, slopes, positions)
 
     for row, at in enumerate(positions.flatten().tolist()):
         for held, old, new in zip(caches, before, tokens[1:], strict=True):
@@ -325,16 +329,13 @@ def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, generator
     caches = [normal(generator, 1, 4, 3, 30, 20, dtype=dtype) for _ in range(2)]
     alone = [cache[:, 2:3].clone() for cache in caches]
     slopes = torch.from_numpy(generator.random((1, 3), dtype=np.float32))
-    positions, spec = (
-        torch.arange(7, 12, dtype=torch.int32)[None],
-        AttentionSpec(1, "tokens of a row"),
-    )
-    y = token_attention(native, spec, tokens, caches, slopes, positions, number(2, 1))
+    positions = torch.arange(7, 12, dtype=torch.int32)[None]
+    next_ones, of_each = AttentionSpec(1, "tokens of a row"), AttentionSpec(1, "token of each row")
+    y = attention(native, next_ones, tokens, caches, slopes, positions, number(2, 1))
     for i in range(5):
         one = [t[:, i : i + 1].contiguous() for t in tokens]
-        expected = token_attention(
-            native, spec, one, alone, slopes, positions[:, i : i + 1].clone()
-        )
+        at = positions[:, i : i + 1].clone()
+        expected = attention(native, of_each, one, alone, slopes, at)
         assert torch.equal(y[:, i : i + 1], expected)
     for held, row in zip(caches, alone, strict=True):
         assert torch.equal(held[:, 2:3], row)
@@ -353,15 +354,13 @@ def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, chunk):
     for held, new in zip(expected, (k, v), strict=True):
         held[:, :, row, :, position : position + tokens] = new.transpose(2, 3)
     spec = AttentionSpec(2, "chunk of a row")
-    y = chunk_attention(
-        native, spec, (q, k, v), caches, slopes, number(position, 1, 1), number(row, 1, 1)
-    )
+    at = number(position, 1, 1)
+    y = attention(native, spec, (q, k, v), caches, slopes, at, number(row, 1, 1))
     for held, whole in zip(caches, expected, strict=True):
         assert torch.equal(held, whole)
 
     keys, values = (exact(held[:, :, row]) for held in caches)
-    at, queries = np.arange(length), position + np.arange(tokens)
-    distance = at - queries[:, None]
+    distance = np.arange(length) - (position + np.arange(tokens))[:, None]
     scores = np.einsum("...qhd,...htd->...hqt", exact(q), keys) / np.sqrt(size)
     scores += exact(slopes)[..., None, None] * distance
     scores = np.where(distance > 0, -np.inf, scores)
@@ -371,12 +370,6 @@ def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, chunk):
 
 
 # --- the library ---
-
-
-def test_the_read_rate_is_that_of_the_bytes_read(native):
-    assert read_bandwidth(1 << 24) > 1e8
-    with pytest.raises(ValueError, match="256"):
-        read_bandwidth(100)
 
 
 PROGRAM = """

@@ -28,10 +28,13 @@ from popxl.ops.elementwise import (
     div,
     equal,
     exp,
+    exp_,
     floor,
     fmod,
     gelu,
+    gelu_,
     geluerf,
+    geluerf_,
     greater,
     increment_mod,
     increment_mod_,
@@ -48,12 +51,15 @@ from popxl.ops.elementwise import (
     negate,
     pow,
     relu,
+    relu_,
     scaled_add,
+    scaled_add_,
     sign,
     sin,
     sqrt,
     sub,
     swish,
+    swish_,
     tanh,
     where,
 )
@@ -69,7 +75,6 @@ from popxl.ops.float8 import (
 )
 from popxl.ops.gathers import groupedgather, tied_gather
 from popxl.ops.host import host_load, host_store, print_tensor
-from popxl.ops.in_place import exp_, gelu_, geluerf_, relu_, scaled_add_, swish_
 from popxl.ops.indexing import (
     dynamic_slice,
     dynamic_update,

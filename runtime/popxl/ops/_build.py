@@ -202,3 +202,19 @@ def scalar_or_tensor(kind: str, like: Tensor, value: Any) -> Tensor:
         same_dtype(kind, like, value)
         return value
     return constant(value, like.dtype, downcast=False)
+
+
+def check_groups(kind: str, groups: int, axis: int, *tensors: Tensor) -> None:
+    """Raises ValueError where tensors do not begin with an axis of groups, or that is `axis`."""
+    if groups < 1:
+        raise ValueError(f"{kind}: group_size must be at least 1, got {groups}")
+    if groups == 1:
+        return
+    for t in tensors:
+        if t.shape[:1] != (groups,):
+            raise ValueError(
+                f"{kind}: {t.name} {t.shape} must have {groups} groups along its first axis"
+            )
+    if axis == 0:
+        first = tensors[0]
+        raise ValueError(f"{kind}: axis 0 of {first.name} {first.shape} is that of the groups")

@@ -193,16 +193,7 @@ def call_with_info(
 ) -> CallSiteInfo:
     """`call` that returns what it connected."""
     _check_graph("call", graph)
-    given = _connect("call", graph, inputs, inputs_dict)
-    emit(
-        "call",
-        given,
-        [t.spec for t in graph._outputs],
-        name=f"{graph.name}.out",
-        graphs=(graph,),
-        modifies=_by_ref(graph),
-    )
-    return CallSiteInfo(get_current_graph()._ops[-1])
+    return _emit_call("call", graph, inputs, inputs_dict)
 
 
 def repeat(
@@ -243,17 +234,7 @@ def repeat_with_info(
                 f"repeat: output {output.name} {output.dtype} {output.shape} of graph "
                 f"{graph.name} cannot feed input {fed.name} {fed.dtype} {fed.shape}"
             )
-    given = _connect("repeat", graph, inputs, inputs_dict)
-    emit(
-        "repeat",
-        given,
-        [t.spec for t in graph._outputs],
-        name=f"{graph.name}.out",
-        graphs=(graph,),
-        modifies=_by_ref(graph),
-        count=int(repeat_count),
-    )
-    return CallSiteInfo(get_current_graph()._ops[-1])
+    return _emit_call("repeat", graph, inputs, inputs_dict, count=int(repeat_count))
 
 
 def conditional(
@@ -271,15 +252,8 @@ def conditional(
         TypeError: where the condition is not bool.
         ValueError: where it is no scalar, or the branches' outputs differ in shape or dtype.
     """
-    return conditional_with_info(
-        cond,
-        then_branch,
-        else_branch,
-        then_inputs,
-        else_inputs,
-        then_inputs_dict,
-        else_inputs_dict,
-    ).outputs
+    given = then_inputs, else_inputs, then_inputs_dict, else_inputs_dict
+    return conditional_with_info(cond, then_branch, else_branch, *given).outputs
 
 
 def conditional_with_info(
@@ -318,6 +292,19 @@ def conditional_with_info(
         modifies=tuple(modifies),
     )
     return ConditionalSiteInfo(get_current_graph()._ops[-1])
+
+
+def _emit_call(
+    kind: str,
+    graph: Graph,
+    inputs: tuple,
+    inputs_dict: Mapping[Tensor, Any] | None,
+    **attributes: Any,
+) -> CallSiteInfo:
+    given, specs = _connect(kind, graph, inputs, inputs_dict), [t.spec for t in graph._outputs]
+    name, by_ref = f"{graph.name}.out", _by_ref(graph)
+    emit(kind, given, specs, name=name, graphs=(graph,), modifies=by_ref, **attributes)
+    return CallSiteInfo(get_current_graph()._ops[-1])
 
 
 def _by_ref(graph: Graph) -> tuple[int, ...]:

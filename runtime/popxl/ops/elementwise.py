@@ -1,8 +1,13 @@
-"""Ops that work element by element, with numpy's broadcasting."""
+"""Ops that work element by element, with numpy's broadcasting.
+
+Those whose names end in `_` write the result to their first operand and return that. A view made by
+`reshape_`, `transpose_`, `slice_` or `concat_` may be given: what it shares is written to.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,23 +27,68 @@ from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec
 
 
-def _unary(kind: str, t: Tensor, dtype: dtypes.dtype | None = None, **attributes: Any) -> Tensor:
-    t = tensor_operand(kind, t)
-    spec = TensorSpec(t.shape, dtype or t.dtype, t.meta_shape)
-    return emit_one(kind, [t], spec, **attributes)
+class Unary(Protocol):
+    """An op of one tensor."""
+
+    def __call__(self, t: Tensor) -> Tensor: ...
 
 
-def _number_unary(kind: str, t: Tensor, **attributes: Any) -> Tensor:
-    need_number(kind, tensor_operand(kind, t))
-    return _unary(kind, t, **attributes)
+class Binary(Protocol):
+    """An op of two operands, of which at least one is a tensor, the other a tensor or number."""
+
+    def __call__(self, lhs: Any, rhs: Any) -> Tensor: ...
 
 
-def _float_unary(kind: str, t: Tensor) -> Tensor:
-    need_float(kind, tensor_operand(kind, t))
-    return _unary(kind, t)
+Need = Callable[[str, Tensor], None]
+"""Raises TypeError where an op of that name does not take the tensor's dtype."""
 
 
-def _binary(
+def named(op: Any, name: str, doc: str) -> Any:
+    """`op` under the name, and with the docstring, that PopXL's users know."""
+    op.__name__ = op.__qualname__ = name
+    op.__doc__ = doc
+    return op
+
+
+def _any(kind: str, t: Tensor) -> None:
+    """Every dtype is taken."""
+
+
+def _unary(kind: str, doc: str, need: Need, dtype: dtypes.dtype | None = None) -> Unary:
+    """The op `kind`; `dtype` is that of the result, where it is not the tensor's."""
+
+    def op(t: Tensor) -> Tensor:
+        need(kind, tensor_operand(kind, t))
+        return _emit_unary(kind, t, dtype)
+
+    return named(op, kind, doc)
+
+
+def _inplace(kind: str, need: Need) -> Unary:
+    """The op that writes the result of `kind` to its operand, and returns that."""
+    name = f"{kind}_"
+
+    def op(t: Tensor) -> Tensor:
+        need(name, tensor_operand(name, t))
+        return emit_inplace(kind, [t])
+
+    return named(op, name, f"`t = {kind}(t)`.")
+
+
+def _binary(kind: str, doc: str) -> Binary:
+    def op(lhs: Any, rhs: Any) -> Tensor:
+        return _emit_binary(kind, lhs, rhs)
+
+    return named(op, kind, doc)
+
+
+def _emit_unary(
+    kind: str, t: Tensor, dtype: dtypes.dtype | None = None, **attributes: Any
+) -> Tensor:
+    return emit_one(kind, [t], TensorSpec(t.shape, dtype or t.dtype, t.meta_shape), **attributes)
+
+
+def _emit_binary(
     kind: str, lhs: Any, rhs: Any, dtype: dtypes.dtype | None = None, numbers: bool = True
 ) -> Tensor:
     left, right = operands(kind, lhs, rhs)
@@ -53,116 +103,55 @@ def _fits_inplace(kind: str, t: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{kind}: the result is {shape}, but {t.name} to be written is {t.shape}")
 
 
-def abs(t: Tensor) -> Tensor:
-    """Absolute values."""
-    return _number_unary("abs", t)
+abs = _unary("abs", "Absolute values.", need_number)
+negate = _unary("negate", "`-t`.", need_number)
+sign = _unary("sign", "-1, 0 or 1.", need_number)
+ceil = _unary("ceil", "The next integer upwards, in the same dtype.", need_number)
+floor = _unary("floor", "The next integer downwards, in the same dtype.", need_number)
+cos = _unary("cos", "Cosine of radians.", need_float)
+sin = _unary("sin", "Sine of radians.", need_float)
+exp = _unary("exp", "e to the power of `t`.", need_float)
+log = _unary("log", "Natural logarithm.", need_float)
+log2 = _unary("log2", "Logarithm to base 2.", need_float)
+sqrt = _unary("sqrt", "Square root.", need_float)
+tanh = _unary("tanh", "Hyperbolic tangent.", need_float)
+relu = _unary("relu", "The larger of `t` and 0.", need_number)
+gelu = _unary(
+    "gelu",
+    "GELU in its tanh form (arXiv 1606.08415): 0.5 t (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3))).",
+    need_float,
+)
+geluerf = _unary("geluerf", "GELU itself (as above): 0.5 t (1 + erf(t / sqrt(2))).", need_float)
+swish = _unary("swish", "`t` times its logistic sigmoid.", need_float)
+isfinite = _unary("isfinite", "bool: neither infinite nor NaN.", _any, dtypes.bool)
+isinf = _unary("isinf", "bool: positive or negative infinity.", _any, dtypes.bool)
+isnan = _unary("isnan", "bool: not a number.", _any, dtypes.bool)
+logical_not = _unary("logical_not", "bool: not; a number is true but for 0.", _any, dtypes.bool)
 
+exp_ = _inplace("exp", need_float)
+gelu_ = _inplace("gelu", need_float)
+geluerf_ = _inplace("geluerf", need_float)
+swish_ = _inplace("swish", need_float)
+relu_ = _inplace("relu", need_number)
 
-def negate(t: Tensor) -> Tensor:
-    """`-t`."""
-    return _number_unary("negate", t)
-
-
-def sign(t: Tensor) -> Tensor:
-    """-1, 0 or 1."""
-    return _number_unary("sign", t)
-
-
-def ceil(t: Tensor) -> Tensor:
-    """The next integer upwards, in the same dtype."""
-    return _number_unary("ceil", t)
-
-
-def floor(t: Tensor) -> Tensor:
-    """The next integer downwards, in the same dtype."""
-    return _number_unary("floor", t)
-
-
-def cos(t: Tensor) -> Tensor:
-    """Cosine of radians."""
-    return _float_unary("cos", t)
-
-
-def sin(t: Tensor) -> Tensor:
-    """Sine of radians."""
-    return _float_unary("sin", t)
-
-
-def exp(t: Tensor) -> Tensor:
-    """e to the power of `t`."""
-    return _float_unary("exp", t)
-
-
-def log(t: Tensor) -> Tensor:
-    """Natural logarithm."""
-    return _float_unary("log", t)
-
-
-def log2(t: Tensor) -> Tensor:
-    """Logarithm to base 2."""
-    return _float_unary("log2", t)
-
-
-def sqrt(t: Tensor) -> Tensor:
-    """Square root."""
-    return _float_unary("sqrt", t)
-
-
-def tanh(t: Tensor) -> Tensor:
-    """Hyperbolic tangent."""
-    return _float_unary("tanh", t)
-
-
-def relu(t: Tensor) -> Tensor:
-    """The larger of `t` and 0."""
-    return _number_unary("relu", t)
-
-
-def gelu(t: Tensor) -> Tensor:
-    """GELU in its tanh form (arXiv 1606.08415): 0.5 t (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3)))."""
-    return _float_unary("gelu", t)
-
-
-def geluerf(t: Tensor) -> Tensor:
-    """GELU itself (arXiv 1606.08415): 0.5 t (1 + erf(t / sqrt(2)))."""
-    return _float_unary("geluerf", t)
-
-
-def swish(t: Tensor) -> Tensor:
-    """`t` times its logistic sigmoid."""
-    return _float_unary("swish", t)
-
-
-def isfinite(t: Tensor) -> Tensor:
-    """bool: neither infinite nor NaN."""
-    return _unary("isfinite", t, dtypes.bool)
-
-
-def isinf(t: Tensor) -> Tensor:
-    """bool: positive or negative infinity."""
-    return _unary("isinf", t, dtypes.bool)
-
-
-def isnan(t: Tensor) -> Tensor:
-    """bool: not a number."""
-    return _unary("isnan", t, dtypes.bool)
+add = _binary("add", "`lhs + rhs`.")
+sub = _binary("sub", "`lhs - rhs`.")
+mul = _binary("mul", "`lhs * rhs`.")
+div = _binary("div", "`lhs / rhs`; integers are divided towards zero.")
+fmod = _binary("fmod", "The remainder of `lhs / rhs`, with the sign of `lhs`.")
 
 
 def cast(t: Tensor, data_type: dtypes.dtype) -> Tensor:
     """`t` in another dtype."""
-    return _unary("cast", t, dtypes.dtype.as_dtype(data_type))
+    return _emit_unary("cast", tensor_operand("cast", t), dtypes.dtype.as_dtype(data_type))
 
 
 def clip(t: Tensor, min: float = float("-inf"), max: float = float("inf")) -> Tensor:
     """`t` with values below `min` or above `max` replaced by these."""
     if min > max:
         raise ValueError(f"clip: min {min} is above max {max}")
-    return _number_unary("clip", t, min=min, max=max)
-
-
-def add(lhs: Any, rhs: Any) -> Tensor:
-    """`lhs + rhs`."""
-    return _binary("add", lhs, rhs)
+    need_number("clip", tensor_operand("clip", t))
+    return _emit_unary("clip", t, min=min, max=max)
 
 
 def add_(lhs: Tensor, rhs: Any) -> Tensor:
@@ -174,39 +163,19 @@ def add_(lhs: Tensor, rhs: Any) -> Tensor:
     return emit_inplace("add", [lhs, rhs])
 
 
-def sub(lhs: Any, rhs: Any) -> Tensor:
-    """`lhs - rhs`."""
-    return _binary("sub", lhs, rhs)
-
-
-def mul(lhs: Any, rhs: Any) -> Tensor:
-    """`lhs * rhs`."""
-    return _binary("mul", lhs, rhs)
-
-
-def div(lhs: Any, rhs: Any) -> Tensor:
-    """`lhs / rhs`; integers are divided towards zero."""
-    return _binary("div", lhs, rhs)
-
-
-def fmod(lhs: Any, rhs: Any) -> Tensor:
-    """The remainder of `lhs / rhs`, with the sign of `lhs`."""
-    return _binary("fmod", lhs, rhs)
-
-
 def pow(t: Tensor, e: Any) -> Tensor:
     """`t` to the power of `e`, a number or tensor."""
-    return _binary("pow", tensor_operand("pow", t), e)
+    return _emit_binary("pow", tensor_operand("pow", t), e)
 
 
 def equal(lhs: Any, rhs: Any) -> Tensor:
     """bool: `lhs == rhs`."""
-    return _binary("equal", lhs, rhs, dtypes.bool, numbers=False)
+    return _emit_binary("equal", lhs, rhs, dtypes.bool, numbers=False)
 
 
 def greater(input: Any, other: Any) -> Tensor:
     """bool: `input > other`."""
-    return _binary("greater", input, other, dtypes.bool)
+    return _emit_binary("greater", input, other, dtypes.bool)
 
 
 def logical_and(lhs: Any, rhs: Any) -> Tensor:
@@ -219,13 +188,8 @@ def logical_or(lhs: Any, rhs: Any) -> Tensor:
     return _logical("logical_or", lhs, rhs)
 
 
-def logical_not(t: Tensor) -> Tensor:
-    """bool: not; numbers count as true where they are not 0."""
-    return _unary("logical_not", t, dtypes.bool)
-
-
 def _logical(kind: str, lhs: Any, rhs: Any) -> Tensor:
-    return _binary(kind, _as_bool(lhs), _as_bool(rhs), numbers=False)
+    return _emit_binary(kind, _as_bool(lhs), _as_bool(rhs), numbers=False)
 
 
 def _as_bool(value: Any) -> Any:
@@ -254,11 +218,27 @@ def where(condition: Tensor, lhs: Any, rhs: Any) -> Tensor:
 
 def scaled_add(X: Tensor, Y: Tensor, a: Any = 1.0, b: Any = 1.0) -> Tensor:  # noqa: N803
     """`a X + b Y`; `a` and `b` are numbers or scalar tensors."""
-    left, right = operands("scaled_add", X, Y)
-    need_number("scaled_add", left)
-    factors = [_factor("scaled_add", left, f) for f in (a, b)]
-    shape = broadcast("scaled_add", left, right)
-    return emit_one("scaled_add", [left, right, *factors], TensorSpec(shape, left.dtype))
+    inputs, shape = _scaled("scaled_add", X, Y, a, b)
+    return emit_one("scaled_add", inputs, TensorSpec(shape, inputs[0].dtype))
+
+
+def scaled_add_(X: Tensor, Y: Tensor, a: Any = 1.0, b: Any = 1.0) -> Tensor:  # noqa: N803
+    """`X = a X + b Y`; `a` and `b` are numbers or scalar tensors.
+
+    Raises:
+        ValueError: where the sum is not of the shape of `X`.
+    """
+    inputs, shape = _scaled("scaled_add_", tensor_operand("scaled_add_", X), Y, a, b)
+    _fits_inplace("scaled_add_", inputs[0], shape)
+    return emit_inplace("scaled_add", inputs)
+
+
+def _scaled(kind: str, x: Any, y: Any, a: Any, b: Any) -> tuple[list[Tensor], tuple[int, ...]]:
+    """The op's inputs, and the shape of their sum."""
+    left, right = operands(kind, x, y)
+    need_number(kind, left)
+    factors = [_factor(kind, left, f) for f in (a, b)]
+    return [left, right, *factors], broadcast(kind, left, right)
 
 
 def _factor(kind: str, like: Tensor, value: Any) -> Tensor:
@@ -270,7 +250,8 @@ def _factor(kind: str, like: Tensor, value: Any) -> Tensor:
 
 def increment_mod(t: Tensor, increment: float, modulus: float) -> Tensor:
     """`(t + increment) mod modulus`."""
-    return _number_unary("increment_mod", t, **_steps("increment_mod", increment, modulus))
+    need_number("increment_mod", tensor_operand("increment_mod", t))
+    return _emit_unary("increment_mod", t, **_steps("increment_mod", increment, modulus))
 
 
 def increment_mod_(t: Tensor, increment: float, modulus: float) -> Tensor:
@@ -279,7 +260,7 @@ def increment_mod_(t: Tensor, increment: float, modulus: float) -> Tensor:
     return emit_inplace("increment_mod", [t], **_steps("increment_mod_", increment, modulus))
 
 
-def _steps(kind: str, increment: float, modulus: float) -> dict[str, float]:
+def _steps(kind: str, increment: float, modulus: float) -> dict[str, Any]:
     for what, value in (("increment", increment), ("modulus", modulus)):
         if not isinstance(value, int | float | np.number):
             raise TypeError(f"{kind}: the {what} must be a number, got {value!r}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from popxl.ops._build import axis_of, emit_one, need_int, tensor_operand
-from popxl.ops.indexing import gather
-from popxl.tensor import Tensor, TensorSpec, constant
+from popxl.ops.indexing import gather, gather_in_groups
+from popxl.tensor import Tensor
 
 
 def tied_gather(
@@ -36,22 +35,5 @@ def groupedgather(
     Raises:
         ValueError: where a first axis is not of size `group_size`, or `axis` is it.
     """
-    if group_size in (None, 1):
-        return gather(t, indices, axis, available_memory_proportion, zero_OOR)
-    axis = axis_of("groupedgather", tensor_operand("groupedgather", t), axis)
-    indices = indices if isinstance(indices, Tensor) else constant(indices)
-    need_int("groupedgather", indices, "indices")
-    for each in (t, indices):
-        if each.shape[:1] != (group_size,):
-            raise ValueError(
-                f"groupedgather: {each.name} {each.shape} must have {group_size} groups along its "
-                "first axis"
-            )
-    if axis == 0:
-        raise ValueError(f"groupedgather: axis 0 of {t.name} {t.shape} is that of the groups")
-    if not t.shape[axis] and indices.nelms:
-        raise ValueError(f"groupedgather: axis {axis} of {t.name} {t.shape} has no elements")
-    shape = (*t.shape[:axis], *indices.shape[1:], *t.shape[axis + 1 :])
-    spec = TensorSpec(shape, t.dtype)
-    given = {"axis": axis, "zero_out_of_range": zero_OOR, "grouped": True}
-    return emit_one("gather", [t, indices], spec, **given)
+    groups = 1 if group_size is None else group_size
+    return gather_in_groups("groupedgather", t, indices, axis, zero_OOR, groups)

@@ -10,6 +10,7 @@ import numpy as np
 from popxl import dtypes
 from popxl.ops._build import (
     axis_of,
+    check_groups,
     emit_inplace,
     emit_one,
     need_int,
@@ -162,15 +163,22 @@ def gather(
         indices: integers of any shape, which takes the place of the axis.
         zero_OOR: give zeros for indices out of range (otherwise an error when it runs).
     """
-    axis = axis_of("gather", tensor_operand("gather", t), axis)
+    return gather_in_groups("gather", t, indices, axis, zero_OOR)
+
+
+def gather_in_groups(
+    kind: str, t: Tensor, indices: Tensor, axis: int, zero_out_of_range: bool, groups: int = 1
+) -> Tensor:
+    """`gather` in groups that are the first axis of both, where there are several."""
+    axis = axis_of(kind, tensor_operand(kind, t), axis)
     indices = indices if isinstance(indices, Tensor) else constant(indices)
-    need_int("gather", indices, "indices")
+    need_int(kind, indices, "indices")
+    check_groups(kind, groups, axis, t, indices)
     if not t.shape[axis] and indices.nelms:
-        raise ValueError(f"gather: axis {axis} of {t.name} {t.shape} has no elements")
-    shape = (*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :])
-    return emit_one(
-        "gather", [t, indices], TensorSpec(shape, t.dtype), axis=axis, zero_out_of_range=zero_OOR
-    )
+        raise ValueError(f"{kind}: axis {axis} of {t.name} {t.shape} has no elements")
+    shape = (*t.shape[:axis], *indices.shape[groups > 1 :], *t.shape[axis + 1 :])
+    given = {"axis": axis, "zero_out_of_range": zero_out_of_range, "grouped": groups > 1}
+    return emit_one("gather", [t, indices], TensorSpec(shape, t.dtype), **given)
 
 
 def scatter(

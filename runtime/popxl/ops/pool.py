@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from popxl.ops._build import emit_one, need_float, tensor_operand
-from popxl.ops.windows import PadType, Window, integers, pad_type_of, spatial_rank, windows
+from popxl.ops.windows import PadType, integers, pad_type_of, spatial_rank, windows
 from popxl.tensor import Tensor, TensorSpec
 
 
@@ -38,11 +38,8 @@ def average_pool(
     Raises:
         ValueError: where settings do not fit `t`, or a window holds padding only.
     """
-    made = _windows(
-        *("average_pool", t, kernel_size, stride, padding),
-        *(out_pads, dilation, in_dilations, auto_pad, ceil_mode),
-    )
-    return _pool("average_pool", t, made)
+    padded = out_pads, dilation, in_dilations, auto_pad, ceil_mode
+    return _pool("average_pool", t, kernel_size, stride, padding, *padded)
 
 
 def max_pool(
@@ -64,14 +61,11 @@ def max_pool(
     """
     if storage_order != "row":
         raise ValueError(f"max_pool: storage_order must be 'row', got {storage_order!r}")
-    made = _windows(
-        *("max_pool", t, kernel_size, stride, padding),
-        *(out_pads, dilation, in_dilations, auto_pad, ceil_mode),
-    )
-    return _pool("max_pool", t, made)
+    padded = out_pads, dilation, in_dilations, auto_pad, ceil_mode
+    return _pool("max_pool", t, kernel_size, stride, padding, *padded)
 
 
-def _windows(
+def _pool(
     kind: str,
     t: Tensor,
     kernel_size: Iterable[int],
@@ -82,7 +76,7 @@ def _windows(
     in_dilations: Iterable[int] | None,
     auto_pad: str | None,
     ceil_mode: bool,
-) -> tuple[Window, ...]:
+) -> Tensor:
     need_float(kind, tensor_operand(kind, t))
     axes = spatial_rank(kind, t)
     kernel = integers(kind, "kernel_size", kernel_size, axes, 1)
@@ -106,9 +100,5 @@ def _windows(
             f"{kind}: a window along axis {empty[0]} of {t.name} {t.shape} holds padding only; "
             f"use less padding, a smaller stride or no ceil_mode"
         )
-    return made
-
-
-def _pool(kind: str, t: Tensor, made: tuple[Window, ...]) -> Tensor:
     shape = (*t.shape[:2], *(w.count for w in made))
     return emit_one(kind, [t], TensorSpec(shape, t.dtype), windows=made)

@@ -1,8 +1,8 @@
 """Random numbers: the same for the same seed, on any device and with any number of replicas.
 
 A replica's numbers depend on its own seed alone. The generator is Philox4x32-10 (Salmon, Moraes,
-Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011); `backend/random.py` has it.
-The numbers are not those of an IPU.
+Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The numbers are not those of
+an IPU. Every seed is uint32 `(2,)`, and another one is a ValueError.
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ def random_uniform(
 ) -> Tensor:
     """Numbers of the uniform distribution from `low` on, below `high`, rounded to `dtype`.
 
-    Args:
-        seed_tensor: uint32 `(2,)`; the same seed gives the same numbers.
-
     Raises:
         TypeError: where `dtype` is no float type.
-        ValueError: where the seed is of another shape or dtype, or `high` is below `low`.
+        ValueError: where `high` is below `low`.
     """
     kind = "random_uniform"
     if not _number(kind, "low", low) <= _number(kind, "high", high):
@@ -49,12 +46,9 @@ def random_normal(
 ) -> Tensor:
     """Numbers of the normal distribution (Box and Muller, 1958), rounded to `dtype`.
 
-    Args:
-        seed_tensor: uint32 `(2,)`; the same seed gives the same numbers.
-
     Raises:
         TypeError: where `dtype` is no float type.
-        ValueError: where the seed is of another shape or dtype, or `std` is negative.
+        ValueError: where `std` is negative.
     """
     kind = "random_normal"
     if not _number(kind, "std", std) >= 0:
@@ -67,12 +61,11 @@ def dropout(t: Tensor, seed_tensor: Tensor, p: float) -> Tensor:
     """`t` with elements set to 0 with probability `p`, the others divided by `1 - p`.
 
     Args:
-        seed_tensor: uint32 `(2,)`; the same seed drops the same elements.
         p: from 0 on, below 1.
 
     Raises:
         TypeError: where `t` holds no numbers.
-        ValueError: where the seed is of another shape or dtype, or `p` is out of range.
+        ValueError: where `p` is out of range.
     """
     return _dropped("dropout", t, seed_tensor, tensor_operand("dropout", t).shape, p)
 
@@ -81,7 +74,6 @@ def shaped_dropout(t: Tensor, seed_tensor: Tensor, shape: Iterable[int], ratio: 
     """`dropout` that drops elements together.
 
     Args:
-        seed_tensor: uint32 `(2,)`; the same seed drops the same elements.
         shape: broadcasts to that of `t`; what one of its elements is broadcast to falls together.
         ratio: the probability, from 0 on, below 1.
 
@@ -106,7 +98,7 @@ def split_random_seed(seed: Tensor, n: int = 2) -> tuple[Tensor, ...]:
         seed: uint32 `(2,)`.
 
     Raises:
-        ValueError: where the seed is of another shape or dtype, or `n` is below 1.
+        ValueError: where `n` is below 1.
     """
     if not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"split_random_seed: n must be an integer of at least 1, got {n!r}")

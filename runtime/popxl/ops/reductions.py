@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 from popxl import dtypes
 from popxl.ops._build import (
@@ -15,18 +16,34 @@ from popxl.ops._build import (
     need_number,
     tensor_operand,
 )
+from popxl.ops.elementwise import Need, named
 from popxl.tensor import Tensor, TensorSpec
 
 
-def _reduce(kind: str, t: Tensor, axis: int | Iterable[int] | None, keepdims: bool) -> Tensor:
-    need_number(kind, tensor_operand(kind, t))
-    axes = axes_of(kind, t, axis)
-    if kind in ("max", "min", "median"):
-        _need_elements(kind, t, axes)
-    shape = tuple(
-        1 if i in axes else size for i, size in enumerate(t.shape) if keepdims or i not in axes
-    )
-    return emit_one(kind, [t], TensorSpec(shape, t.dtype), axes=axes, keepdims=bool(keepdims))
+class Reduction(Protocol):
+    """An op that reduces one axis, several, or all for None."""
+
+    def __call__(
+        self, t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False
+    ) -> Tensor: ...
+
+
+def _reduction(kind: str, doc: str, need: Need = need_number) -> Reduction:
+    def op(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+        need(kind, tensor_operand(kind, t))
+        axes = axes_of(kind, t, axis)
+        if kind in ("max", "min", "median"):
+            _need_elements(kind, t, axes)
+        spec = TensorSpec(_reduced(t.shape, axes, keepdims), t.dtype)
+        return emit_one(kind, [t], spec, axes=axes, keepdims=bool(keepdims))
+
+    return named(op, kind, doc)
+
+
+def _reduced(shape: Iterable[int], axes: Iterable[int], keepdims: bool) -> tuple[int, ...]:
+    """A shape without axes, or with these of size 1."""
+    sizes = enumerate(shape)
+    return tuple(1 if i in axes else size for i, size in sizes if keepdims or i not in axes)
 
 
 def _need_elements(kind: str, t: Tensor, axes: Iterable[int]) -> None:
@@ -35,62 +52,20 @@ def _need_elements(kind: str, t: Tensor, axes: Iterable[int]) -> None:
         raise ValueError(f"{kind}: axis {empty[0]} of {t.name} {t.shape} has no elements")
 
 
-def sum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Sum over the axes (all for None)."""
-    return _reduce("sum", t, axis, keepdims)
-
-
-def mean(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Arithmetic mean over the axes."""
-    return _reduce("mean", t, axis, keepdims)
-
-
-def max(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Largest element over the axes."""
-    return _reduce("max", t, axis, keepdims)
-
-
-def min(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Smallest element over the axes."""
-    return _reduce("min", t, axis, keepdims)
-
-
-def prod(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Product over the axes."""
-    return _reduce("prod", t, axis, keepdims)
-
-
-def sumsquare(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Sum of the squares over the axes."""
-    return _reduce("sumsquare", t, axis, keepdims)
-
-
-def l1(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Sum of the magnitudes over the axes."""
-    return _reduce("l1", t, axis, keepdims)
-
-
-def l2(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Square root of the sum of the squares over the axes."""
-    need_float("l2", tensor_operand("l2", t))
-    return _reduce("l2", t, axis, keepdims)
-
-
-def logsumexp(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Logarithm of the sum of the exponentials over the axes."""
-    need_float("logsumexp", tensor_operand("logsumexp", t))
-    return _reduce("logsumexp", t, axis, keepdims)
-
-
-def logsum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Logarithm of the sum over the axes."""
-    need_float("logsum", tensor_operand("logsum", t))
-    return _reduce("logsum", t, axis, keepdims)
-
-
-def median(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
-    """Median over the axes; of an even number of elements the lower of the two in the middle."""
-    return _reduce("median", t, axis, keepdims)
+sum = _reduction("sum", "Sum over the axes (all for None).")
+mean = _reduction("mean", "Arithmetic mean over the axes.")
+max = _reduction("max", "Largest element over the axes.")
+min = _reduction("min", "Smallest element over the axes.")
+prod = _reduction("prod", "Product over the axes.")
+sumsquare = _reduction("sumsquare", "Sum of the squares over the axes.")
+l1 = _reduction("l1", "Sum of the magnitudes over the axes.")
+l2 = _reduction("l2", "Square root of the sum of the squares over the axes.", need_float)
+logsumexp = _reduction("logsumexp", "Logarithm of the sum of exponentials.", need_float)
+logsum = _reduction("logsum", "Logarithm of the sum.", need_float)
+median = _reduction(
+    "median",
+    "Median over the axes; of an even number of elements the lower of the two in the middle.",
+)
 
 
 def histogram(t: Tensor, levels: Sequence[float], absolute_of_input: bool) -> Tensor:
@@ -130,10 +105,8 @@ def _arg(kind: str, t: Tensor, dim: int, keepdim: bool) -> Tensor:
     need_number(kind, tensor_operand(kind, t))
     axis = axis_of(kind, t, dim)
     _need_elements(kind, t, [axis])
-    shape = tuple(
-        1 if i == axis else size for i, size in enumerate(t.shape) if keepdim or i != axis
-    )
-    return emit_one(kind, [t], TensorSpec(shape, dtypes.int32), axis=axis, keepdims=bool(keepdim))
+    spec = TensorSpec(_reduced(t.shape, [axis], keepdim), dtypes.int32)
+    return emit_one(kind, [t], spec, axis=axis, keepdims=bool(keepdim))
 
 
 def topk(

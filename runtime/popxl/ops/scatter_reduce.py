@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from popxl.ops._build import axis_of, emit_one, need_int, need_number, same_dtype, tensor_operand
+from popxl.ops._build import (
+    axis_of,
+    check_groups,
+    emit_one,
+    need_int,
+    need_number,
+    same_dtype,
+    tensor_operand,
+)
 from popxl.tensor import Tensor, TensorSpec
 
 REDUCTIONS = ("sum", "min", "max", "none")
@@ -86,7 +94,7 @@ def _emit(
     need_int(kind, tensor_operand(kind, indices), "indices")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{kind}: reduction {reduction!r}: allowed are {', '.join(REDUCTIONS)}")
-    _check_groups(kind, groups, axis, data, indices, initial)
+    check_groups(kind, groups, axis, data, indices, *([] if initial is None else [initial]))
     at = indices.shape
     if broadcast:
         at = _one_for_each(kind, data, indices, axis, groups > 1)
@@ -102,22 +110,6 @@ def _emit(
         _check_kept(kind, data if broadcast else indices, out, axis, broadcast)
     given = {"axis": axis, "reduction": reduction, "at": at, "broadcast": bool(broadcast)}
     return emit_one("scatter_reduce", inputs, spec, **given)
-
-
-def _check_groups(
-    kind: str, groups: int, axis: int, data: Tensor, indices: Tensor, initial: Tensor | None
-) -> None:
-    if groups < 1:
-        raise ValueError(f"{kind}: group_size must be at least 1, got {groups}")
-    if groups == 1:
-        return
-    for t in (data, indices, initial):
-        if t is not None and t.shape[:1] != (groups,):
-            raise ValueError(
-                f"{kind}: {t.name} {t.shape} must have {groups} groups along its first axis"
-            )
-    if axis == 0:
-        raise ValueError(f"{kind}: axis 0 of {data.name} {data.shape} is that of the groups")
 
 
 def _one_for_each(

@@ -2,7 +2,8 @@
 
 Each op writes to its first operand and returns it. What is added may be of another dtype; sums are
 made in float32 at least and rounded to the dtype of the operand (integers are cut towards zero).
-Factors are numbers or scalar tensors. Nothing is broadcast.
+Factors are numbers or scalar tensors, and nothing is broadcast: another factor, or shapes that
+differ, raise a ValueError.
 """
 
 # ruff: noqa: F401 - optimisers are named here, as in PopXL
@@ -27,11 +28,7 @@ from popxl.tensor import Tensor
 
 
 def copy_var_update_(t: Tensor, X: Tensor) -> Tensor:  # noqa: N803
-    """Overwrite `t` with `X`.
-
-    Raises:
-        ValueError: where their shapes differ.
-    """
+    """Overwrite `t` with `X`."""
     tensor_operand("copy_var_update_", t)
     same_dtype("copy_var_update_", t, tensor_operand("copy_var_update_", X))
     _same_shape("copy_var_update_", t, X)
@@ -39,38 +36,22 @@ def copy_var_update_(t: Tensor, X: Tensor) -> Tensor:  # noqa: N803
 
 
 def accumulate_(t: Tensor, X: Tensor, f: float | Tensor | None = None) -> Tensor:  # noqa: N803
-    """`t = t + f X`; `f` is 1 where None.
-
-    Raises:
-        ValueError: where shapes differ or `f` is no scalar.
-    """
+    """`t = t + f X`; `f` is 1 where None."""
     return _accumulate("accumulate_", "add", t, X, f)
 
 
 def accumulate_square_(t: Tensor, X: Tensor, f: float | Tensor = 1.0) -> Tensor:  # noqa: N803
-    """`t = t + f X^2`.
-
-    Raises:
-        ValueError: where shapes differ or `f` is no scalar.
-    """
+    """`t = t + f X^2`."""
     return _accumulate("accumulate_square_", "add_square", t, X, f)
 
 
 def accumulate_mean_(t: Tensor, X: Tensor, step: float | Tensor) -> Tensor:  # noqa: N803
-    """`t = (step t + X) / (step + 1)`: the mean, where `t` is that of `step` values before.
-
-    Raises:
-        ValueError: where shapes differ or `step` is no scalar.
-    """
+    """`t = (step t + X) / (step + 1)`: the mean, where `t` is that of `step` values before."""
     return _accumulate("accumulate_mean_", "mean", t, X, step)
 
 
 def accumulate_moving_average_(t: Tensor, X: Tensor, f: float | Tensor) -> Tensor:  # noqa: N803
-    """`t = f t + (1 - f) X`.
-
-    Raises:
-        ValueError: where shapes differ or `f` is no scalar.
-    """
+    """`t = f t + (1 - f) X`."""
     return _accumulate("accumulate_moving_average_", "moving_average", t, X, f)
 
 
@@ -79,20 +60,12 @@ def accumulate_moving_average_square_(
     X: Tensor,  # noqa: N803
     f: float | Tensor,
 ) -> Tensor:
-    """`t = f t + (1 - f) X^2`.
-
-    Raises:
-        ValueError: where shapes differ or `f` is no scalar.
-    """
+    """`t = f t + (1 - f) X^2`."""
     return _accumulate("accumulate_moving_average_square_", "moving_average_square", t, X, f)
 
 
 def accumulator_scale_(t: Tensor, f: float | Tensor) -> Tensor:
-    """`t = f t`; the number 0 gives zeros, whatever `t` holds.
-
-    Raises:
-        ValueError: where `f` is no scalar.
-    """
+    """`t = f t`; the number 0 gives zeros, whatever `t` holds."""
     need_number("accumulator_scale_", tensor_operand("accumulator_scale_", t))
     tensors, number = _factor("accumulator_scale_", f)
     if number is None and not tensors:

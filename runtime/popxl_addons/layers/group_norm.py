@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import popxl
 from popxl import ops
-from popxl.utils import to_numpy
 
 from ..initialisers import full
 from ..module import Module
-from ..named_tensors import NamedTensors
-from ..utils import WeightsDict
+from .layer_norm import LayerNorm
 
 
 class GroupNorm(Module):
@@ -45,14 +41,4 @@ class GroupNorm(Module):
         )
         return ops.group_norm(x, weight, bias, self.num_groups, self.eps)
 
-    @staticmethod
-    def torch_mapping(
-        variables: NamedTensors, nn_layer: Any, dtype: popxl.dtypes.dtype = popxl.float32
-    ) -> WeightsDict:
-        """The variables' values in a `torch.nn.GroupNorm`."""
-        return WeightsDict(
-            {
-                variables.weight: to_numpy(nn_layer.weight.data, dtype),
-                variables.bias: to_numpy(nn_layer.bias.data, dtype),
-            }
-        )
+    torch_mapping = staticmethod(LayerNorm.torch_mapping)

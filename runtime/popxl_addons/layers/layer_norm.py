@@ -31,7 +31,7 @@ class LayerNorm(Module):
     def torch_mapping(
         variables: NamedTensors, nn_layer: Any, dtype: popxl.dtypes.dtype = popxl.float32
     ) -> WeightsDict:
-        """The variables' values in a `torch.nn.LayerNorm`, over one dimension or several."""
+        """The variables' values in a torch norm: over one dimension or several, or of groups."""
         return WeightsDict(
             {
                 variables.weight: to_numpy(nn_layer.weight.data, dtype).reshape(-1),

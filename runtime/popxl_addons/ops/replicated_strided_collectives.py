@@ -6,6 +6,12 @@ import popxl
 from popxl import ops
 from popxl.ops import collectives
 
+replicated_all_reduce_strided = collectives.replicated_all_reduce
+replicated_reduce_scatter_strided = collectives.replicated_reduce_scatter
+
+replicated_all_reduce_strided_identical_grad_inputs = replicated_all_reduce_strided
+"""Used where what follows is the same throughout a group."""
+
 
 def replicated_all_gather_strided(
     t: popxl.Tensor, group: popxl.ReplicaGrouping | None = None
@@ -14,34 +20,8 @@ def replicated_all_gather_strided(
     return collectives.replicated_all_gather(t, group=group)
 
 
-def replicated_all_reduce_strided(
-    t: popxl.Tensor, op: str = "add", group: popxl.ReplicaGrouping | None = None
-) -> popxl.Tensor:
-    """`ops.collectives.replicated_all_reduce`."""
-    return collectives.replicated_all_reduce(t, op, group)
-
-
 def replicated_all_reduce_strided_identical_inputs(
     t: popxl.Tensor, op: str = "add", group: popxl.ReplicaGrouping | None = None
 ) -> popxl.Tensor:
     """`t` as it is: only the gradient of this is a sum over replicas."""
     return ops.identity(t)
-
-
-def replicated_all_reduce_strided_identical_grad_inputs(
-    t: popxl.Tensor, op: str = "add", group: popxl.ReplicaGrouping | None = None
-) -> popxl.Tensor:
-    """`replicated_all_reduce_strided`, where what follows is the same throughout a group."""
-    return replicated_all_reduce_strided(t, op, group)
-
-
-def replicated_reduce_scatter_strided(
-    t: popxl.Tensor,
-    op: str = "add",
-    group: popxl.ReplicaGrouping | None = None,
-    configure_output_for_replicated_tensor_sharding: bool = False,
-) -> popxl.Tensor:
-    """`ops.collectives.replicated_reduce_scatter`."""
-    return collectives.replicated_reduce_scatter(
-        t, op, group, configure_output_for_replicated_tensor_sharding
-    )

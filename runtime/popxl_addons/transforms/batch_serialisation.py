@@ -13,9 +13,9 @@ from typing import Any
 
 import popxl
 from popxl import ops
+from popxl._absent import GRADIENTS, absent
 from popxl.ops import collectives
 
-from .._absent import GRADIENTS, absent
 from ..graph import GraphWithNamedArgs
 from ..named_tensors import NamedTensors
 from ..remote import create_remote_buffer

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from popxl.graph import Graph, Op
 from popxl.ir import Ir
@@ -84,15 +84,7 @@ class Cost:
         )
 
     def _counts(self) -> tuple[int, ...]:
-        return (
-            self.weight_bytes,
-            self.state_bytes,
-            self.operations,
-            self.state_operations,
-            self.process_calls,
-            self.process_bytes,
-            self.calls,
-        )
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name != "collectives")
 
 
 def cost_of(graph: Graph) -> Cost:

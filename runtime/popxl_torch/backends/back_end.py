@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 
 from popxl_torch.backends.specs import (
+    NOTHING,
+    Added,
     AttentionSpec,
     ChainSpec,
     LinearSpec,
@@ -43,25 +45,11 @@ class BackEnd(Protocol):
         """Why the kernels do not do what a spec says, whatever the tensors; None where they do."""
 
     def linear(
-        self,
-        spec: LinearSpec,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        bias: Maybe = None,
-        residual: Maybe = None,
-        gate: Maybe = None,
+        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, added: Added = NOTHING
     ) -> Maybe:
-        """Of x `(*mesh, ..., in)`, bias `(*mesh, outputs)`, and residual and gate like the result,
-        `(*mesh, ..., outputs)`."""
+        """Of x `(*mesh, ..., in)`."""
 
-    def epilogue(
-        self,
-        spec: LinearSpec,
-        y: torch.Tensor,
-        bias: Maybe = None,
-        residual: Maybe = None,
-        gate: Maybe = None,
-    ) -> Maybe:
+    def epilogue(self, spec: LinearSpec, y: torch.Tensor, added: Added) -> Maybe:
         """What follows a product whose sum is `y`."""
 
     def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> Maybe:

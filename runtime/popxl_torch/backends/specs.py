@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from popxl_shared.groups import PER_WORD
@@ -92,6 +92,26 @@ class LinearSpec:
     dtype: torch.dtype
     summed: int | None = None
     activation: str | None = None
+
+
+class Added(NamedTuple):
+    """What follows a product, as far as it is tensors.
+
+    Attributes:
+        bias: `(*mesh, outputs)`.
+        residual, gate: like the result, `(*mesh, ..., outputs)`.
+    """
+
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that there are."""
+        return [t for t in self if t is not None]
+
+
+NOTHING = Added()
 
 
 @dataclass(frozen=True)

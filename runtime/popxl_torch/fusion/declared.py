@@ -8,6 +8,7 @@ graph remains the meaning; tests hold the kernel against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from popxl.graph import Graph, Op
@@ -15,9 +16,11 @@ from popxl.graph import Graph, Op
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.collectives.mesh import Mesh
 
-Factory = Callable[[Graph, Mesh, BackEnd, torch.nn.Module], torch.nn.Module | None]
-"""Makes what runs one graph by the back end, with the lowered graph to fall back on; None where the
-graph is not what is known."""
+Run = Callable[..., torch.Tensor | None]
+"""From a graph's inputs to its output; None where these tensors are left to the graph."""
+
+Factory = Callable[[Graph, Mesh, BackEnd], Run | None]
+"""Makes what runs one graph by the back end; None where the graph is not what is known."""
 
 _FACTORIES: dict[tuple[str, int], Factory] = {}
 
@@ -61,13 +64,22 @@ def has_signature(
     )
 
 
-def found_for(
-    op: Op, mesh: Mesh, back_end: BackEnd, lowered: torch.nn.Module
-) -> torch.nn.Module | None:
-    """What runs the graph that `op` calls, if it is declared and known."""
+class Declared(torch.nn.Module):
+    """Runs a declared graph by a kernel, or as it is."""
+
+    def __init__(self, run: Run, graph: torch.nn.Module):
+        super().__init__()
+        self.run, self.graph = run, graph
+
+    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        done = self.run(*inputs)
+        return self.graph(*inputs) if done is None else (done,)
+
+
+def found_for(op: Op, mesh: Mesh, back_end: BackEnd, lowered: torch.nn.Module) -> Declared | None:
+    """What runs the graph that `op` calls, if it is declared and known; else it is `lowered`."""
     graph = op.graphs[0]
     declared = graph._declaration
-    if declared is None:
-        return None
-    factory = _FACTORIES.get((declared.name, declared.version))
-    return factory(graph, mesh, back_end, lowered) if factory else None
+    factory = declared and _FACTORIES.get((declared.name, declared.version))
+    run = factory(graph, mesh, back_end) if factory else None
+    return None if run is None else Declared(run, lowered)

@@ -18,7 +18,7 @@ from popxl_shared.groups import PER_WORD
 
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.reference.back_end import Reference
-from popxl_torch.backends.specs import ACTIVATIONS, LinearSpec, StoredWeight
+from popxl_torch.backends.specs import ACTIVATIONS, Added, LinearSpec, StoredWeight
 from popxl_torch.collectives.across import AcrossProcesses, of_op
 from popxl_torch.collectives.mesh import Mesh
 from popxl_torch.collectives.within import Collectives, reduce
@@ -104,10 +104,8 @@ def _sum(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
 
 
 def _bias(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _joined(product, fusion, "add")
-    if op is None or other is None or other.shape != product.output.shape[-1:]:
-        return None
-    return replace(product, ops=(*product.ops, op), bias=other)
+    op, bias = _joined(product, fusion, "add", product.output.shape[-1:])
+    return None if op is None else replace(product, ops=(*product.ops, op), bias=bias)
 
 
 def _activation(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
@@ -116,17 +114,13 @@ def _activation(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product 
 
 
 def _gate(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _joined(product, fusion, "mul")
-    if op is None or other is None or other.shape != product.output.shape:
-        return None
-    return replace(product, ops=(*product.ops, op), gate=other)
+    op, gate = _joined(product, fusion, "mul", product.output.shape)
+    return None if op is None else replace(product, ops=(*product.ops, op), gate=gate)
 
 
 def _residual(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
-    op, other = _joined(product, fusion, "add")
-    if op is None or other is None or other.shape != product.output.shape:
-        return None
-    return replace(product, ops=(*product.ops, op), residual=other)
+    op, residual = _joined(product, fusion, "add", product.output.shape)
+    return None if op is None else replace(product, ops=(*product.ops, op), residual=residual)
 
 
 def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None:
@@ -136,12 +130,15 @@ def _cast(product: Product, fusion: Fusion, mesh: Mesh | None) -> Product | None
     return replace(product, ops=(*product.ops, op), dtype=op.outputs[0].dtype.as_torch())
 
 
-def _joined(product: Product, fusion: Fusion, kind: str) -> tuple[Op | None, Tensor | None]:
-    """The addition or multiplication that follows, and the other operand."""
+def _joined(
+    product: Product, fusion: Fusion, kind: str, shape: tuple[int, ...]
+) -> tuple[Op | None, Tensor | None]:
+    """The addition or multiplication that follows, and its other operand, of this shape."""
     op = fusion.user(product.output, kind)
     if op is None or op.inputs[0] is op.inputs[1]:
         return None, None
-    return op, op.inputs[1 if op.inputs[0] is product.output else 0]
+    other = op.inputs[1 if op.inputs[0] is product.output else 0]
+    return (op, other) if other.shape == shape else (None, None)
 
 
 def _multiplies(op: Op) -> bool:
@@ -204,16 +201,14 @@ class RunProduct:
 
     def __call__(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         product = self.product
-        weight, added = StoredWeight(*others[: self.operands - 1]), [*others[self.operands - 1 :]]
-        bias = added.pop(0) if product.bias is not None else None
-        residual = added.pop(0) if product.residual is not None else None
-        gate = added.pop(0) if product.gate is not None else None
-        after = bias, residual, gate
+        weight, rest = StoredWeight(*others[: self.operands - 1]), [*others[self.operands - 1 :]]
+        after = (product.bias, product.residual, product.gate)
+        added = Added(*(None if t is None else rest.pop(0) for t in after))
         if self.reduced is None and self._sums_once(x, weight.tensor):
-            done = self.back_end.linear(self.whole, x, weight, *after)
+            done = self.back_end.linear(self.whole, x, weight, added)
             if done is not None:
                 return done
-        return self._then(self._sum(x, weight), *after)
+        return self._then(self._sum(x, weight), added)
 
     def _sums_once(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether the members of the sum are all there, not held once for several."""
@@ -238,9 +233,9 @@ class RunProduct:
         held = weight if values is None else StoredWeight(values)
         return self.reference.linear(self.alone, x, held)
 
-    def _then(self, y: torch.Tensor, *after: torch.Tensor | None) -> torch.Tensor:
-        """What follows the sum: bias, residual, gate."""
-        if self.whole.activation is None and all(t is None for t in after):
+    def _then(self, y: torch.Tensor, added: Added) -> torch.Tensor:
+        """What follows the sum."""
+        if self.whole.activation is None and not added.tensors():
             return y.to(self.whole.dtype)
-        done = self.back_end.epilogue(self.whole, y, *after)
-        return self.reference.epilogue(self.whole, y, *after) if done is None else done
+        done = self.back_end.epilogue(self.whole, y, added)
+        return self.reference.epilogue(self.whole, y, added) if done is None else done

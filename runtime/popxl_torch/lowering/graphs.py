@@ -31,10 +31,8 @@ from popxl_torch.fusion.chains import Chain, chains, in_place
 from popxl_torch.fusion.groups import Fusion
 from popxl_torch.fusion.products import Product, products
 from popxl_torch.lowering import (
-    attention,  # noqa: F401 - imported to register what is declared, and the rules
     calls,
-    decompression,  # noqa: F401
-    norms,  # noqa: F401
+    declared,  # noqa: F401 - imported to register what is declared, and the rules
     outside,
     placement,
     rules_nn,  # noqa: F401
@@ -131,7 +129,7 @@ class GraphLowering:
         self.collectives, self.back_end = self.around.collectives, self.around.back_end
         self.fx = torch.fx.Graph()
         self.root = torch.nn.Module()
-        self.values = Values(graph, self.lead, self.call, self._constant)
+        self.values = Values(graph, self.lead, self.call, self._constant, self._rule)
         self.in_place_slots = slots_updated_in_place(graph, self.values.views)
         self.loans = loans(graph, self.values.views)
         self.in_place_slots |= {loan.load for loan in self.loans}
@@ -158,6 +156,9 @@ class GraphLowering:
 
     def call(self, function: Callable, *args: Any, **kwargs: Any) -> Node:
         return self.fx.call_function(function, args, kwargs)
+
+    def _rule(self, op: Op, args: list[Node]) -> Any:
+        return rule_of(op.kind)(self, op, args)
 
     # --- inputs, constants, modules ---
 
@@ -202,13 +203,14 @@ class GraphLowering:
         moved = min(facts_of(op).moved, len(op.inputs))
         args = [self.values.node(t) for t in op.inputs]
         for i in range(moved, len(args)):
-            args[i] = self._computable(args[i], op.inputs[i])
-        made = rule_of(op.kind)(self, op, self._placed(op, args))
+            args[i] = self._if_wide(args[i], op.inputs[i], torch.int64)
+        made = self._rule(op, self._placed(op, args))
         nodes = made if isinstance(made, list) else [made]
         if moved:
             return nodes
         outputs = op.outputs or op.inputs[:1]
-        return [self._stored(n, t) for n, t in zip(nodes, outputs, strict=True)]
+        pairs = zip(nodes, outputs, strict=True)
+        return [self._if_wide(node, t, t.dtype.as_torch()) for node, t in pairs]
 
     def _placed(self, op: Op, args: list[Node]) -> list[Node]:
         """The inputs in one place; see `placement.py`."""
@@ -222,13 +224,10 @@ class GraphLowering:
         both = self.call(placement.together, *args)
         return [self.call(operator.getitem, both, number) for number in range(len(args))]
 
-    def _computable(self, node: Node, tensor: Tensor) -> Node:
+    def _if_wide(self, node: Node, tensor: Tensor, dtype: torch.dtype) -> Node:
+        """A node as `dtype`, where it is of a tensor of wide unsigned integers."""
         wide = updates.is_wide_unsigned(tensor)
-        return self.call(kernels.cast, node, torch.int64) if wide else node
-
-    def _stored(self, node: Node, tensor: Tensor) -> Node:
-        wide = updates.is_wide_unsigned(tensor)
-        return self.call(kernels.cast, node, tensor.dtype.as_torch()) if wide else node
+        return self.call(kernels.cast, node, dtype) if wide else node
 
     def _shared_by_rule(self, op: Op) -> frozenset[Key]:
         """The memory that the results of a plain op may lie in."""

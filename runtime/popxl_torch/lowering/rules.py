@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.graph import Op
 from torch.fx import Node
 
@@ -77,43 +76,10 @@ def aligned(b: Emitter, op: Op, args: list[Node], rank: int) -> list[Node]:
     ]
 
 
-_ELEMENTWISE: dict[str, Callable] = {
-    "abs": torch.abs,
-    "negate": torch.neg,
-    "sign": torch.sign,
-    "ceil": torch.ceil,
-    "floor": torch.floor,
-    "cos": torch.cos,
-    "sin": torch.sin,
-    "exp": torch.exp,
-    "log": torch.log,
-    "log2": torch.log2,
-    "sqrt": torch.sqrt,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "swish": kernels.swish,
-    "isfinite": torch.isfinite,
-    "isinf": torch.isinf,
-    "isnan": torch.isnan,
-    "logical_not": torch.logical_not,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "pow": torch.pow,
-    "equal": torch.eq,
-    "greater": torch.gt,
-    "logical_and": torch.logical_and,
-    "logical_or": torch.logical_or,
-    "maximum": kernels.maximum,
-    "where": torch.where,
-    "scaled_add": kernels.scaled_add,
-}
-
-
-@rule(*_ELEMENTWISE)
+@rule(*kernels.ELEMENTWISE)
 def _elementwise(b: Emitter, op: Op, args: list[Node]) -> Node:
     rank = max(t.rank for t in op.inputs)
-    return b.call(_ELEMENTWISE[op.kind], *aligned(b, op, args, rank))
+    return b.call(kernels.ELEMENTWISE[op.kind], *aligned(b, op, args, rank))
 
 
 @rule("div", "fmod")
@@ -122,16 +88,6 @@ def _divide(b: Emitter, op: Op, args: list[Node]) -> Node:
     if op.inputs[0].dtype.is_floating_point:
         return b.call(torch.div if op.kind == "div" else torch.fmod, *args)
     return b.call(kernels.integer_div if op.kind == "div" else kernels.integer_fmod, *args)
-
-
-@rule("gelu")
-def _gelu(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(F.gelu, args[0], approximate="tanh")
-
-
-@rule("geluerf")
-def _geluerf(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(F.gelu, args[0])
 
 
 @rule("cast")
@@ -161,12 +117,14 @@ _REDUCTIONS: dict[str, Callable] = {
     "logsumexp": kernels.reduce_logsumexp,
     "logsum": kernels.reduce_logsum,
     "median": kernels.reduce_median,
+    "l1": kernels.reduce_l1,
+    "l2": kernels.reduce_l2,
     "max": torch.amax,
     "min": torch.amin,
 }
 
 
-_OF_ONE: dict[str, Callable] = {"sumsquare": torch.square, "logsum": torch.log}
+_OF_ONE = {"sumsquare": torch.square, "logsum": torch.log, "l1": torch.abs, "l2": torch.abs}
 """What a reduction of single elements is, where it is not the element."""
 
 
@@ -287,11 +245,6 @@ def region(op: Op) -> dict[str, tuple[int, ...]]:
 @rule("dynamic_slice")
 def _dynamic_slice(b: Emitter, op: Op, args: list[Node]) -> Node:
     return b.call(indexing.dynamic_slice, *args, b.lead, **region(op))
-
-
-@rule("dynamic_update")
-def _dynamic_update(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(indexing.dynamic_update, *args, b.lead, **region(op))
 
 
 @rule("onehot")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 from popxl.graph import Op
@@ -54,15 +53,6 @@ def _interpolate(b: Emitter, op: Op, args: list[Node]) -> Node:
 @rule("roi_align")
 def _roi_align(b: Emitter, op: Op, args: list[Node]) -> Node:
     return b.call(resampling.roi_align, *args, b.lead, op.scale, op.samples, op.size)
-
-
-_NORMS: dict[str, Callable] = {"l1": kernels.reduce_l1, "l2": kernels.reduce_l2}
-
-
-@rule(*_NORMS)
-def _norm(b: Emitter, op: Op, args: list[Node]) -> Node:
-    dims = tuple(a - op.inputs[0].rank for a in op.axes)
-    return b.call(_NORMS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
 
 
 @rule("nll_loss")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from popxl.graph import Op
 from popxl.tensor import Tensor
+from torch.fx import Node
 
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.specs import PlaceSpec
-from popxl_torch.lowering.rules import region
+from popxl_torch.lowering.rules import Emitter, region, rule
 from popxl_torch.memory.arrays import broadcast_shapes
 from popxl_torch.memory.cells import Cell
 
@@ -21,19 +22,24 @@ if TYPE_CHECKING:
 
 def dynamic_update(g: GraphLowering, op: Op) -> None:
     target = op.inputs[0]
-    update = Update(g.back_end, PlaceSpec(g.lead, **region(op)))
-    if is_wide_unsigned(target):
-        made = g.apply_rule(op)[0]
-    elif op.modifies and (cell := g.values.cell(target)):
+    if op.modifies and not is_wide_unsigned(target) and (cell := g.values.cell(target)):
         node, key = cell
-        g.call(update.in_cell, node, *g.values.protect({key}, op.inputs[1:]))
+        g.call(_update(g, op).in_cell, node, *g.values.protect({key}, op.inputs[1:]))
         return
-    else:
-        made = g.call(update.of_copy, *(g.values.node(t) for t in op.inputs))
+    (made,) = g.apply_rule(op)
     if op.modifies:
         g.values.assign(target, made)
     else:
         g.values.bind(op.outputs[0], made)
+
+
+@rule("dynamic_update")
+def _copied(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(_update(b, op).of_copy, *args)
+
+
+def _update(b: Emitter, op: Op) -> Update:
+    return Update(b.back_end, PlaceSpec(b.lead, **region(op)))
 
 
 class Update:

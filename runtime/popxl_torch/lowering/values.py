@@ -30,6 +30,7 @@ class Values:
     Args:
         call: adds a call of a function to the lowered graph.
         constant: adds a constant to it.
+        rule: adds what computes an op from its inputs.
 
     Attributes:
         position: of the op that is being lowered.
@@ -42,11 +43,12 @@ class Values:
         lead: int,
         call: Callable[..., Node],
         constant: Callable[[Constant], Node],
+        rule: Callable[[Op, list[Node]], Node],
     ):
         self.position, self.writes = 0, set[Key]()
         self.views = Views(graph)
         self._uses = Uses(graph, self.views)
-        self._lead, self._call, self._constant = lead, call, constant
+        self._lead, self._call, self._constant, self._rule = lead, call, constant, rule
         self._nodes: dict[Tensor, Node] = {}
         self._memory: dict[Tensor, frozenset[Key]] = {}
         self._cells: dict[Tensor, tuple[Node, Key]] = {}
@@ -130,14 +132,7 @@ class Values:
 
     def _forward(self, view: Op) -> Node:
         """A node of what a view holds."""
-        nodes = [self.node(t) for t in view.inputs]
-        if view.kind == "reshape":
-            return self._call(kernels.reshape, nodes[0], self._lead, view.shape)
-        if view.kind == "transpose":
-            return self._call(kernels.permute, nodes[0], self._lead, view.permutation)
-        if view.kind == "slice":
-            return self._call(kernels.take_part, nodes[0], view.bounds)
-        return self._call(kernels.concat, nodes, self._lead, view.axis - view.outputs[0].rank)
+        return self._rule(view, [self.node(t) for t in view.inputs])
 
     def _backward(self, view: Op, node: Node) -> Node:
         """What is viewed, where the view of all its elements holds `node`."""

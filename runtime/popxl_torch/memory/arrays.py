@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 import torch
+from popxl.utils import torch_to_numpy
 
 _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
@@ -32,10 +33,7 @@ def _shared(array: np.ndarray) -> torch.Tensor:
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """An array on the tensor's memory, where that is on the host."""
-    host = tensor.detach().cpu()
-    if host.dtype == torch.bfloat16:
-        return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return host.numpy()
+    return torch_to_numpy(tensor)
 
 
 def repeated(values: torch.Tensor, shape: Sequence[int], device: torch.device) -> torch.Tensor:

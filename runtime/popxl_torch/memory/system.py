@@ -6,6 +6,7 @@ import bisect
 import ctypes
 import math
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,3 +170,15 @@ def _load_libc() -> ctypes.CDLL | None:
 
 
 _libc = _load_libc()
+
+
+def given_bytes(variable: str) -> int | None:
+    """The bytes that an environment variable sets; None where it is not there.
+
+    Raises:
+        ValueError: where it is no number of bytes.
+    """
+    given = os.environ.get(variable)
+    if given is not None and not given.isdigit():
+        raise ValueError(f"{variable} must be a number of bytes, not {given!r}")
+    return None if given is None else int(given)

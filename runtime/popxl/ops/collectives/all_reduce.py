@@ -51,11 +51,8 @@ def all_reduce_identical_inputs(
     return [identity(t) for t in ts]
 
 
-def all_reduce_identical_grad_inputs(
-    ts: Sequence[Tensor], ipus: Sequence[int] | None = None, op: str = "add"
-) -> list[Tensor]:
-    """`all_reduce`, where what follows is the same for all of them."""
-    return all_reduce(ts, ipus, op)
+all_reduce_identical_grad_inputs = all_reduce
+"""Used where what follows is the same for all of them."""
 
 
 def _check(ts: Sequence[Tensor], ipus: Sequence[int] | None, op: str) -> None:

@@ -21,15 +21,8 @@ def replicated_all_reduce(
     return ops.collectives.replicated_all_reduce(t, op, group)
 
 
-def replicated_all_reduce_identical_grad_inputs(
-    t: popxl.Tensor, op: str = "add", group: popxl.ReplicaGrouping | None = None
-) -> popxl.Tensor:
-    """`replicated_all_reduce`, where what follows it is the same on all replicas of a group.
-
-    Raises:
-        ValueError: for another `op` than "add".
-    """
-    return replicated_all_reduce(t, op, group)
+replicated_all_reduce_identical_grad_inputs = replicated_all_reduce
+"""Used where what follows it is the same on all replicas of a group."""
 
 
 def replicated_all_reduce_identical_inputs(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES, TYPES
+from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES
 from popxl_torch.backends.cpu.instructions import ATTENTION, CHUNK, KEEP
 from popxl_torch.backends.cpu.layout import (
     given,
@@ -15,63 +15,53 @@ from popxl_torch.backends.cpu.layout import (
     joint_mesh,
     mesh_sizes,
     mesh_strides,
+    type_of,
 )
-from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.cpu.library import Run
 from popxl_torch.backends.specs import AttentionSpec
 
 
-def token_attention(
-    native: Library,
+def attention(
+    run: Run,
     spec: AttentionSpec,
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
     slopes: torch.Tensor | None,
     positions: torch.Tensor,
-    row: torch.Tensor | None = None,
+    row: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """Put each row's key and value in its caches and attend over what is filled.
-
-    Args:
-        tokens, slopes: as `BackEnd.attention` has them.
-        caches: of keys and values, `(*mesh, rows, heads / group, length, size)`, written to.
-        positions: int32 `(*mesh, rows)`, the same for all shards.
-        row: int32; the row of the caches that all tokens belong to, one after the other, or of
-            several tokens `(*mesh, rows)` that of each. Without it they are one of each row.
-
-    Returns:
-        `(*mesh, rows, heads, size)`; None where this kernel does not do it, and nothing is
-        written.
-    """
-    lead = spec.lead
+    """As `BackEnd.attention` has it; `caches` are what the cells hold, to be written to."""
+    lead, chunks = spec.lead, spec.queries in ("chunk of a row", "chunks of rows")
     count, heads, size = tokens[0].shape[lead:]
     each = row is not None and row.ndim > lead
-    if not _fits(spec, tokens, caches, slopes, positions, count):
+    blocks = count if not chunks else positions.shape[-1] if positions.ndim > lead else 1
+    rows = blocks if chunks or each else 1
+    if not _fits(spec, tokens, caches, slopes) or not _are_numbers(positions, blocks):
         return None
-    if not _are_numbers(row, count if each else 1):
+    if row is not None and not _are_numbers(row, rows):
+        return None
+    if chunks and (count % blocks or count // blocks > caches[0].shape[-2]):
         return None
     mesh = joint_mesh(lead, *tokens, *caches, *given(slopes))
     if any(cache.shape[:lead] != mesh for cache in caches):
         return None  # two shards would write to one place
     result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
+    if chunks:
+        fields = _fields(spec, tokens, caches, slopes, result, mesh)
+        for instruction in KEEP, CHUNK:
+            run(instruction, result, **fields, position=positions, row=row, block=count // blocks)
+        return result
     at_once = row is None or each
     for some in [slice(0, count)] if at_once else [slice(i, i + 1) for i in range(count)]:
         index = (slice(None),) * lead + (some,)
-        q, k, v, out = (t[index] for t in (*tokens, result))
-        native.run(
-            ATTENTION,
-            out,
-            **_fields(spec, (q, k, v), caches, slopes, out, mesh),
-            positions=positions[..., some],
-            row=row,
-            block=1,
-        )
+        *new, out = (t[index] for t in (*tokens, result))
+        fields = _fields(spec, new, caches, slopes, out, mesh)
+        run(ATTENTION, out, **fields, positions=positions[..., some], row=row, block=1)
     return result
 
 
-def _are_numbers(values: torch.Tensor | None, count: int) -> bool:
-    """Whether so many are held once, as the kernels read them, or none is given."""
-    if values is None:
-        return True
+def _are_numbers(values: torch.Tensor, count: int) -> bool:
+    """Whether so many are held once, the same for all shards, as the kernels read them."""
     return values.numel() == count and values.dtype == torch.int32 and is_packed(values)
 
 
@@ -80,59 +70,17 @@ def _fits(
     tokens: Sequence[torch.Tensor],
     caches: Sequence[torch.Tensor],
     slopes: torch.Tensor | None,
-    positions: torch.Tensor,
-    count: int,
 ) -> bool:
-    alike = (*tokens, *caches)
+    dtype = tokens[0].dtype
     return (
         spec.lead <= MESH_AXES
         and spec.alibi == (slopes is not None)
-        and positions.numel() == count
-        and positions.dtype == torch.int32
-        and is_packed(positions)
-        and all(t.dtype == torch.float32 and is_packed(t) for t in given(slopes))
-        and tokens[0].dtype in FLOATS
-        and all(t.dtype == tokens[0].dtype and t.device.type == "cpu" for t in alike)
-        and all(is_packed(t) for t in alike)
+        and (slopes is None or (slopes.dtype == torch.float32 and is_packed(slopes)))
+        and dtype in FLOATS
+        and all(
+            t.dtype == dtype and t.device.type == "cpu" and is_packed(t) for t in (*tokens, *caches)
+        )
     )
-
-
-def chunk_attention(
-    native: Library,
-    spec: AttentionSpec,
-    tokens: Sequence[torch.Tensor],
-    caches: Sequence[torch.Tensor],
-    slopes: torch.Tensor | None,
-    positions: torch.Tensor,
-    rows: torch.Tensor,
-) -> torch.Tensor | None:
-    """Put chunks of tokens of one row or several in their caches and attend over what is filled.
-
-    Args:
-        tokens, caches, slopes: as `token_attention` has them.
-        positions, rows: int32 `(*mesh)`, of the first token and of all; or `(*mesh, blocks)`, of as
-            many tokens each; the same for all shards.
-
-    Returns:
-        `(*mesh, tokens, heads, size)`; None where this kernel does not do it, and nothing is
-        written.
-    """
-    lead, length = spec.lead, caches[0].shape[-2]
-    count, heads, size = tokens[0].shape[lead:]
-    blocks = positions.shape[-1] if positions.ndim > lead else 1
-    if not _fits(spec, tokens, caches, slopes, positions, blocks) or not _are_numbers(rows, blocks):
-        return None
-    if count % blocks or count // blocks > length:
-        return None
-    mesh = joint_mesh(lead, *tokens, *caches, *given(slopes))
-    if any(cache.shape[:lead] != mesh for cache in caches):
-        return None  # two shards would write to one place
-    result = torch.empty((*mesh, count, heads, size), dtype=tokens[0].dtype)
-    fields = _fields(spec, tokens, caches, slopes, result, mesh)
-    fields |= {"position": positions, "row": rows, "block": count // blocks}
-    for instruction in KEEP, CHUNK:
-        native.run(instruction, result, **fields)
-    return result
 
 
 def _fields(
@@ -149,7 +97,7 @@ def _fields(
     rows, _, length, _ = caches[0].shape[lead:]
     new = dict(zip("qkv", tokens, strict=True)) | {"out": out}
     held = dict(zip(("keys", "values"), caches, strict=True))
-    fields: dict[str, Any] = {**new, **held, "slopes": slopes, "type": TYPES[out.dtype]}
+    fields: dict[str, Any] = {**new, **held, "slopes": slopes, "type": type_of(out)}
     fields |= {"tokens": count, "heads": heads, "size": size, "rows": rows, "length": length}
     fields |= {"group": spec.group, "window": spec.window or 0, "scale": spec.factor(size)}
     fields |= {"mesh": mesh_sizes(mesh)}

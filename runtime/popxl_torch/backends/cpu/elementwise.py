@@ -6,7 +6,7 @@ import torch
 
 from popxl_torch.backends.cpu.constants import LOADED, TYPES
 from popxl_torch.backends.cpu.instructions import ELEMENTWISE, STEP, STRIDED
-from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.cpu.library import Run
 from popxl_torch.backends.specs import (
     CHAIN_STEPS,
     MOST_OPERANDS,
@@ -21,15 +21,10 @@ from popxl_torch.memory.arrays import broadcast_shapes
 class RowProgram:
     """A chain by the kernel."""
 
-    def __init__(self, native: Library, spec: ChainSpec):
+    def __init__(self, run: Run, spec: ChainSpec):
         steps = spec.steps
         assert len(steps) <= MOST_STEPS
-        self.native, self.shape, self.dtype, self.lead = (
-            native,
-            spec.shape,
-            spec.dtype,
-            spec.lead,
-        )
+        self.run, self.shape, self.dtype, self.lead = run, spec.shape, spec.dtype, spec.lead
         packed = [number for step in steps for number in _packed(step)]
         self._program = packed + [0] * (len(STEP.form) * (MOST_STEPS - len(steps)))
         self._steps = len(steps)
@@ -51,7 +46,7 @@ class RowProgram:
         for t in operands:
             strided += [t.data_ptr(), LOADED[t.dtype], *[0] * fill, *self._strides(t, result)]
         strided += [0] * (len(STRIDED.form) * (MOST_OPERANDS - len(operands)))
-        self.native.run(
+        self.run(
             ELEMENTWISE,
             result,
             sizes=[1] * fill + outer,
@@ -77,9 +72,9 @@ class Concat:
         axis: counted from the end.
     """
 
-    def __init__(self, native: Library, lead: int, axis: int, dtype: torch.dtype):
+    def __init__(self, run: Run, lead: int, axis: int, dtype: torch.dtype):
         self.lead, self.axis, self.dtype = lead, axis, dtype
-        self._copy = RowProgram(native, ChainSpec((ChainStep("load", 0, (0,)),), (), dtype, lead))
+        self._copy = RowProgram(run, ChainSpec((ChainStep("load", 0, (0,)),), (), dtype, lead))
         self.__name__ = "concat"
 
     def __call__(self, *parts: torch.Tensor) -> torch.Tensor:

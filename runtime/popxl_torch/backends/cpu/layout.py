@@ -9,11 +9,6 @@ import torch
 from popxl_torch.backends.cpu.constants import MESH_AXES, TYPES
 
 
-def types(**tensors: torch.Tensor | None) -> dict[str, int]:
-    """The fields `<name>_type`; 0 where there is no tensor."""
-    return {f"{name}_type": type_of(t) for name, t in tensors.items()}
-
-
 def type_of(tensor: torch.Tensor | None) -> int:
     """The number of a tensor's type; 0 where there is none."""
     return 0 if tensor is None else TYPES[tensor.dtype]
@@ -58,3 +53,9 @@ def given(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
 def joint_mesh(lead: int, *tensors: torch.Tensor) -> tuple[int, ...]:
     """The sizes of the mesh axes that tensors broadcast to."""
     return tuple(max(t.shape[axis] for t in tensors) for axis in range(lead))
+
+
+def rows_of(x: torch.Tensor, lead: int) -> torch.Tensor:
+    """`(*mesh, ..., n)` as `(*mesh, rows, n)`, elements of a row side by side."""
+    flat = x.reshape(*x.shape[:lead], x.shape[lead:-1].numel(), x.shape[-1])
+    return flat if is_packed(flat) else flat.contiguous()

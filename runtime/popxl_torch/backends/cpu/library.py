@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import torch  # its OpenMP is loaded before ours: the two share their threads
 
@@ -21,11 +20,14 @@ Observer = Callable[[Instruction, bytes, torch.Tensor], None]
 observer: ContextVar[Observer | None] = ContextVar("instruction_observer", default=None)
 """Is given each instruction that is done: the instruction, its fields and its result."""
 
+Run = Callable[..., None]
+"""`Cpu.run`, which does an instruction."""
+
 _log = logging.getLogger(__name__)
 
 
 class Library:
-    """The kernels; `run` gives them to torch's threads, or to fewer beside other programs.
+    """The kernels, for torch's threads, or fewer beside other programs.
 
     Args:
         path: of the compiled library.
@@ -39,9 +41,9 @@ class Library:
     def __init__(self, path: Path, crowd: Crowd | None = None):
         loaded = ctypes.CDLL(str(path))
         self._crowd = crowd or Crowd()
-        self._run_one = loaded.popxl_run_one
-        self._run_one.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
-        self._run_one.restype = None
+        self.run_one = loaded.popxl_run_one
+        self.run_one.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
+        self.run_one.restype = None
         self.run_list = loaded.popxl_run
         self.run_list.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self.run_list.restype = None
@@ -51,14 +53,6 @@ class Library:
         many_rows = loaded.popxl_many_rows
         many_rows.argtypes, many_rows.restype = [ctypes.c_int64], ctypes.c_int64
         self.many_rows = {t: most for t in FLOATS if (most := many_rows(TYPES[t]))}
-
-    def run(self, instruction: Instruction, result: torch.Tensor, **fields: Any) -> None:
-        """Do one instruction, which makes `result`; `fields` are as `Struct.pack` takes them."""
-        packed = instruction.pack(**fields)
-        self._run_one(instruction.number, packed, self.threads())
-        observe = observer.get()
-        if observe is not None:
-            observe(instruction, packed, result)
 
     def threads(self) -> int:
         """How many compute what is done next."""

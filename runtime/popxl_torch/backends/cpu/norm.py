@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES, TYPES
+from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES
 from popxl_torch.backends.cpu.instructions import NORM
 from popxl_torch.backends.cpu.layout import (
     apart,
@@ -12,40 +12,24 @@ from popxl_torch.backends.cpu.layout import (
     joint_mesh,
     mesh_sizes,
     mesh_strides,
+    rows_of,
+    type_of,
 )
-from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.cpu.library import Run
+from popxl_torch.backends.specs import NormSpec
 
 
 def norm(
-    native: Library,
-    lead: int,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    epsilon: float,
-    parts: tuple[int, int] | None = None,
+    run: Run, spec: NormSpec, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor | None:
-    """Layer norm of the last dimension, in float32.
-
-    Args:
-        lead: the number of mesh axes in front of every tensor.
-        x: `(*mesh, ..., size)`.
-        weight, bias: `(*mesh, size)`.
-        epsilon: added to the variance.
-        parts: the mesh axis along which the parts of a row lie, and their number.
-
-    Returns:
-        Like `x`; None where this kernel does not do it.
-    """
-    size, inner = x.shape[-1], x.shape[lead:-1]
+    """As `BackEnd.norm` has it."""
+    lead, size, inner = spec.lead, x.shape[-1], x.shape[spec.lead : -1]
     rows = inner.numel()
     if not _fits(lead, x, weight, bias) or not rows * size:
         return None
-    flat = x.reshape(*x.shape[:lead], rows, size)
-    if not is_packed(flat):
-        flat = flat.contiguous()
+    flat = rows_of(x, lead)
     mesh = list(joint_mesh(lead, flat, weight))
-    axis, segments = parts or (None, 1)
+    axis, segments = spec.parts or (None, 1)
     if axis is not None:
         mesh[axis] = segments
     result = torch.empty((*mesh, rows, size), dtype=x.dtype)
@@ -53,19 +37,19 @@ def norm(
     x_mesh, x_segment = apart(mesh_strides(flat, lead), lead, axis)
     weight_mesh, weight_segment = apart(mesh_strides(weight, lead), lead, axis)
     out_mesh, out_segment = apart(mesh_strides(result, lead), lead, axis)
-    native.run(
+    run(
         NORM,
         result,
         x=flat,
         weight=weight,
         bias=bias,
         out=result,
-        x_type=TYPES[x.dtype],
-        weight_type=TYPES[weight.dtype],
+        x_type=type_of(x),
+        weight_type=type_of(weight),
         rows=rows,
         size=size,
         segments=segments,
-        epsilon=epsilon,
+        epsilon=spec.epsilon,
         mesh=mesh_sizes(outer),
         x_mesh=x_mesh,
         x_segment=x_segment,

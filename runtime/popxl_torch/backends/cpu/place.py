@@ -6,31 +6,16 @@ import torch
 
 from popxl_torch.backends.cpu.constants import PLACE_AXES
 from popxl_torch.backends.cpu.instructions import PUT
-from popxl_torch.backends.cpu.library import Library
+from popxl_torch.backends.cpu.library import Run
+from popxl_torch.backends.specs import PlaceSpec
 from popxl_torch.memory.arrays import broadcast_shapes
 
 
-def put(
-    native: Library,
-    lead: int,
-    target: torch.Tensor,
-    index: torch.Tensor,
-    update: torch.Tensor,
-    axes: tuple[int, ...],
-    sizes: tuple[int, ...],
-) -> bool:
-    """Replace a part of `target`, in its memory.
-
-    Args:
-        lead: the number of mesh axes in front of every tensor.
-        target: `(*mesh, *shape)`, its mesh that of all three.
-        index: where the part begins along each of `axes`, `(*mesh, ..., len(axes))`.
-        update: `(*mesh, *shape)` but for `axes`, along which it has `sizes`.
-        axes: counted from the end.
-
-    Returns:
-        False where the kernel does not do it.
-    """
+def place(
+    run: Run, spec: PlaceSpec, target: torch.Tensor, index: torch.Tensor, update: torch.Tensor
+) -> bool | None:
+    """As `BackEnd.place` has it; the mesh of `target` must be that of all three."""
+    lead, axes, sizes = spec.lead, spec.axes, spec.sizes
     rank = target.ndim
     starts = index.reshape(*index.shape[:lead], -1)
     # Threads write lines of one place each: none may be held once for several shards.
@@ -43,7 +28,7 @@ def put(
         or broadcast_shapes(target.shape[:lead], starts.shape[:lead]) != target.shape[:lead]
         or not update.numel()
     ):
-        return False
+        return None
     part = list(target.shape)
     for axis, size in zip(axes, sizes, strict=True):
         part[axis] = size
@@ -51,7 +36,7 @@ def put(
     spread = starts.expand(*target.shape[:lead], len(axes))
     fill = PLACE_AXES - rank
     size, zeros = target.element_size(), [0] * fill
-    native.run(
+    run(
         PUT,
         target,
         update=update,

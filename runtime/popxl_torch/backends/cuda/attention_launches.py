@@ -1,4 +1,7 @@
-"""Attention by the Triton kernels: which sizes they take, and how they are launched."""
+"""Attention by the Triton kernels: which sizes they take, and how they are launched.
+
+Each gives what is like q, or None where the kernel does not do it.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,6 @@ def token_attention(
         slopes: float32 `(replicas, heads)`.
         positions: integers `(batch,)` on the device.
         rows: of the caches that the tokens are of, `(batch,)` likewise; the first ones where None.
-
-    Returns:
-        Like q; None where the kernel does not do it.
     """
     if not _attends(qkv[0], caches, slopes):
         return None
@@ -57,9 +57,6 @@ def verify_attention(
         slopes: float32 `(replicas, heads)`.
         position: on the device, its first element where the first token stands.
         row: of the caches, `(1,)` on the device.
-
-    Returns:
-        Like q; None where the kernel does not do it.
     """
     if not _attends(qkv[0], caches, slopes):
         return None
@@ -74,9 +71,6 @@ def chunk_attention(
     """Write k and v of a chunk of tokens of one row, and attend; arguments as `verify_attention`.
 
     Of several rows the tokens are blocks of as many, each with a position and a row of its own.
-
-    Returns:
-        Like q; None where the kernel does not do it.
     """
     q, (replicas, _, heads, length, head_dim) = qkv[0], caches[0].shape
     blocks = position.numel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -11,11 +12,7 @@ import torch
 from popxl_torch.backends.back_end import by_block, one_after_another
 from popxl_torch.backends.cuda.attention import attention_on_gpu
 from popxl_torch.backends.cuda.product import linear_on_gpu
-from popxl_torch.backends.specs import (
-    AttentionSpec,
-    LinearSpec,
-    StoredWeight,
-)
+from popxl_torch.backends.specs import NOTHING, Added, AttentionSpec, LinearSpec, StoredWeight
 from popxl_torch.memory.cells import Cell
 from popxl_torch.replay.replay import Capture
 
@@ -43,23 +40,17 @@ class Cuda:
         if isinstance(spec, LinearSpec):
             known = spec.activation in (None, "gelu", "geluerf")
             return None if known else f"of activations there is GELU, not {spec.activation}"
-        if spec != AttentionSpec(spec.lead, spec.queries):
-            return "attention has a head of keys a head of queries, ALiBi, and no window"
+        if replace(spec, alibi=True) != AttentionSpec(spec.lead, spec.queries):
+            return "attention has a head of keys a head of queries, its usual scale, and no window"
         return None
 
     def linear(
-        self,
-        spec: LinearSpec,
-        x: torch.Tensor,
-        weight: StoredWeight,
-        bias: Maybe = None,
-        residual: Maybe = None,
-        gate: Maybe = None,
+        self, spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, added: Added = NOTHING
     ) -> Maybe:
-        if self.lacks(spec) or gate is not None:
+        if self.lacks(spec) or added.gate is not None:
             return None
         assert self.kernels is not None
-        return linear_on_gpu(self.kernels, spec, x, weight, bias, residual)
+        return linear_on_gpu(self.kernels, spec, x, weight, added.bias, added.residual)
 
     def attention(
         self,
@@ -72,7 +63,10 @@ class Cuda:
     ) -> Maybe:
         if self.lacks(spec):
             return None
-        assert self.kernels is not None and slopes is not None
+        assert self.kernels is not None
+        if slopes is None:  # the kernels always have a bias
+            heads = tokens[0].shape[-2]
+            slopes = torch.zeros((*[1] * spec.lead, heads), device=tokens[0].device)
         if row is None or spec.queries == "token of some rows":
             return self._tokens(spec.lead, slopes, tokens, cells, positions, row)
         chunk = spec.queries in ("chunk of a row", "chunks of rows")

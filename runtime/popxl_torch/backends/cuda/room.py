@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import dataclass, field
 
 from popxl.ir import Ir
@@ -18,6 +17,7 @@ from popxl_torch.analysis.cost import memory_of, num_bytes
 from popxl_torch.analysis.op_facts import facts_of
 from popxl_torch.backends.cuda.lanes import Lanes
 from popxl_torch.backends.cuda.places import PLACES, SLOT_PLACES
+from popxl_torch.memory.system import given_bytes
 
 DEVICE_MEMORY = "POPXL_DEVICE_MEMORY"
 """Environment variable: bytes of the device's memory that may be used."""
@@ -38,7 +38,7 @@ class Streamed:
 
 def streamed(ir: Ir, lanes: Lanes) -> Streamed | None:
     """What is to be streamed; None where all has room. Tells in one line how much it is."""
-    given = _given_memory()
+    given = given_bytes(DEVICE_MEMORY)
     memory = lanes.free_bytes() if given is None else min(given, lanes.free_bytes())
     needs = _Needs(ir)
     room = memory - _work_space(ir, memory)
@@ -47,7 +47,7 @@ def streamed(ir: Ir, lanes: Lanes) -> Streamed | None:
     found = needs.without_room(room)
     if not found.variables and not found.slots:
         return None
-    weights = needs.replicas * sum(map(_bytes, found.variables))
+    weights = needs.replicas * sum(map(num_bytes, found.variables))
     slots = needs.replicas * sum(len(n) * _slot_bytes(b) for b, n in found.slots.items())
     logging.getLogger(__name__).warning(
         "weights of %.1f GB and caches of %.1f GB have no room in %.1f GB of device memory: "
@@ -78,8 +78,8 @@ class _Needs:
     def without_room(self, room: float) -> Streamed:
         """What is streamed where weights and slots have no room."""
         found = Streamed()
-        size = self.replicas * sum(_bytes(v) for held in self._loaded.values() for v in held)
-        places = self.replicas * sum(PLACES * _bytes(held[0]) for held in self._loaded.values())
+        size = self.replicas * sum(num_bytes(v) for held in self._loaded.values() for v in held)
+        places = self.replicas * sum(PLACES * num_bytes(held[0]) for held in self._loaded.values())
         left = room - self.slots - (self.weights - size) - places
         for held in self._loaded.values():
             numbers = _spread([v._remote[1] for v in held], left / max(size, 1))  # type: ignore[index]
@@ -101,10 +101,6 @@ def _spread(numbers: list[int], share: float) -> set[int]:
     return {n for n in numbers if int((n + 1) * share) == int(n * share)}
 
 
-def _bytes(variable: Variable) -> int:
-    return num_bytes(variable)
-
-
 def _slot_bytes(buffer: RemoteBuffer) -> int:
     return math.prod(buffer.tensor_shape) * buffer.tensor_dtype.as_numpy().itemsize
 
@@ -113,11 +109,3 @@ def _work_space(ir: Ir, memory: int) -> int:
     """With the largest weight as 16-bit floats, should it be in fewer bits."""
     numbers = [v.nelms * _NUMBERS.get(v.dtype.name, 0) for v in ir.main_graph.variables]
     return min(int(WORK_SHARE * memory) + WORK_BYTES, memory // 8) + 2 * max(numbers, default=0)
-
-
-def _given_memory() -> int | None:
-    """Raises a `ValueError` where the environment has no number of bytes."""
-    given = os.environ.get(DEVICE_MEMORY)
-    if given is not None and not given.isdigit():
-        raise ValueError(f"{DEVICE_MEMORY} must be a number of bytes, not {given!r}")
-    return None if given is None else int(given)

@@ -51,17 +51,18 @@ def _blocks(
     tokens: Tokens,
     cells: tuple[Cell, Cell],
     positions: torch.Tensor,
-    rows: torch.Tensor,
+    rows: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """Blocks of as many tokens each, one after the other."""
-    every, numbers_of = _numbers(positions), _numbers(rows)
+    """Blocks of as many tokens each, one after the other; of each row one where `rows` is None."""
+    every = _numbers(positions)
+    numbers_of = [*range(len(every or ()))] if rows is None else _numbers(rows)
     if every is None or numbers_of is None:
         return None
     lead, size, done = spec.lead, tokens[0].shape[spec.lead] // len(every), []
     for i, (at, row) in enumerate(zip(every, numbers_of, strict=True)):
         block = tuple(t.narrow(lead, i * size, size) for t in tokens)
         done.append(one_row(spec, slopes, block, cells, at, row))
-    return torch.cat(done, dim=lead)
+    return done[0] if len(done) == 1 else torch.cat(done, dim=lead)
 
 
 def one_row(
@@ -96,15 +97,7 @@ def token_attention(
         if rows is not None and rows.numel() > rows.shape[-1]:
             return None
         return rows_attention(spec, tokens, cells, slopes, positions, rows)
-    every = _numbers(positions)
-    numbers_of = [*range(len(every or ()))] if rows is None else _numbers(rows)
-    if every is None or numbers_of is None:
-        return None
-    done = []
-    for i, (at, row) in enumerate(zip(every, numbers_of, strict=True)):
-        one = tuple(t.narrow(spec.lead, i, 1) for t in tokens)
-        done.append(one_row(spec, slopes, one, cells, at, row))
-    return done[0] if len(done) == 1 else torch.cat(done, dim=spec.lead)
+    return _blocks(spec, slopes, tokens, cells, positions, rows)
 
 
 def _numbers(value: torch.Tensor) -> list[int] | None:

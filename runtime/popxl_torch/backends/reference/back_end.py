@@ -12,13 +12,7 @@ from popxl_torch.backends.reference.chain import Chain
 from popxl_torch.backends.reference.linear import dequantised, epilogue, linear
 from popxl_torch.backends.reference.matmul import matmul
 from popxl_torch.backends.reference.norm import norm
-from popxl_torch.backends.specs import (
-    AttentionSpec,
-    ChainSpec,
-    LinearSpec,
-    PlaceSpec,
-    StoredWeight,
-)
+from popxl_torch.backends.specs import AttentionSpec, LinearSpec, PlaceSpec
 from popxl_torch.replay.replay import Capture
 
 
@@ -31,18 +25,14 @@ class Reference:
     epilogue = staticmethod(epilogue)
     norm = staticmethod(norm)
     attention = staticmethod(attention)
+    dequantise = staticmethod(dequantised)
+    chain = Chain
 
     def lacks(self, spec: LinearSpec | AttentionSpec) -> None:
         """Nothing."""
 
-    def dequantise(self, weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
-        return dequantised(weight, dtype)
-
     def batched(self, spec: LinearSpec, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return matmul(x, w, spec.lead, spec.dtype)
-
-    def chain(self, spec: ChainSpec) -> Callable[..., torch.Tensor]:
-        return Chain(spec)
 
     def concat(
         self, lead: int, axis: int, dtype: torch.dtype, rank: int

@@ -5,30 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's custom
 
-from popxl_torch.backends.reference.functions import align
+from popxl_torch.backends.reference.functions import ELEMENTWISE, align
 from popxl_torch.backends.specs import ChainSpec, ChainStep
 from popxl_torch.memory.arrays import broadcast_shapes
 
 DO: dict[str, Callable[..., torch.Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
+    **ELEMENTWISE,
     "div": torch.div,
-    "maximum": torch.maximum,
-    "negate": torch.neg,
-    "abs": torch.abs,
-    "sqrt": torch.sqrt,
-    "exp": torch.exp,
-    "log": torch.log,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "swish": F.silu,
-    "cos": torch.cos,
-    "sin": torch.sin,
-    "greater": torch.gt,
-    "equal": torch.eq,
     "where": lambda condition, a, b: torch.where(condition != 0, a, b),
     "cast": lambda x: x,
     "sum": lambda x: x.sum(-1, keepdim=True),
@@ -36,6 +20,7 @@ DO: dict[str, Callable[..., torch.Tensor]] = {
     "max": lambda x: x.amax(-1, keepdim=True),
     "softmax": lambda x: torch.softmax(x, -1),
 }
+"""What steps do that are no loads and constants; some elementwise ops are no steps."""
 
 
 class Chain:

@@ -7,6 +7,7 @@ kernels need not know of the mesh.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,9 @@ def scaled_add(x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tenso
     return a * x + b * y
 
 
-def swish(x: torch.Tensor) -> torch.Tensor:
-    return F.silu(x)
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """In its tanh form (arXiv 1606.08415)."""
+    return F.gelu(x, approximate="tanh")
 
 
 def clip(x: torch.Tensor, min: float | None = None, max: float | None = None) -> torch.Tensor:
@@ -137,6 +139,42 @@ def maximum(*xs: torch.Tensor) -> torch.Tensor:
     for x in xs[1:]:
         result = torch.maximum(result, x)
     return result
+
+
+ELEMENTWISE: dict[str, Callable] = {
+    "abs": torch.abs,
+    "negate": torch.neg,
+    "sign": torch.sign,
+    "ceil": torch.ceil,
+    "floor": torch.floor,
+    "cos": torch.cos,
+    "sin": torch.sin,
+    "exp": torch.exp,
+    "log": torch.log,
+    "log2": torch.log2,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": gelu,
+    "geluerf": F.gelu,
+    "swish": F.silu,
+    "isfinite": torch.isfinite,
+    "isinf": torch.isinf,
+    "isnan": torch.isnan,
+    "logical_not": torch.logical_not,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "pow": torch.pow,
+    "equal": torch.eq,
+    "greater": torch.gt,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "maximum": maximum,
+    "where": torch.where,
+    "scaled_add": scaled_add,
+}
+"""What elementwise ops do, on operands that broadcast."""
 
 
 # --- reductions ---
@@ -173,12 +211,10 @@ def reduce_logsumexp(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> to
 
 
 def reduce_l1(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    return reduce_sum(x.abs(), dim, keepdim) if dim else x.abs()
+    return reduce_sum(x.abs(), dim, keepdim)
 
 
 def reduce_l2(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    if not dim:
-        return x.abs()
     wide = x.float() if x.dtype in HALF else x
     return wide.square().sum(dim, keepdim).sqrt().to(x.dtype)
 

@@ -10,7 +10,6 @@ import torch
 
 from popxl_torch.backends.reference.functions import align, same_mesh
 from popxl_torch.lowering.placement import together
-from popxl_torch.memory.arrays import broadcast_shapes
 from popxl_torch.replay.decisions import numbers
 
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -101,21 +100,6 @@ def picked_range(
         first = start.clamp(0, x.shape[axis] - size)
         x = x.index_select(axis, first + torch.arange(size, device=x.device))
     return x
-
-
-def dynamic_update(
-    x: torch.Tensor,
-    index: torch.Tensor,
-    update: torch.Tensor,
-    lead: int,
-    axes: tuple[int, ...],
-    sizes: tuple[int, ...],
-) -> torch.Tensor:
-    """A copy of `x` with the part replaced."""
-    mesh = broadcast_shapes(x.shape[:lead], index.shape[:lead], update.shape[:lead])
-    wide = x.expand(*mesh, *x.shape[lead:]).clone()
-    put_at(wide, index, update, lead, axes, sizes)
-    return wide
 
 
 def put_at(

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl_shared.groups import SHIFTS, unpacked
 
-from popxl_torch.backends.reference.functions import align
+from popxl_torch.backends.reference.functions import ELEMENTWISE, align
 from popxl_torch.backends.reference.matmul import matmul
-from popxl_torch.backends.specs import LinearSpec, StoredWeight
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": partial(F.gelu, approximate="tanh"),
-    "geluerf": F.gelu,
-    "swish": F.silu,
-    "relu": F.relu,
-}
-"""By what a spec calls them."""
+from popxl_torch.backends.specs import NOTHING, Added, LinearSpec, StoredWeight
 
 
 def linear(
-    spec: LinearSpec,
-    x: torch.Tensor,
-    weight: StoredWeight,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    gate: torch.Tensor | None = None,
+    spec: LinearSpec, x: torch.Tensor, weight: StoredWeight, added: Added = NOTHING
 ) -> torch.Tensor:
     """`activation(x @ weight + bias) * gate + residual`; see `LinearSpec`."""
-    if spec.summed is None and spec.activation is bias is residual is gate is None:
+    if spec.summed is None and spec.activation is None and not added.tensors():
         return product(x, weight, spec.lead, spec.dtype)
     y = product(x, weight, spec.lead, torch.float32)
     if spec.summed is not None:
         y = y.sum(spec.summed, keepdim=True)
-    return epilogue(spec, y, bias, residual, gate)
+    return epilogue(spec, y, added)
 
 
 def product(x: torch.Tensor, weight: StoredWeight, lead: int, dtype: torch.dtype) -> torch.Tensor:
@@ -62,20 +45,14 @@ def dequantised(weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
     return values.flatten(-2).transpose(-1, -2).to(dtype)
 
 
-def epilogue(
-    spec: LinearSpec,
-    y: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    gate: torch.Tensor | None = None,
-) -> torch.Tensor:
+def epilogue(spec: LinearSpec, y: torch.Tensor, added: Added) -> torch.Tensor:
     """`activation(y + bias) * gate + residual`."""
-    if bias is not None:
-        y = y + align(bias, spec.lead, y.ndim - bias.ndim)
+    if added.bias is not None:
+        y = y + align(added.bias, spec.lead, y.ndim - added.bias.ndim)
     if spec.activation is not None:
-        y = ACTIVATIONS[spec.activation](y)
-    if gate is not None:
-        y = y * gate
-    if residual is not None:
-        y = y + residual
+        y = ELEMENTWISE[spec.activation](y)
+    if added.gate is not None:
+        y = y * added.gate
+    if added.residual is not None:
+        y = y + added.residual
     return y.to(spec.dtype)
