@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs requirements-eval.txt")
 def test_figures_through_the_server_are_those_of_the_harness_itself() -> None:
     script = [sys.executable, str(REPOSITORY / "benchmarks" / "lm_eval_server.py")]
     done = subprocess.run(
