@@ -48,6 +48,7 @@ def main() -> None:
         raise UserError(f"context must leave room in {config.model.sequence_length} tokens")
     if library() is None:
         raise UserError("there are no native kernels to compare with")
+    Cpu.run = _timed(Cpu.run)
     for name, options, measure in (
         ("op by op in torch", {"composite_kernels": False}, _ops),
         ("native kernels", {}, _kernels),
@@ -91,23 +92,30 @@ def _ops(step) -> tuple[float, Counter]:
     return sum(parts.values()), parts
 
 
-def _kernels(step) -> tuple[float, Counter]:
-    """Seconds of a step, and of each kind of native kernel in it; not from a recording."""
-    parts: Counter = Counter()
-    run = Cpu.run
+_times: Counter = Counter()
+"""Seconds of each kind of native kernel so far."""
+
+
+def _timed(run):
+    """`Cpu.run`, timed; to be put in its place before sessions are made, which keep it."""
 
     def timed(self, instruction: Instruction, result: torch.Tensor, **fields: Any) -> None:
         begin = time.perf_counter()
         run(self, instruction, result, **fields)
-        parts[instruction.kind.lower()] += time.perf_counter() - begin
+        _times[instruction.kind.lower()] += time.perf_counter() - begin
 
+    return timed
+
+
+def _kernels(step) -> tuple[float, Counter]:
+    """Seconds of a step, and of each kind of native kernel in it; not from a recording."""
     token = decisions.observer.set(lambda tensor, values: None)  # who looks on stops replays
-    Cpu.run = timed
+    _times.clear()
     try:
         seconds = _seconds(step)
     finally:
-        Cpu.run = run
         decisions.observer.reset(token)
+    parts = Counter(_times)
     parts["Python and torch"] = seconds - sum(parts.values())
     return seconds, parts
 
