@@ -153,6 +153,28 @@ def test_passes_are_as_narrow_as_what_they_run_and_no_wider_than_asked_for(
         assert size == min(width for width in (1, 4, 8, 9) if width >= count)
 
 
+def test_where_a_narrower_pass_gives_more_tokens_a_second_all_take_turns(
+    model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = ["A dog is", "The king", "A house", "When the", "One day"]
+    with passes_of(model, configured(model, 9)) as passes:
+        engine = Engine(passes)
+        tickets = [engine.submit(request(passes, tokenizer, p, 12)) for p in prompts]
+        waited, decoded = dict.fromkeys(tickets, 0), set()
+        while not all(ticket.end for ticket in tickets):
+            before = {t: t.generated_tokens for t in tickets if t.generated_tokens and not t.end}
+            step = engine.step()
+            if step is not None and step.kind == "decode":
+                decoded.add(step.tokens)
+                for ticket, count in before.items():
+                    waited[ticket] = 0 if ticket.generated_tokens > count else waited[ticket] + 1
+                assert max(waited.values()) <= 1
+    assert max(decoded) == 4  # 4 of 5 in a pass of 4 are more than 5 of 5 in one of 8
+    for prompt, ticket in zip(prompts, tickets, strict=True):
+        text = "".join(step.text for step in ticket.take())
+        assert text == generated_text(model, tokenizer, prompt, 12)
+
+
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 16, 17, 40])
 def test_logits_among_others_are_those_alone_to_the_bit(length: int) -> None:
     model = random_bloom(vocab_size=130)

@@ -35,7 +35,8 @@ class EnginePasses(Protocol):
         """Runs the first chunk of `tokens[start:]`; the logits after each of its tokens."""
 
     def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """Runs a token of each of some slots, `[tokens]`; logits `[tokens, vocab_size]`."""
+        """Runs a token of each of some slots, `[tokens]`, of the first ones in any case, of the
+        others as it pays; logits `[done, vocab_size]`."""
 
     def verify(self, slot: int, tokens: Sequence[int], position: int) -> np.ndarray:
         """Runs at most `verify_sizes[-1]` next tokens of one slot; logits after each of them."""

@@ -4,7 +4,8 @@ Prefill and decode passes alternate where there is work for both. Prompts take t
 a chunk run in the next prefill pass, those behind it share the pass as there is room, and whoever
 had a chunk run goes behind all others. So with S slots
 
-* a request that decodes waits for one prefill pass between two tokens, of `max_batch_tokens`;
+* a request that decodes waits for two prefill passes between two tokens at most, of
+  `max_batch_tokens`: a decode pass that has not room for all is of at least half, in turn;
 * a prompt waits for fewer than S prefill passes, and as many decode passes, between two chunks;
 * requests have their slots in the order in which they came.
 """
@@ -28,6 +29,7 @@ class Slot:
     number: int
     lookup: PromptLookup
     prefilling: bool = True
+    turn: int = 0  # the last decode pass before its last token
 
     @property
     def scored(self) -> bool:
@@ -50,13 +52,14 @@ class Scheduler:
         self.slots: list[Slot | None] = [None] * slots
         self._prompts: deque[Slot] = deque()  # those that are read, the next one first
         self._prefilled = False  # by the last pass: decoding is next
+        self._turns = 0  # decode passes so far
         self._prefill_first, self._clock = prefill_first, clock
 
     def running(self) -> list[Slot]:
         return [slot for slot in self.slots if slot]
 
     def next(self, verify_sizes: Sequence[int]) -> tuple[list[Slot], list[Slot]]:
-        """Whose prompts the next pass reads, in order, or whose tokens are decoded.
+        """Whose prompts the next pass reads, or whose tokens are decoded, both in order.
 
         A prompt whose logits are all wanted has a pass of its own.
 
@@ -66,6 +69,7 @@ class Scheduler:
         with self.changed:
             self._fill(verify_sizes)
             decoding = [slot for slot in self.running() if not slot.prefilling]
+            decoding.sort(key=lambda slot: slot.turn)
             decode = decoding and self._prefilled and not self._prefill_first
             self._prefilled = bool(self._prompts) and not decode
             if not self._prefilled:
@@ -90,7 +94,13 @@ class Scheduler:
                 self._prompts.remove(slot)
                 if not complete:
                     self._prompts.append(slot)
-            slot.prefilling = not complete
+            slot.prefilling, slot.turn = not complete, self._turns
+
+    def decoded(self, slots: Sequence[Slot]) -> None:
+        """They had a token: others are next."""
+        self._turns += 1
+        for slot in slots:
+            slot.turn = self._turns
 
     def drop(self, ticket: Ticket) -> None:
         """It has left: its slot is free, or its place in the queue."""

@@ -121,7 +121,7 @@ class Stepper:
         return Step("verify", len(logits), seconds)
 
     def _decode(self, decoding: list[Slot]) -> Step | None:
-        """Run a token of every slot whose prompt was read."""
+        """Run a token of slots whose prompt was read, of those first that have waited longest."""
         works = [slot.ticket.work for slot in decoding]
         each = [(w.ids[-1], w.position, s.number) for w, s in zip(works, decoding, strict=True)]
         begin = time.perf_counter()
@@ -131,9 +131,11 @@ class Stepper:
             self.fail([slot.ticket for slot in decoding], error)
             return None
         seconds = time.perf_counter() - begin
-        for slot, after_token in zip(decoding, logits, strict=True):
+        done = decoding[: len(logits)]
+        self.scheduler.decoded(done)
+        for slot, after_token in zip(done, logits, strict=True):
             self._accept(slot, after_token)
-        return Step("decode", len(decoding), seconds)
+        return Step("decode", len(done), seconds)
 
     def _accept(self, slot: Slot, logits: np.ndarray) -> None:
         """Let a request choose its next token; an error of its own ends it alone."""
