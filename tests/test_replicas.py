@@ -70,7 +70,9 @@ class Replicas:
 def replicas(tmp_path: Path) -> Iterator[Replicas]:
     running = Replicas(tmp_path / "log")
     try:
-        wait_until(lambda: "the API is at" in running.log.read_text(), 110)
+        wait_until(
+            lambda: "the API is at" in running.log.read_text(), 200
+        )  # of 20 on a quiet machine
         yield running
     finally:
         running.process.terminate()
