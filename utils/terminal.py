@@ -200,7 +200,7 @@ class PlainLines(Lines):
     def ask(self, question: str) -> str:
         shown = sys.stdout if sys.stdout.isatty() else sys.stderr
         try:
-            with Noted(_raise):
+            with Noted(_raise, once=True):
                 shown.write(question)
                 shown.flush()
                 line = sys.stdin.readline()
@@ -218,17 +218,29 @@ def _raise() -> None:
 
 
 class Noted:
-    """Handles Ctrl-C as told while something runs, and else drops it: it raises nowhere else."""
+    """Handles Ctrl-C as told while something runs, and else drops it: it raises nowhere else.
 
-    def __init__(self, handle: Callable[[], None] = lambda: None):
-        self._handle = handle
+    Args:
+        handle: what to do.
+        once: drop those after the first; one that raises is so not raised again on its way out.
+    """
+
+    def __init__(self, handle: Callable[[], None] = lambda: None, once: bool = False):
+        self._handle, self._once = handle, once
 
     def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, lambda *_: self._handle())
+        self._previous = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._note)
 
     def __exit__(self, *exception: object) -> None:
         self._handle = lambda: None  # one that comes now raises nothing
         signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        handle = self._handle
+        if self._once:
+            self._handle = lambda: None
+        handle()
 
 
 class Interrupt:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from popxl_shared import QuantisationError, channels, groups
+from popxl_shared.limits import FEW_ROWS
 from popxl_torch.backends.cpu import library
 from popxl_torch.backends.cpu.back_end import Cpu
 from popxl_torch.backends.reference.back_end import Reference
@@ -127,8 +128,12 @@ def test_back_ends_multiply_with_the_same_elements(
 ):
     weight, elements = request.getfixturevalue(kind)
     back_end, found = BACK_ENDS[name](), []
+    left_to_torch = at_once > FEW_ROWS and dtype not in library().many_rows  # bfloat16 with AMX
     for some in torch.eye(SIZE, dtype=dtype).split(at_once):
         done = back_end.linear(LinearSpec(0, torch.float32), some, weight)
+        if name == "cpu" and left_to_torch:
+            assert done is None
+            return
         found.append(done.float().numpy())
     close_to(elements, np.concatenate(found), dtype)
 
