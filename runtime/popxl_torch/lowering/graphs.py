@@ -36,7 +36,7 @@ from popxl_torch.lowering import (
     outside,
     placement,
     rules_nn,  # noqa: F401
-    rules_random,  # noqa: F401
+    rules_table,  # noqa: F401
     rules_updates,  # noqa: F401
     updates,
 )
