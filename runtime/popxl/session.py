@@ -48,7 +48,8 @@ class Session:
         self._attached = 0
         ir._drawings.checkpoint("FINAL")
         self._executor = Executor(ir, device_desc, composite_kernels)
-        self._host = HostValues(self._executor, ir.main_graph.variables, weights_to_host_on_exit)
+        self._variables = self._executor.variables
+        self._host = HostValues(self._variables, ir.main_graph.variables, weights_to_host_on_exit)
         self._inputs = ir.get_all_h2d_streams()
         self._outputs = ir.get_all_d2h_streams()
 
@@ -193,7 +194,7 @@ class Session:
         """`write_variable_data` of several; nothing is written unless all can be."""
         arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
         for tensor, array in arrays.items():
-            self._executor.write(tensor, self._host.written(tensor, array))
+            self._variables.write(tensor, self._host.written(tensor, array))
             self._host.taken(tensor)
 
     def fill_variable_data(
@@ -221,7 +222,7 @@ class Session:
             )
         if values.ndim != 1 or not values.size:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
-        self._executor.fill(tensor, values, swapped)
+        self._variables.fill(tensor, values, swapped)
         self._host.taken(tensor)
 
     def _data_of(self, tensor: Tensor) -> np.ndarray:
