@@ -213,13 +213,8 @@ class Session:
             TypeError: where it is no variable, or of another dtype.
             ValueError: where `values` are none or of several dimensions.
         """
-        if not isinstance(tensor, Variable):
-            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
-        self._need_own(tensor)
-        if values.dtype != tensor.dtype.as_numpy():
-            raise TypeError(
-                f"variable {tensor.name} is {tensor.dtype}, the data {values.dtype.name}"
-            )
+        self._need_variable(tensor)
+        _need_dtype_of(tensor, values)
         if values.ndim != 1 or not values.size:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
         self._variables.fill(tensor, values, swapped)
@@ -234,9 +229,7 @@ class Session:
 
     def _variable_array(self, tensor: Any, data: Any) -> np.ndarray:
         """`data` as what the variable can hold."""
-        if not isinstance(tensor, Variable):
-            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
-        self._need_own(tensor)
+        self._need_variable(tensor)
         grouping = tensor.replica_grouping
         each_its_own = tensor.retrieval_mode == "all_replicas"
         if each_its_own and len(grouping.assignment) > grouping.num_groups:
@@ -247,10 +240,7 @@ class Session:
         if isinstance(data, int | float):
             data = np.asarray(data, tensor.dtype.as_numpy())
         array = to_numpy(data, downcast=False, copy=False)
-        if array.dtype != tensor.dtype.as_numpy():
-            raise TypeError(
-                f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}"
-            )
+        _need_dtype_of(tensor, array)
         groups = grouping.num_groups
         if groups == 1 and array.shape == (1, *tensor.shape):
             array = array[0]
@@ -260,6 +250,11 @@ class Session:
                 f"({groups} groups of {tensor.shape}), got {array.shape}"
             )
         return array
+
+    def _need_variable(self, tensor: Any) -> None:
+        if not isinstance(tensor, Variable):
+            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
+        self._need_own(tensor)
 
     def _need_own(self, tensor: Tensor) -> None:
         if tensor.ir is not self._ir:
@@ -333,6 +328,13 @@ class Session:
             raise TypeError(
                 f"stream {stream.tensor_id}: expected {stream.dtype}, got {array.dtype.name}"
             )
+
+
+def _need_dtype_of(variable: Variable, array: np.ndarray) -> None:
+    if array.dtype != variable.dtype.as_numpy():
+        raise TypeError(
+            f"variable {variable.name} is {variable.dtype}, the data {array.dtype.name}"
+        )
 
 
 def _fits(
