@@ -35,7 +35,6 @@ from popxl_torch.lowering import (
     declared,  # noqa: F401 - imported to register what is declared, and the rules
     outside,
     placement,
-    rules_nn,  # noqa: F401
     rules_table,  # noqa: F401
     rules_updates,  # noqa: F401
     updates,

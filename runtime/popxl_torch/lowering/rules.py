@@ -15,8 +15,8 @@ from popxl.graph import Op
 from torch.fx import Node
 
 from popxl_torch.backends.back_end import BackEnd, first_of
+from popxl_torch.backends.reference import convolutions, indexing, reductions, resampling
 from popxl_torch.backends.reference import functions as kernels
-from popxl_torch.backends.reference import indexing
 from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.reference.matmul import matmul
 from popxl_torch.backends.specs import LinearSpec, NormSpec
@@ -106,31 +106,13 @@ def _clip(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 # --- reductions ---
 
-_REDUCTIONS: dict[str, Callable] = {
-    "sum": kernels.reduce_sum,
-    "mean": kernels.reduce_mean,
-    "prod": kernels.reduce_prod,
-    "sumsquare": kernels.reduce_sumsquare,
-    "logsumexp": kernels.reduce_logsumexp,
-    "logsum": kernels.reduce_logsum,
-    "median": kernels.reduce_median,
-    "l1": kernels.reduce_l1,
-    "l2": kernels.reduce_l2,
-    "max": torch.amax,
-    "min": torch.amin,
-}
 
-
-_OF_ONE = {"sumsquare": torch.square, "logsum": torch.log, "l1": torch.abs, "l2": torch.abs}
-"""What a reduction of single elements is, where it is not the element."""
-
-
-@rule(*_REDUCTIONS)
+@rule(*reductions.REDUCTIONS)
 def _reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
     dims = from_end(op)
     if not dims:
-        return b.call(_OF_ONE.get(op.kind, kernels.clone), args[0])
-    return b.call(_REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
+        return b.call(reductions.OF_ONE.get(op.kind, kernels.clone), args[0])
+    return b.call(reductions.REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
 
 
 @rule("layer_norm")
@@ -176,6 +158,31 @@ def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
     if w_rank == 1:
         product = b.call(torch.squeeze, product, -1)
     return product
+
+
+# --- windows, other sizes ---
+
+
+@rule("conv")
+def _conv(b: Emitter, op: Op, args: list[Node]) -> Node:
+    strides, dilations = (tuple(getattr(w, n) for w in op.windows) for n in ("stride", "dilation"))
+    ends = tuple((w.lower, w.upper) for w in op.windows)
+    return b.call(convolutions.conv, *args, b.lead, strides, ends, dilations, op.groups)
+
+
+@rule("max_pool")
+def _max_pool(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(convolutions.MaxPool(op.windows), args[0])
+
+
+@rule("average_pool")
+def _average_pool(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(convolutions.AveragePool(op.windows, b.device), args[0])
+
+
+@rule("interpolate")
+def _interpolate(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(resampling.Interpolate(op, b.device), args[0])
 
 
 # --- indexing ---

@@ -10,7 +10,15 @@ import torch
 from popxl.graph import Op
 from torch.fx import Node
 
-from popxl_torch.backends.reference import convolutions, indexing, losses, philox, resampling
+from popxl_torch.backends.reference import (
+    convolutions,
+    indexing,
+    losses,
+    norm,
+    philox,
+    reductions,
+    resampling,
+)
 from popxl_torch.backends.reference import functions as kernels
 from popxl_torch.lowering.rules import Emitter, from_end, rule
 
@@ -19,15 +27,15 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "cast": (kernels.cast, "dtype"),
     "increment_mod": (kernels.increment_mod, "increment modulus"),
     # reductions
-    "argmax": (kernels.argmax, "dim keepdims"),
-    "argmin": (kernels.argmin, "dim keepdims"),
-    "cumsum": (kernels.cumsum, "dim"),
-    "softmax": (kernels.softmax, "dim"),
-    "histogram": (kernels.histogram, "lead levels absolute"),
+    "argmax": (reductions.argmax, "dim keepdims"),
+    "argmin": (reductions.argmin, "dim keepdims"),
+    "cumsum": (reductions.cumsum, "dim"),
+    "softmax": (reductions.softmax, "dim"),
+    "histogram": (reductions.histogram, "lead levels absolute"),
     # networks
     "conv_transpose": (convolutions.conv_transpose, "lead stride cuts groups"),
-    "group_norm": (kernels.group_norm, "lead num_groups eps"),
-    "batch_norm_inference": (kernels.batch_norm, "lead eps"),
+    "group_norm": (norm.group_norm, "lead num_groups eps"),
+    "batch_norm_inference": (norm.batch_norm, "lead eps"),
     "roi_align": (resampling.roi_align, "lead scale samples size"),
     "nll_loss": (losses.nll_loss, "lead ignore reduction log_prob"),
     # shape
@@ -48,7 +56,7 @@ CALLS: dict[str, tuple[Callable, str]] = {
 """The function, and what it is given after the inputs: attributes of the op, or `_SETTINGS`."""
 
 CALLS_FOR_SEVERAL: dict[str, tuple[Callable, str]] = {
-    "topk": (kernels.topk, "k dim largest sorted"),
+    "topk": (reductions.topk, "k dim largest sorted"),
     "split": (torch.split, "sizes dim"),
     "nll_loss_with_softmax_grad": (losses.nll_loss_with_softmax_grad, "lead ignore reduction"),
     "split_random_seed": (philox.split, "outputs"),
