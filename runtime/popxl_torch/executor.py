@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import popdist
@@ -108,32 +108,17 @@ class Executor:
 
     def _remote_store(self, buffer: RemoteBuffer) -> RemoteStore:
         shape = (1,) * self.mesh.lead + buffer.tensor_shape
-        dtype = buffer.tensor_dtype.as_torch()
-
-        def zeros() -> torch.Tensor:
-            if self.device.type == "cpu":
-                return untouched_zeros(shape, dtype)
-            return torch.zeros(shape, dtype=dtype, device=self.device)
-
+        dtype, on_cpu = buffer.tensor_dtype.as_torch(), self.device.type == "cpu"
+        zeros = partial(torch.zeros, shape, dtype=dtype, device=self.device)
+        if on_cpu:
+            zeros = partial(untouched_zeros, shape, dtype)
         name = f"remote_buffer_{buffer.remote_buffer_id}"
         slots = name, buffer.entries, self.mesh.lead, self.memory, zeros
-        if self.streamer is not None and buffer in self._streamed.slots:
+        if self.streamer is None:
+            return RemoteStore(*slots, self.pager.loads if on_cpu else _as_it_is)
+        if buffer in self._streamed.slots:
             return StreamedStore(*slots, self.streamer.lanes, self._streamed.slots[buffer])
-        return RemoteStore(*slots, self._slot_loader())
-
-    def _slot_loader(self) -> Callable[[torch.Tensor, str], torch.Tensor]:
-        """What brings a slot to where it is computed with."""
-        if self.streamer is not None:
-            return self.streamer.load
-        if self.device.type != "cpu":
-            return _as_it_is
-        pager = self.pager
-
-        def paged(value: torch.Tensor, store: str) -> torch.Tensor:
-            pager.loads(value, store)
-            return value
-
-        return paged
+        return RemoteStore(*slots, self.streamer.load)
 
 
 def _as_it_is(value: torch.Tensor, store: str) -> torch.Tensor:

@@ -141,37 +141,20 @@ def maximum(*xs: torch.Tensor) -> torch.Tensor:
     return result
 
 
+_NAMED_AS_IN_TORCH = """
+    abs sign ceil floor cos sin exp log log2 sqrt tanh relu isfinite isinf isnan
+    add sub mul pow logical_and logical_or logical_not where
+"""
+
 ELEMENTWISE: dict[str, Callable] = {
-    "abs": torch.abs,
+    **{kind: getattr(torch, kind) for kind in _NAMED_AS_IN_TORCH.split()},
     "negate": torch.neg,
-    "sign": torch.sign,
-    "ceil": torch.ceil,
-    "floor": torch.floor,
-    "cos": torch.cos,
-    "sin": torch.sin,
-    "exp": torch.exp,
-    "log": torch.log,
-    "log2": torch.log2,
-    "sqrt": torch.sqrt,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
     "gelu": gelu,
     "geluerf": F.gelu,
     "swish": F.silu,
-    "isfinite": torch.isfinite,
-    "isinf": torch.isinf,
-    "isnan": torch.isnan,
-    "logical_not": torch.logical_not,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "pow": torch.pow,
     "equal": torch.eq,
     "greater": torch.gt,
-    "logical_and": torch.logical_and,
-    "logical_or": torch.logical_or,
     "maximum": maximum,
-    "where": torch.where,
     "scaled_add": scaled_add,
 }
 """What elementwise ops do, on operands that broadcast."""
