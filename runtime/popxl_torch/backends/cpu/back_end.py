@@ -19,7 +19,6 @@ from popxl_torch.backends.cpu.elementwise import Concat, RowProgram
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
     apart,
-    fields_of,
     is_packed,
     joint_mesh,
     mesh_sizes,
@@ -94,6 +93,9 @@ class Cpu:
         if summed is not None and mesh[summed] != 1:
             return None
         result = torch.empty((*mesh, rows, outputs), dtype=spec.dtype)
+        x_mesh, x_segment = apart(flat, lead, summed)
+        w_mesh, w_segment = apart(weight.tensor, lead, summed)
+        scale_mesh, scale_segment = apart(weight.scale, lead, summed)
         w_output, w_input = weight.strides()
         self.run(
             LINEAR,
@@ -110,13 +112,16 @@ class Cpu:
             outputs=outputs,
             segments=segments,
             group=group,
+            x_mesh=x_mesh,
+            x_segment=x_segment,
+            w_mesh=w_mesh,
+            w_segment=w_segment,
+            scale_mesh=scale_mesh,
+            scale_segment=scale_segment,
             x_row=flat.stride(-2),
             w_output=w_output,
             w_input=w_input,
             scale_output=weight.scale_stride(),
-            **apart("x", flat, lead, summed),
-            **apart("w", weight.tensor, lead, summed),
-            **apart("scale", weight.scale, lead, summed),
             **_epilogue(spec, result, added),
         )
         return result.reshape(*mesh, *inner, outputs)
@@ -132,9 +137,12 @@ class Cpu:
         self.run(
             FINISH,
             result,
+            x=flat,
+            x_type=type_of(flat),
             rows=rows,
             outputs=outputs,
-            **fields_of("x", flat, lead),
+            x_mesh=mesh_strides(flat, lead),
+            x_row=flat.stride(-2),
             **_epilogue(spec, result, added),
         )
         return result.reshape(*mesh, *inner, outputs)
@@ -254,11 +262,20 @@ def _epilogue(spec: LinearSpec, result: torch.Tensor, added: Added) -> dict[str,
     residual = None if added.residual is None else rows_of(added.residual, lead)
     return {
         "bias": bias,
+        "gate": gate,
+        "residual": residual,
+        "out": result,
         "bias_type": type_of(bias),
+        "gate_type": type_of(gate),
+        "residual_type": type_of(residual),
+        "out_type": type_of(result),
         "bias_mesh": mesh_strides(bias, lead),
-        **fields_of("gate", gate, lead),
-        **fields_of("residual", residual, lead),
-        **fields_of("out", result, lead),
+        "gate_mesh": mesh_strides(gate, lead),
+        "residual_mesh": mesh_strides(residual, lead),
+        "out_mesh": mesh_strides(result, lead),
+        "gate_row": 0 if gate is None else gate.stride(-2),
+        "residual_row": 0 if residual is None else residual.stride(-2),
+        "out_row": result.stride(-2),
         "activation": NUMBERED_ACTIVATIONS.index(spec.activation),
         "mesh": mesh_sizes(result.shape[:lead]),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -25,23 +24,13 @@ def mesh_strides(tensor: torch.Tensor | None, lead: int) -> list[int]:
     return strides
 
 
-def apart(name: str, tensor: torch.Tensor | None, lead: int, axis: int | None) -> dict[str, Any]:
-    """The fields `name_mesh`, the strides of the mesh but for an axis, and `name_segment`, its."""
-    mesh, segment = mesh_strides(tensor, lead), 0
+def apart(tensor: torch.Tensor | None, lead: int, axis: int | None) -> tuple[list[int], int]:
+    """The strides of the mesh axes but for one axis, and that one's."""
+    strides, segment = mesh_strides(tensor, lead), 0
     if axis is not None:
         place = MESH_AXES - lead + axis
-        segment, mesh[place] = mesh[place], 0
-    return {f"{name}_mesh": mesh, f"{name}_segment": segment}
-
-
-def fields_of(name: str, rows: torch.Tensor | None, lead: int) -> dict[str, Any]:
-    """The fields of a tensor `(*mesh, rows, n)`: where it is, its type, and how its rows lie."""
-    return {
-        name: rows,
-        f"{name}_type": type_of(rows),
-        f"{name}_mesh": mesh_strides(rows, lead),
-        f"{name}_row": 0 if rows is None else rows.stride(-2),
-    }
+        segment, strides[place] = strides[place], 0
+    return strides, segment
 
 
 def mesh_sizes(sizes: Iterable[int]) -> list[int]:

@@ -33,6 +33,9 @@ def norm(
         mesh[axis] = segments
     result = torch.empty((*mesh, rows, size), dtype=x.dtype)
     outer = [1 if i == axis else n for i, n in enumerate(mesh)]
+    x_mesh, x_segment = apart(flat, lead, axis)
+    weight_mesh, weight_segment = apart(weight, lead, axis)
+    out_mesh, out_segment = apart(result, lead, axis)
     run(
         NORM,
         result,
@@ -47,11 +50,14 @@ def norm(
         segments=segments,
         epsilon=spec.epsilon,
         mesh=mesh_sizes(outer),
+        x_mesh=x_mesh,
+        x_segment=x_segment,
         x_row=flat.stride(-2),
+        weight_mesh=weight_mesh,
+        weight_segment=weight_segment,
+        out_mesh=out_mesh,
+        out_segment=out_segment,
         out_row=result.stride(-2),
-        **apart("x", flat, lead, axis),
-        **apart("weight", weight, lead, axis),
-        **apart("out", result, lead, axis),
     )
     return result.reshape(*mesh, *inner, size)
 
