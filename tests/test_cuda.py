@@ -115,14 +115,14 @@ def test_the_token_pass_does_not_wait_for_the_device(monkeypatch):
     config = config_of(model, 1, 1, LENGTH, ROWS, device="cuda")
     with passes_of(model, config) as passes:
         passes.warm_up()
-        engine = passes.session._executor
-        collect = engine._collect
+        streams = passes.session._executor.streams
+        collect = streams._collected
 
         def collect_and_wait(stream):
             torch.cuda.set_sync_debug_mode("default")
             return collect(stream)
 
-        engine._collect = collect_and_wait
+        streams._collected = collect_and_wait
         torch.cuda.set_sync_debug_mode("error")
         try:
             passes.decode(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))

@@ -31,12 +31,12 @@ class Session:
     def __init__(self, session, config):
         self.passes = Passes(config, session)
         self.engine = session._executor
-        self.engine._collect = self.collect
+        self.engine.streams._collected = self.collect
         self.logits: torch.Tensor
 
     def collect(self, stream) -> np.ndarray:
-        if self.engine._outputs[stream]:
-            (self.logits,) = self.engine._outputs[stream]
+        if self.engine.streams._outputs[stream]:
+            (self.logits,) = self.engine.streams._outputs[stream]
         return np.zeros((1, self.engine.mesh.replicas, *stream.shape), np.float32)
 
 
@@ -188,7 +188,7 @@ def test_everything_that_lasts_is_on_the_device(monkeypatch, shards):
         on_device.passes.decode(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32))
         engine = on_device.engine
         slots = [cell for store in engine.remote.values() for cell in store._slots.values()]
-        cells = [*engine._cells.values(), *slots]
+        cells = [*engine.variables.cells.values(), *slots]
         assert len(slots) > 2 * 2
         assert {cell.tensor.device for cell in cells} == {DEVICE}
         assert not any(cell.shared for cell in cells)
@@ -219,5 +219,6 @@ def test_random_weights_are_made_on_the_device(monkeypatch, shards):
     with DeviceWatch() as watch:
         random_weights.fill_randomly(session, np.random.default_rng(0))
     assert max(int(np.prod(shape)) for shape in watch.copied) == 100
-    tensors = [cell.tensor for cell in session._executor._cells.values() if cell.tensor.numel() > 1]
+    cells = session._executor.variables.cells.values()
+    tensors = [cell.tensor for cell in cells if cell.tensor.numel() > 1]
     assert {t.device for t in tensors} == {DEVICE}

@@ -114,7 +114,7 @@ def test_the_weights_of_one_replica_are_mapped_from_the_file_not_copied(tmp_path
         if line.endswith(str(tmp_path / "model.safetensors"))
     ]
     table = passes.session.state.embeddings.weight
-    cell = passes.session._executor._cells[table].tensor
+    cell = passes.session._executor.variables.cells[table].tensor
     assert any(low <= cell.data_ptr() < high for low, high in ranges)
 
 

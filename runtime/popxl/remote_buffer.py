@@ -14,11 +14,9 @@ class RemoteBuffer:
     """`entries` slots of one shape and dtype, each holding a value a replica."""
 
     def __init__(self, tensor_shape: Iterable[int], tensor_dtype: dtypes.dtype, entries: int):
-        if entries < 1:
-            raise ValueError(f"a remote buffer needs at least 1 entry, got {entries}")
+        self.entries = entries
         self._ir = get_ir()
         self._spec = TensorSpec(tensor_shape, tensor_dtype)
-        self._entries = int(entries)
         self._meta_shape: tuple[int, ...] = ()
         self._shard_over: int | None = None
         self._id = self._ir._add_remote_buffer(self)

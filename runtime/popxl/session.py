@@ -48,7 +48,8 @@ class Session:
         self._attached = 0
         ir._drawings.checkpoint("FINAL")
         self._executor = Executor(ir, device_desc, composite_kernels)
-        self._host = HostValues(self._executor, ir.main_graph.variables, weights_to_host_on_exit)
+        self._variables = self._executor.variables
+        self._host = HostValues(self._variables, ir.main_graph.variables, weights_to_host_on_exit)
         self._inputs = ir.get_all_h2d_streams()
         self._outputs = ir.get_all_d2h_streams()
 
@@ -193,7 +194,7 @@ class Session:
         """`write_variable_data` of several; nothing is written unless all can be."""
         arrays = {tensor: self._variable_array(tensor, data) for tensor, data in tensors.items()}
         for tensor, array in arrays.items():
-            self._executor.write(tensor, self._host.written(tensor, array))
+            self._variables.write(tensor, self._host.written(tensor, array))
             self._host.taken(tensor)
 
     def fill_variable_data(
@@ -212,16 +213,11 @@ class Session:
             TypeError: where it is no variable, or of another dtype.
             ValueError: where `values` are none or of several dimensions.
         """
-        if not isinstance(tensor, Variable):
-            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
-        self._need_own(tensor)
-        if values.dtype != tensor.dtype.as_numpy():
-            raise TypeError(
-                f"variable {tensor.name} is {tensor.dtype}, the data {values.dtype.name}"
-            )
+        self._need_variable(tensor)
+        _need_dtype_of(tensor, values)
         if values.ndim != 1 or not values.size:
             raise ValueError(f"values must be of one dimension and not empty, got {values.shape}")
-        self._executor.fill(tensor, values, swapped)
+        self._variables.fill(tensor, values, swapped)
         self._host.taken(tensor)
 
     def _data_of(self, tensor: Tensor) -> np.ndarray:
@@ -233,9 +229,7 @@ class Session:
 
     def _variable_array(self, tensor: Any, data: Any) -> np.ndarray:
         """`data` as what the variable can hold."""
-        if not isinstance(tensor, Variable):
-            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
-        self._need_own(tensor)
+        self._need_variable(tensor)
         grouping = tensor.replica_grouping
         each_its_own = tensor.retrieval_mode == "all_replicas"
         if each_its_own and len(grouping.assignment) > grouping.num_groups:
@@ -246,10 +240,7 @@ class Session:
         if isinstance(data, int | float):
             data = np.asarray(data, tensor.dtype.as_numpy())
         array = to_numpy(data, downcast=False, copy=False)
-        if array.dtype != tensor.dtype.as_numpy():
-            raise TypeError(
-                f"variable {tensor.name} is {tensor.dtype}, the data {array.dtype.name}"
-            )
+        _need_dtype_of(tensor, array)
         groups = grouping.num_groups
         if groups == 1 and array.shape == (1, *tensor.shape):
             array = array[0]
@@ -259,6 +250,11 @@ class Session:
                 f"({groups} groups of {tensor.shape}), got {array.shape}"
             )
         return array
+
+    def _need_variable(self, tensor: Any) -> None:
+        if not isinstance(tensor, Variable):
+            raise TypeError(f"{tensor!r} is not a variable: it cannot be written")
+        self._need_own(tensor)
 
     def _need_own(self, tensor: Tensor) -> None:
         if tensor.ir is not self._ir:
@@ -332,6 +328,13 @@ class Session:
             raise TypeError(
                 f"stream {stream.tensor_id}: expected {stream.dtype}, got {array.dtype.name}"
             )
+
+
+def _need_dtype_of(variable: Variable, array: np.ndarray) -> None:
+    if array.dtype != variable.dtype.as_numpy():
+        raise TypeError(
+            f"variable {variable.name} is {variable.dtype}, the data {array.dtype.name}"
+        )
 
 
 def _fits(

@@ -179,14 +179,10 @@ class NamedVariableFactories(DotTree[VariableFactory]):
             memmap_dir: folder of memory maps: `prefix.name.npy` is mapped, and made where missing.
             read_only_if_exists: map files that were there for reading only.
         """
-        return NamedTensors.from_dict(
-            {
-                name: factory.create_tensor(
-                    _join(prefix, name), empty, memmap_dir, read_only_if_exists
-                )
-                for name, factory in sorted(self.to_dict().items())
-            }
-        )
+        data, made = (empty, memmap_dir, read_only_if_exists), {}
+        for name, factory in sorted(self.to_dict().items()):
+            made[name] = factory.create_tensor(_join(prefix, name), *data)
+        return NamedTensors.from_dict(made)
 
     def init_remote(
         self,
@@ -204,19 +200,11 @@ class NamedVariableFactories(DotTree[VariableFactory]):
         Raises:
             KeyError: where a factory has no buffer.
         """
-        return NamedTensors.from_dict(
-            {
-                name: factory.create_remote_tensor(
-                    buffers.get(name),
-                    entry,
-                    _join(prefix, name),
-                    empty,
-                    memmap_dir,
-                    read_only_if_exists,
-                )
-                for name, factory in sorted(self.to_dict().items())
-            }
-        )
+        data, made = (empty, memmap_dir, read_only_if_exists), {}
+        for name, factory in sorted(self.to_dict().items()):
+            buffer, full = buffers.get(name), _join(prefix, name)
+            made[name] = factory.create_remote_tensor(buffer, entry, full, *data)
+        return NamedTensors.from_dict(made)
 
     def init_undef(self) -> NamedTensors:
         """A tensor for each factory in the current graph, of undefined contents."""

@@ -54,6 +54,6 @@ def test_building_a_176b_program_takes_no_memory():
     # 70 layers x 16 replicas x 2 matrices of 98 MiB would be 214 GiB; one of them would be seen.
     assert traced < 50 << 20
     assert peak_of_the_process() - before < 90 << 20
-    held = session._executor._cells[weight].tensor
+    held = session._executor.variables.cells[weight].tensor
     assert held.shape == (TP, TP, 4 * HIDDEN // TP, HIDDEN // TP)
     assert held.untyped_storage().nbytes() <= 2

@@ -182,7 +182,7 @@ def test_groups_by_assignment_hold_their_values():
 
 def memory_of(session: popxl.Session, variable: popxl.Variable) -> np.ndarray:
     """The memory in which a session holds a variable, as an array."""
-    return session._executor._cells[variable].tensor.numpy()
+    return session._executor.variables.cells[variable].tensor.numpy()
 
 
 @pytest.fixture

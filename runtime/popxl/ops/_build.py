@@ -143,6 +143,12 @@ def need_int(kind: str, t: Tensor, what: str) -> None:
         raise TypeError(f"{kind}: {what} {t.name} must hold integers, got {t.dtype}")
 
 
+def need_one_of(kind: str, what: str, given: Any, known: Iterable[Any]) -> None:
+    """Raises ValueError where a setting is none of the words known."""
+    if given not in known:
+        raise ValueError(f"{kind}: {what} must be one of {', '.join(known)}, got {given!r}")
+
+
 def broadcast(kind: str, *tensors: Tensor) -> tuple[int, ...]:
     """The shape that the tensors broadcast to by numpy's rules.
 

@@ -125,12 +125,7 @@ def conv_transpose(
     """
     kind = "conv_transpose"
     axes = _check(kind, t, weight, groups)
-    if weight.shape[0] != t.shape[1] or t.shape[1] % groups:
-        raise ValueError(
-            f"{kind}: {t.name} {t.shape} in {groups} groups needs a weight of ({t.shape[1]}, "
-            f"out_channels / groups, *kernel) with a multiple of {groups} channels, {weight.name} "
-            f"is {weight.shape}"
-        )
+    _check_transposed(kind, t, weight, groups)
     strides = integers(kind, "stride", stride, axes, 1, 1)
     pads = integers(kind, "padding", padding, 2 * axes, 0, 0)
     added = integers(kind, "output_padding", output_padding, axes, 0, 0)
@@ -163,6 +158,15 @@ def _check(kind: str, t: Tensor, weight: Tensor, groups: int) -> int:
     if groups < 1:
         raise ValueError(f"{kind}: groups must be at least 1, got {groups}")
     return axes
+
+
+def _check_transposed(kind: str, t: Tensor, weight: Tensor, groups: int) -> None:
+    if weight.shape[0] != t.shape[1] or t.shape[1] % groups:
+        raise ValueError(
+            f"{kind}: {t.name} {t.shape} in {groups} groups needs a weight of ({t.shape[1]}, "
+            f"out_channels / groups, *kernel) with a multiple of {groups} channels, {weight.name} "
+            f"is {weight.shape}"
+        )
 
 
 def _spatial(

@@ -39,8 +39,7 @@ def slice(
     Raises:
         ValueError: where the lists differ in length, an axis is named twice or a step is 0.
     """
-    picks = _picks("slice", t, start, stop, step, axis)
-    return t if picks is None else _pick(t, picks)
+    return _sliced("slice", t, start, stop, step, axis)
 
 
 def slice_(
@@ -55,14 +54,12 @@ def slice_(
     Raises:
         ValueError: as `slice`.
     """
-    picks = _picks("slice_", t, start, stop, step, axis)
-    return t if picks is None else _pick(t, picks, alias=True)
+    return _sliced("slice_", t, start, stop, step, axis, alias=True)
 
 
-def _picks(
-    kind: str, t: Tensor, start: Bounds, stop: Bounds, step: Bounds, axis: Any
-) -> dict[int, _slice] | None:
-    """The slice along each axis; None where all of `t` is meant."""
+def _sliced(
+    kind: str, t: Tensor, start: Bounds, stop: Bounds, step: Bounds, axis: Any, **attributes: Any
+) -> Tensor:
     tensor_operand(kind, t)
     bounds = (start, stop, step, axis)
     given: list[Any] = [[v] if isinstance(v, int | np.integer) else v for v in bounds]
@@ -70,14 +67,14 @@ def _picks(
     if len(lengths) > 1:
         raise ValueError(f"{kind}: start, stop, step and axis have lengths {sorted(lengths)}")
     if not lengths or given[:3] == [None, None, None]:
-        return None
+        return t
     count = lengths.pop()
     starts, stops, steps = ([None] * count if v is None else v for v in given[:3])
     axes = [axis_of(kind, t, a) for a in given[3] or range(count)]
     if len(set(axes)) < count:
         raise ValueError(f"{kind}: axes {axes} of {t.name} name an axis twice")
     picks = zip(axes, starts, stops, steps, strict=True)
-    return {a: _slice(*bounds) for a, *bounds in picks}
+    return _pick(t, {a: _slice(*bounds) for a, *bounds in picks}, **attributes)
 
 
 def subsample(t: Tensor, strides: int | Iterable[int]) -> Tensor:
@@ -224,10 +221,7 @@ def dynamic_slice(
         ValueError: where axes, sizes and index do not fit `t`.
     """
     axes, sizes = _region("dynamic_slice", t, index, axes, sizes)
-    shape = list(t.shape)
-    for axis, size in zip(axes, sizes, strict=True):
-        shape[axis] = size
-    spec = TensorSpec(shape, t.dtype)
+    spec = TensorSpec(_shape_of_part(t, axes, sizes), t.dtype)
     return emit_one("dynamic_slice", [t, index], spec, axes=axes, sizes=sizes)
 
 
@@ -320,11 +314,14 @@ def _update_region(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     found, lengths = _region(kind, t, index, axes, sizes)
     same_dtype(kind, t, tensor_operand(kind, t_update))
-    shape = list(t.shape)
-    for axis, size in zip(found, lengths, strict=True):
-        shape[axis] = size
-    if t_update.shape != tuple(shape):
+    shape = _shape_of_part(t, found, lengths)
+    if t_update.shape != shape:
         raise ValueError(
-            f"{kind}: t_update must be of shape {tuple(shape)}, {t_update.name} is {t_update.shape}"
+            f"{kind}: t_update must be of shape {shape}, {t_update.name} is {t_update.shape}"
         )
     return found, lengths
+
+
+def _shape_of_part(t: Tensor, axes: Iterable[int], sizes: Iterable[int]) -> tuple[int, ...]:
+    along = dict(zip(axes, sizes, strict=True))
+    return tuple(along.get(axis, size) for axis, size in enumerate(t.shape))

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from popxl.ops._build import emit_one, need_float, tensor_operand
+from popxl.ops._build import emit_one, need_float, need_one_of, tensor_operand
 from popxl.tensor import Tensor, TensorSpec
 
 InterpolateType = Literal["nearest", "linear", "cubic"]
@@ -45,10 +45,10 @@ def interpolate(
     """
     kind = "interpolate"
     tensor_operand(kind, t)
-    _need_one_of("mode", mode, InterpolateType)
-    _need_one_of("nearest_mode", nearest_mode, InterpolateNearestType)
-    places = coordinate_transformation_mode
-    _need_one_of("coordinate_transformation_mode", places, InterpolateCoordinateTransformationType)
+    places, known = coordinate_transformation_mode, InterpolateCoordinateTransformationType
+    need_one_of(kind, "mode", mode, get_args(InterpolateType))
+    need_one_of(kind, "nearest_mode", nearest_mode, get_args(InterpolateNearestType))
+    need_one_of(kind, "coordinate_transformation_mode", places, get_args(known))
     if places == "tf_crop_and_resize":
         raise ValueError(
             f"{kind}: coordinate_transformation_mode 'tf_crop_and_resize' needs a region, which "
@@ -57,6 +57,12 @@ def interpolate(
     if mode != "nearest":
         need_float(kind, t)
     scales = tuple(float(s) for s in scale_factor or ())
+    spec = TensorSpec(_resized(kind, t, scales), t.dtype)
+    modes = {"mode": mode, "nearest_mode": nearest_mode, "places": places}
+    return emit_one(kind, [t], spec, scales=scales, **modes)
+
+
+def _resized(kind: str, t: Tensor, scales: tuple[float, ...]) -> tuple[int, ...]:
     if len(scales) != t.rank:
         raise ValueError(
             f"{kind}: scale_factor must be {t.rank} numbers for {t.name} {t.shape}, got {scales}"
@@ -67,18 +73,4 @@ def interpolate(
     )
     if min(shape, default=1) < 1:
         raise ValueError(f"{kind}: {t.name} {t.shape} by {scales} would be of shape {shape}")
-    return emit_one(
-        kind,
-        [t],
-        TensorSpec(shape, t.dtype),
-        scales=scales,
-        mode=mode,
-        nearest_mode=nearest_mode,
-        places=places,
-    )
-
-
-def _need_one_of(what: str, given: str | None, known: object) -> None:
-    names = get_args(known)
-    if given not in names:
-        raise ValueError(f"interpolate: {what} must be one of {', '.join(names)}, got {given!r}")
+    return shape

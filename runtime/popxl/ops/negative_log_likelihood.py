@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from popxl import dtypes
-from popxl.ops._build import emit, emit_one, need_float, need_int, tensor_operand
+from popxl.ops._build import emit, emit_one, need_float, need_int, need_one_of, tensor_operand
 from popxl.ops.shape import reshape
 from popxl.tensor import Tensor, TensorSpec, constant
 
@@ -91,9 +91,7 @@ def _check(kind: str, probs: Tensor, labels: Tensor, reduction: str) -> tuple[in
     """The shape of the loss, where the arguments fit."""
     need_float(kind, tensor_operand(kind, probs))
     need_int(kind, tensor_operand(kind, labels), "labels")
-    known = get_args(REDUCTION_TYPE)
-    if reduction not in known:
-        raise ValueError(f"{kind}: reduction must be one of {', '.join(known)}, got {reduction!r}")
+    need_one_of(kind, "reduction", reduction, get_args(REDUCTION_TYPE))
     if not probs.rank or labels.shape != probs.shape[:-1]:
         raise ValueError(
             f"{kind}: labels must be of the shape of {probs.name} {probs.shape} but for the last "

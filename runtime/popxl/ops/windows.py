@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from popxl.ops._build import need_one_of
 from popxl.tensor import Tensor
 
 PadType = Literal["not_set", "same_upper", "same_lower", "valid"]
@@ -90,11 +91,9 @@ def spatial_rank(kind: str, t: Tensor) -> int:
     return t.rank - 2
 
 
-def pad_type_of(kind: str, what: str, given: str | None) -> str:
-    """Raises ValueError where `given` is no `PadType`."""
-    known = get_args(PadType)
-    if given is None or given not in known:
-        raise ValueError(f"{kind}: {what} must be one of {', '.join(known)}, got {given!r}")
+def pad_type_of(kind: str, what: str, given: str) -> str:
+    """`given`, which has to be a `PadType`."""
+    need_one_of(kind, what, given, get_args(PadType))
     return given
 
 

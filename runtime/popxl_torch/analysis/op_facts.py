@@ -49,7 +49,19 @@ class OpFacts:
     cost: Literal["read", "matmul", "picked", "written", "view", "loaded", "called"] = "read"
 
 
-_COMPUTES = OpFacts()
+_COMPUTES = """
+    abs negate sign ceil floor cos sin exp log log2 sqrt tanh relu swish gelu geluerf
+    isfinite isinf isnan logical_not logical_and logical_or equal greater where
+    add sub mul div fmod pow scaled_add increment_mod
+    sum mean prod sumsquare logsumexp logsum median max min l1 l2
+    argmax argmin topk cumsum softmax histogram
+    layer_norm group_norm batch_norm_inference nll_loss nll_loss_with_softmax_grad
+    conv conv_transpose max_pool average_pool interpolate roi_align
+    scatter scatter_reduce onehot init copy accumulate accumulator_scale sparse_accumulate
+    random_uniform random_normal dropout split_random_seed
+"""
+"""Ops that read all their inputs and make something new of them: nothing more is to be known."""
+
 _MAY_BE_ITS_INPUT = OpFacts(shares=True)
 _COLLECTIVE = OpFacts(shares=True, exchanges=True)
 _SEEN_FROM_ELSEWHERE = OpFacts(moved=ALL, shares=True, cost="view")
@@ -57,24 +69,9 @@ _VIEW = OpFacts(moved=ALL, shares=True, aliases=True, cost="view")
 _STREAM = OpFacts(stream=True, steady=False)
 
 OP_FACTS: dict[str, OpFacts] = {
-    # elements
-    **dict.fromkeys(("abs", "negate", "sign", "ceil", "floor", "cos", "sin", "exp"), _COMPUTES),
-    **dict.fromkeys(("log", "log2", "sqrt", "tanh", "relu", "swish", "gelu"), _COMPUTES),
-    **dict.fromkeys(("geluerf", "isfinite", "isinf", "isnan", "logical_not"), _COMPUTES),
-    **dict.fromkeys(("add", "sub", "mul", "div", "fmod", "pow", "equal", "greater"), _COMPUTES),
-    **dict.fromkeys(("logical_and", "logical_or", "where", "scaled_add"), _COMPUTES),
-    **dict.fromkeys(("increment_mod",), _COMPUTES),
+    **dict.fromkeys(_COMPUTES.split(), OpFacts()),
     **dict.fromkeys(("cast", "clip", "maximum"), _MAY_BE_ITS_INPUT),
-    # reductions
-    **dict.fromkeys(("sum", "mean", "prod", "sumsquare", "logsumexp", "logsum"), _COMPUTES),
-    **dict.fromkeys(("median", "max", "min", "l1", "l2", "argmax", "argmin"), _COMPUTES),
-    **dict.fromkeys(("topk", "cumsum", "softmax", "histogram"), _COMPUTES),
-    # networks
     "matmul": OpFacts(cost="matmul"),
-    **dict.fromkeys(("layer_norm", "group_norm", "batch_norm_inference"), _COMPUTES),
-    **dict.fromkeys(("conv", "conv_transpose", "max_pool", "average_pool"), _COMPUTES),
-    **dict.fromkeys(("interpolate", "roi_align"), _COMPUTES),
-    **dict.fromkeys(("nll_loss", "nll_loss_with_softmax_grad"), _COMPUTES),
     # shape
     **dict.fromkeys(("reshape", "transpose", "slice"), _VIEW),
     **dict.fromkeys(("identity", "split"), _SEEN_FROM_ELSEWHERE),
@@ -83,13 +80,6 @@ OP_FACTS: dict[str, OpFacts] = {
     "gather": OpFacts(moved=1, integers="apart", cost="picked"),
     "dynamic_slice": OpFacts(moved=ALL, shares=True, integers="apart", cost="view"),
     "dynamic_update": OpFacts(integers="apart"),
-    **dict.fromkeys(("scatter", "scatter_reduce", "onehot"), _COMPUTES),
-    # random numbers
-    **dict.fromkeys(("random_uniform", "random_normal"), _COMPUTES),
-    **dict.fromkeys(("dropout", "split_random_seed"), _COMPUTES),
-    # variables
-    **dict.fromkeys(("init", "copy"), _COMPUTES),
-    **dict.fromkeys(("accumulate", "accumulator_scale", "sparse_accumulate"), _COMPUTES),
     # what is outside
     "remote_load": OpFacts(remote="load", cost="loaded"),
     "remote_load_": OpFacts(remote="load"),

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl.replica_grouping import ReplicaGrouping
 
-from popxl_torch.backends.reference.functions import HALF, reduce_mean
+from popxl_torch.backends.reference.functions import HALF
+from popxl_torch.backends.reference.reductions import reduce_mean
 from popxl_torch.collectives.mesh import Mesh
 
 

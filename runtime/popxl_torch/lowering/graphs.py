@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from popxl.graph import Graph, Op
 from popxl.remote_buffer import RemoteBuffer
-from popxl.streams import Stream
 from popxl.tensor import Constant, Shard, Tensor, Variable
 from torch.fx import GraphModule, Node
 
@@ -30,13 +29,13 @@ from popxl_torch.collectives.within import Collectives
 from popxl_torch.fusion.chains import Chain, chains, in_place
 from popxl_torch.fusion.groups import Fusion
 from popxl_torch.fusion.products import Product, products
+from popxl_torch.host_streams import HostStreams
 from popxl_torch.lowering import (
     calls,
     declared,  # noqa: F401 - imported to register what is declared, and the rules
     outside,
     placement,
-    rules_nn,  # noqa: F401
-    rules_random,  # noqa: F401
+    rules_table,  # noqa: F401
     rules_updates,  # noqa: F401
     updates,
 )
@@ -68,8 +67,7 @@ class Surroundings:
     mesh: Mesh
     device: torch.device
     remote: dict[RemoteBuffer, RemoteStore]
-    load: Callable[[Stream], Callable[[], torch.Tensor]]
-    store: Callable[[Stream], Callable[[torch.Tensor], None]]
+    streams: HostStreams
     back_end: BackEnd
     declared: bool  # whether graphs that were declared are computed as what they stand for
     replays: Replays

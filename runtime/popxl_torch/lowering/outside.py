@@ -38,14 +38,14 @@ def remote_store(g: GraphLowering, op: Op) -> None:
 
 
 def host_load(g: GraphLowering, op: Op) -> None:
-    g.define(op, [g.call(g.around.load(op.stream))], frozenset({HOST}))
+    g.define(op, [g.call(g.around.streams.loader(op.stream))], frozenset({HOST}))
 
 
 def host_store(g: GraphLowering, op: Op) -> None:
     value = g.values.node(op.inputs[0])
     if g.values.memory(op.inputs[0]):
         value = g.call(kernels.clone, value)
-    g.call(g.around.store(op.stream), value)
+    g.call(g.around.streams.storer(op.stream), value)
 
 
 def _remote(g: GraphLowering, op: Op, first: int = 0) -> tuple[RemoteStore, Key, Any]:

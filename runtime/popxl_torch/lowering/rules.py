@@ -1,13 +1,12 @@
 """How each kind of op becomes torch: a small function a kind, which adds nodes to a torch.fx graph.
 
 A rule gets the op, the nodes of its inputs and an `Emitter`; it returns the node of the output (a
-list of nodes for several).
+list of nodes for several). An op that is one call has a line in `rules_table.py` instead.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,8 +15,8 @@ from popxl.graph import Op
 from torch.fx import Node
 
 from popxl_torch.backends.back_end import BackEnd, first_of
+from popxl_torch.backends.reference import convolutions, indexing, reductions, resampling
 from popxl_torch.backends.reference import functions as kernels
-from popxl_torch.backends.reference import indexing
 from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.reference.matmul import matmul
 from popxl_torch.backends.specs import LinearSpec, NormSpec
@@ -66,6 +65,14 @@ def rule_of(kind: str) -> Rule:
     return RULES[kind]
 
 
+def from_end(op: Op) -> tuple[int, ...]:
+    """The axes of an op counted from the end of its first input, whatever mesh is in front."""
+    return tuple(axis - op.inputs[0].rank for axis in op.axes)
+
+
+# --- elements ---
+
+
 def aligned(b: Emitter, op: Op, args: list[Node], rank: int) -> list[Node]:
     """The inputs with axes inserted so that they broadcast behind the mesh."""
     if not b.lead:
@@ -90,11 +97,6 @@ def _divide(b: Emitter, op: Op, args: list[Node]) -> Node:
     return b.call(kernels.integer_div if op.kind == "div" else kernels.integer_fmod, *args)
 
 
-@rule("cast")
-def _cast(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.cast, args[0], op.outputs[0].dtype.as_torch())
-
-
 @rule("clip")
 def _clip(b: Emitter, op: Op, args: list[Node]) -> Node:
     bounds = {"min": op.min, "max": op.max}
@@ -102,57 +104,15 @@ def _clip(b: Emitter, op: Op, args: list[Node]) -> Node:
     return b.call(kernels.clip, args[0], **finite) if finite else args[0]
 
 
-@rule("increment_mod")
-def _increment_mod(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.increment_mod, args[0], op.increment, op.modulus)
-
-
 # --- reductions ---
 
-_REDUCTIONS: dict[str, Callable] = {
-    "sum": kernels.reduce_sum,
-    "mean": kernels.reduce_mean,
-    "prod": kernels.reduce_prod,
-    "sumsquare": kernels.reduce_sumsquare,
-    "logsumexp": kernels.reduce_logsumexp,
-    "logsum": kernels.reduce_logsum,
-    "median": kernels.reduce_median,
-    "l1": kernels.reduce_l1,
-    "l2": kernels.reduce_l2,
-    "max": torch.amax,
-    "min": torch.amin,
-}
 
-
-_OF_ONE = {"sumsquare": torch.square, "logsum": torch.log, "l1": torch.abs, "l2": torch.abs}
-"""What a reduction of single elements is, where it is not the element."""
-
-
-@rule(*_REDUCTIONS)
+@rule(*reductions.REDUCTIONS)
 def _reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
-    dims = tuple(a - op.inputs[0].rank for a in op.axes)
+    dims = from_end(op)
     if not dims:
-        return b.call(_OF_ONE.get(op.kind, kernels.clone), args[0])
-    return b.call(_REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
-
-
-@rule("argmax", "argmin")
-def _arg(b: Emitter, op: Op, args: list[Node]) -> Node:
-    function = kernels.argmax if op.kind == "argmax" else kernels.argmin
-    return b.call(function, args[0], op.axis - op.inputs[0].rank, op.keepdims)
-
-
-@rule("topk")
-def _topk(b: Emitter, op: Op, args: list[Node]) -> list[Node]:
-    dim = op.axis - op.inputs[0].rank
-    both = b.call(kernels.topk, args[0], op.k, dim, op.largest, op.sorted)
-    return [b.call(operator.getitem, both, i) for i in (0, 1)]
-
-
-@rule("cumsum", "softmax")
-def _along_axis(b: Emitter, op: Op, args: list[Node]) -> Node:
-    function = kernels.cumsum if op.kind == "cumsum" else kernels.softmax
-    return b.call(function, args[0], op.axis - op.inputs[0].rank)
+        return b.call(reductions.OF_ONE.get(op.kind, kernels.clone), args[0])
+    return b.call(reductions.REDUCTIONS[op.kind], args[0], dim=dims, keepdim=op.keepdims)
 
 
 @rule("layer_norm")
@@ -168,27 +128,6 @@ def _layer_norm(b: Emitter, op: Op, args: list[Node]) -> Node:
 @rule("identity")
 def _identity(b: Emitter, op: Op, args: list[Node]) -> Node:
     return args[0]
-
-
-@rule("reshape")
-def _reshape(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.reshape, args[0], b.lead, op.shape)
-
-
-@rule("transpose")
-def _transpose(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.permute, args[0], b.lead, op.permutation)
-
-
-@rule("slice")
-def _slice(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.take_part, args[0], op.bounds)
-
-
-@rule("split")
-def _split(b: Emitter, op: Op, args: list[Node]) -> list[Node]:
-    parts = b.call(torch.split, args[0], list(op.sizes), op.axis - op.inputs[0].rank)
-    return [b.call(operator.getitem, parts, i) for i in range(len(op.sizes))]
 
 
 @rule("concat")
@@ -221,6 +160,31 @@ def _matmul(b: Emitter, op: Op, args: list[Node]) -> Node:
     return product
 
 
+# --- windows, other sizes ---
+
+
+@rule("conv")
+def _conv(b: Emitter, op: Op, args: list[Node]) -> Node:
+    strides, dilations = (tuple(getattr(w, n) for w in op.windows) for n in ("stride", "dilation"))
+    ends = tuple((w.lower, w.upper) for w in op.windows)
+    return b.call(convolutions.conv, *args, b.lead, strides, ends, dilations, op.groups)
+
+
+@rule("max_pool")
+def _max_pool(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(convolutions.MaxPool(op.windows), args[0])
+
+
+@rule("average_pool")
+def _average_pool(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(convolutions.AveragePool(op.windows, b.device), args[0])
+
+
+@rule("interpolate")
+def _interpolate(b: Emitter, op: Op, args: list[Node]) -> Node:
+    return b.call(resampling.Interpolate(op, b.device), args[0])
+
+
 # --- indexing ---
 
 
@@ -229,27 +193,6 @@ def _gather(b: Emitter, op: Op, args: list[Node]) -> Node:
     groups = int(op.attributes.get("grouped", False))  # their axis is as another one of the mesh
     lead, axis = b.lead + groups, op.axis - groups
     return b.call(indexing.gather, *args, lead, axis, op.zero_out_of_range)
-
-
-@rule("scatter")
-def _scatter(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(indexing.scatter, *args, b.lead, op.axis - op.inputs[0].rank)
-
-
-def region(op: Op) -> dict[str, tuple[int, ...]]:
-    """Axes (from the end) and sizes of a dynamic slice or update."""
-    rank = op.inputs[0].rank
-    return {"axes": tuple(a - rank for a in op.axes), "sizes": op.sizes}
-
-
-@rule("dynamic_slice")
-def _dynamic_slice(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(indexing.dynamic_slice, *args, b.lead, **region(op))
-
-
-@rule("onehot")
-def _onehot(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(indexing.onehot, *args, b.lead, op.num_classes, op.axis)
 
 
 # --- creation, copies, host ---
@@ -266,11 +209,6 @@ def _init(b: Emitter, op: Op, args: list[Node]) -> Node:
 @rule("copy")
 def _copy(b: Emitter, op: Op, args: list[Node]) -> Node:
     return b.call(kernels.clone, args[1])
-
-
-@rule("print_tensor")
-def _print(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.print_tensor, args[0], **op.attributes)
 
 
 # --- collectives ---

@@ -1,4 +1,4 @@
-"""How ops that reduce at indices, count or accumulate become torch."""
+"""How ops that reduce at indices or accumulate become torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ def _scatter_reduce(b: Emitter, op: Op, args: list[Node]) -> Node:
         reduction=op.reduction,
         broadcast=op.broadcast,
     )
-
-
-@rule("histogram")
-def _histogram(b: Emitter, op: Op, args: list[Node]) -> Node:
-    return b.call(kernels.histogram, args[0], b.lead, op.levels, op.absolute)
 
 
 @rule("accumulate")

@@ -12,7 +12,7 @@ from torch.fx import Node
 from popxl_torch.backends.back_end import BackEnd
 from popxl_torch.backends.reference.back_end import Reference
 from popxl_torch.backends.specs import PlaceSpec
-from popxl_torch.lowering.rules import Emitter, region, rule
+from popxl_torch.lowering.rules import Emitter, from_end, rule
 from popxl_torch.memory.arrays import broadcast_shapes
 from popxl_torch.memory.cells import Cell
 
@@ -39,7 +39,7 @@ def _copied(b: Emitter, op: Op, args: list[Node]) -> Node:
 
 
 def _update(b: Emitter, op: Op) -> Update:
-    return Update(b.back_end, PlaceSpec(b.lead, **region(op)))
+    return Update(b.back_end, PlaceSpec(b.lead, from_end(op), op.sizes))
 
 
 class Update:

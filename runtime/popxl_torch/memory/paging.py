@@ -95,14 +95,15 @@ class Pager:
             self._note_use(load for _, load in self._in_use)
             self._plan()
 
-    def loads(self, tensor: torch.Tensor, store: str) -> None:
-        """A slot of the store is about to be used."""
+    def loads(self, tensor: torch.Tensor, store: str) -> torch.Tensor:
+        """A slot of the store is about to be used; returns it."""
         if self._state == "streaming":
             self._follow(tensor.data_ptr())
         elif self._state == "learning" and tensor.nbytes >= SMALL:
             load = _Load(tensor.data_ptr(), Region.of(tensor), store)
             self._order.append(load)
             self._note_use(self._done_with(load))
+        return tensor
 
     def _done_with(self, load: _Load) -> list[_Load]:
         """The slots in use that this load shows to be so no more."""

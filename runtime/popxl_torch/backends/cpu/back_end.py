@@ -93,9 +93,9 @@ class Cpu:
         if summed is not None and mesh[summed] != 1:
             return None
         result = torch.empty((*mesh, rows, outputs), dtype=spec.dtype)
-        x_mesh, x_segment = apart(mesh_strides(flat, lead), lead, summed)
-        w_mesh, w_segment = apart(mesh_strides(weight.tensor, lead), lead, summed)
-        scale_mesh, scale_segment = apart(mesh_strides(weight.scale, lead), lead, summed)
+        x_mesh, x_segment = apart(flat, lead, summed)
+        w_mesh, w_segment = apart(weight.tensor, lead, summed)
+        scale_mesh, scale_segment = apart(weight.scale, lead, summed)
         w_output, w_input = weight.strides()
         self.run(
             LINEAR,

@@ -24,14 +24,13 @@ def mesh_strides(tensor: torch.Tensor | None, lead: int) -> list[int]:
     return strides
 
 
-def apart(strides: list[int], lead: int, axis: int | None) -> tuple[list[int], int]:
-    """The strides of the mesh but for those of an axis, and that one's."""
-    if axis is None:
-        return strides, 0
-    rest = list(strides)
-    place = MESH_AXES - lead + axis
-    segment, rest[place] = rest[place], 0
-    return rest, segment
+def apart(tensor: torch.Tensor | None, lead: int, axis: int | None) -> tuple[list[int], int]:
+    """The strides of the mesh axes but for one axis, and that one's."""
+    strides, segment = mesh_strides(tensor, lead), 0
+    if axis is not None:
+        place = MESH_AXES - lead + axis
+        segment, strides[place] = strides[place], 0
+    return strides, segment
 
 
 def mesh_sizes(sizes: Iterable[int]) -> list[int]:

@@ -11,7 +11,6 @@ from popxl_torch.backends.cpu.layout import (
     is_packed,
     joint_mesh,
     mesh_sizes,
-    mesh_strides,
     rows_of,
     type_of,
 )
@@ -34,9 +33,9 @@ def norm(
         mesh[axis] = segments
     result = torch.empty((*mesh, rows, size), dtype=x.dtype)
     outer = [1 if i == axis else n for i, n in enumerate(mesh)]
-    x_mesh, x_segment = apart(mesh_strides(flat, lead), lead, axis)
-    weight_mesh, weight_segment = apart(mesh_strides(weight, lead), lead, axis)
-    out_mesh, out_segment = apart(mesh_strides(result, lead), lead, axis)
+    x_mesh, x_segment = apart(flat, lead, axis)
+    weight_mesh, weight_segment = apart(weight, lead, axis)
+    out_mesh, out_segment = apart(result, lead, axis)
     run(
         NORM,
         result,

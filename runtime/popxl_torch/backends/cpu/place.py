@@ -18,16 +18,7 @@ def place(
     lead, axes, sizes = spec.lead, spec.axes, spec.sizes
     rank = target.ndim
     starts = index.reshape(*index.shape[:lead], -1)
-    # Threads write lines of one place each: none may be held once for several shards.
-    if (
-        rank > PLACE_AXES
-        or target.device.type != "cpu"
-        or starts.shape[-1] != len(axes)
-        or index.dtype not in (torch.int32, torch.int64)
-        or update.dtype != target.dtype
-        or broadcast_shapes(target.shape[:lead], starts.shape[:lead]) != target.shape[:lead]
-        or not update.numel()
-    ):
+    if not _fits(spec, target, starts, update):
         return None
     part = list(target.shape)
     for axis, size in zip(axes, sizes, strict=True):
@@ -56,6 +47,22 @@ def place(
         index_step=spread.stride(-1) * spread.element_size(),
     )
     return True
+
+
+def _fits(
+    spec: PlaceSpec, target: torch.Tensor, starts: torch.Tensor, update: torch.Tensor
+) -> bool:
+    mesh = target.shape[: spec.lead]
+    return (
+        target.ndim <= PLACE_AXES
+        and target.device.type == "cpu"
+        and starts.shape[-1] == len(spec.axes)
+        and starts.dtype in (torch.int32, torch.int64)
+        and update.dtype == target.dtype
+        # Threads write lines of one place each: none may be held once for several shards.
+        and broadcast_shapes(mesh, starts.shape[: spec.lead]) == mesh
+        and update.numel() > 0
+    )
 
 
 def _padded(numbers: list[int]) -> list[int]:

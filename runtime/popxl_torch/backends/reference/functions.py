@@ -141,184 +141,23 @@ def maximum(*xs: torch.Tensor) -> torch.Tensor:
     return result
 
 
+_NAMED_AS_IN_TORCH = """
+    abs sign ceil floor cos sin exp log log2 sqrt tanh relu isfinite isinf isnan
+    add sub mul pow logical_and logical_or logical_not where
+"""
+
 ELEMENTWISE: dict[str, Callable] = {
-    "abs": torch.abs,
+    **{kind: getattr(torch, kind) for kind in _NAMED_AS_IN_TORCH.split()},
     "negate": torch.neg,
-    "sign": torch.sign,
-    "ceil": torch.ceil,
-    "floor": torch.floor,
-    "cos": torch.cos,
-    "sin": torch.sin,
-    "exp": torch.exp,
-    "log": torch.log,
-    "log2": torch.log2,
-    "sqrt": torch.sqrt,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
     "gelu": gelu,
     "geluerf": F.gelu,
     "swish": F.silu,
-    "isfinite": torch.isfinite,
-    "isinf": torch.isinf,
-    "isnan": torch.isnan,
-    "logical_not": torch.logical_not,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "pow": torch.pow,
     "equal": torch.eq,
     "greater": torch.gt,
-    "logical_and": torch.logical_and,
-    "logical_or": torch.logical_or,
     "maximum": maximum,
-    "where": torch.where,
     "scaled_add": scaled_add,
 }
 """What elementwise ops do, on operands that broadcast."""
-
-
-# --- reductions ---
-
-
-def reduce_sum(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    if x.dtype in HALF:
-        return x.sum(dim, keepdim, dtype=torch.float32).to(x.dtype)
-    return x.sum(dim, keepdim, dtype=x.dtype)
-
-
-def reduce_mean(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    """Of integers, towards zero."""
-    accumulate = torch.float32 if x.dtype in (*HALF, torch.float32) else torch.float64
-    return x.mean(dim, keepdim, dtype=accumulate).to(x.dtype)
-
-
-def reduce_prod(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    accumulate = torch.float32 if x.dtype in HALF else x.dtype
-    result = x.to(accumulate)
-    for axis in sorted(dim, reverse=True):
-        result = result.prod(axis, keepdim=True)
-    return (result if keepdim else result.squeeze(dim)).to(x.dtype)
-
-
-def reduce_sumsquare(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    wide = x.float() if x.dtype in HALF else x
-    return wide.square().sum(dim, keepdim, dtype=wide.dtype).to(x.dtype)
-
-
-def reduce_logsumexp(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    wide = x.float() if x.dtype in HALF else x
-    return wide.logsumexp(dim, keepdim).to(x.dtype)
-
-
-def reduce_l1(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    return reduce_sum(x.abs(), dim, keepdim)
-
-
-def reduce_l2(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    wide = x.float() if x.dtype in HALF else x
-    return wide.square().sum(dim, keepdim).sqrt().to(x.dtype)
-
-
-def reduce_logsum(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    wide = x.float() if x.dtype in HALF else x
-    return wide.sum(dim, keepdim).log().to(x.dtype)
-
-
-def reduce_median(x: torch.Tensor, dim: tuple[int, ...], keepdim: bool) -> torch.Tensor:
-    """Of an even number of elements the lower one in the middle."""
-    together = x.movedim(dim, tuple(range(-len(dim), 0))).flatten(-len(dim))
-    middle = together.median(-1).values
-    if not keepdim:
-        return middle
-    return middle.reshape([1 if a in dim else n for a, n in enumerate(x.shape, -x.ndim)])
-
-
-def histogram(
-    x: torch.Tensor, lead: int, levels: tuple[float, ...], absolute: bool
-) -> torch.Tensor:
-    """int64 counts below the first level, between each two and from the last on."""
-    bounds = torch.tensor(levels, device=x.device).to(x.dtype).float()
-    values = x.flatten(lead) if x.ndim > lead else x.unsqueeze(-1)
-    values = (values.abs() if absolute else values).float()
-    place = torch.bucketize(values.contiguous(), bounds, right=True)
-    counts = torch.zeros(*x.shape[:lead], len(levels) + 1, dtype=torch.int64, device=x.device)
-    return counts.scatter_add(-1, place, torch.ones_like(place))
-
-
-def argmax(x: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
-    return x.argmax(dim, keepdim).to(torch.int32)
-
-
-def argmin(x: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
-    return x.argmin(dim, keepdim).to(torch.int32)
-
-
-def topk(
-    x: torch.Tensor, k: int, dim: int, largest: bool, sorted: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    values, indices = x.topk(k, dim, largest, sorted)
-    return values, indices.to(torch.int32)
-
-
-def cumsum(x: torch.Tensor, dim: int) -> torch.Tensor:
-    if x.dtype in HALF:
-        return x.cumsum(dim, dtype=torch.float32).to(x.dtype)
-    return x.cumsum(dim, dtype=x.dtype)
-
-
-def softmax(x: torch.Tensor, dim: int) -> torch.Tensor:
-    if x.dtype in HALF:
-        return torch.softmax(x, dim, dtype=torch.float32).to(x.dtype)
-    return torch.softmax(x, dim)
-
-
-def layer_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, lead: int, eps: float
-) -> torch.Tensor:
-    missing = x.ndim - lead - 1
-    if x.device.type != "cpu" and all(s == 1 for t in (weight, bias) for s in t.shape[:lead]):
-        weight, bias = weight.reshape(-1), bias.reshape(-1)  # one kernel, with sums in float32
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    normed = F.layer_norm(x.float() if x.dtype in HALF else x, x.shape[-1:], None, None, eps)
-    weight, bias = align(weight, lead, missing), align(bias, lead, missing)
-    return (normed * weight.to(normed.dtype) + bias.to(normed.dtype)).to(x.dtype)
-
-
-def group_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    lead: int,
-    num_groups: int,
-    eps: float,
-) -> torch.Tensor:
-    """Of `(*mesh, batch, channels, ...)`, over groups of channels."""
-    wide = x.float() if x.dtype in HALF else x
-    size = x.shape[lead + 1 :].numel() // num_groups
-    grouped = wide.reshape(*x.shape[: lead + 1], num_groups, size)
-    normed = F.layer_norm(grouped, grouped.shape[-1:], None, None, eps).reshape(x.shape)
-    weight, bias = (_along_channels(t, x, lead).to(wide.dtype) for t in (weight, bias))
-    return (normed * weight + bias).to(x.dtype)
-
-
-def batch_norm(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    lead: int,
-    eps: float,
-) -> torch.Tensor:
-    """Of `(*mesh, batch, channels, ...)`, with the statistics given."""
-    channels = (_along_channels(t, x, lead).float() for t in (scale, bias, mean, var))
-    scale, bias, mean, var = channels
-    return ((x.float() - mean) * (torch.rsqrt(var + eps) * scale) + bias).to(x.dtype)
-
-
-def _along_channels(t: torch.Tensor, x: torch.Tensor, lead: int) -> torch.Tensor:
-    """`(*mesh, channels)`, for broadcasting against `(*mesh, batch, channels, ...)`."""
-    return t.reshape(*t.shape[:lead], 1, -1, *(1,) * (x.ndim - lead - 2))
 
 
 # --- host ---
