@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from byte_level import byte_level_tokenizer
 from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
@@ -27,11 +26,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 KEY = "a-key-of-16-characters-or-more"
 BODY = {"prompt": "A dog is", "max_tokens": 2, "temperature": 0}
 COMPLETIONS = "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from byte_level import byte_level_tokenizer
-from reference import CHUNK, random_model
+from reference import CHUNK
 from serving import HeldPasses, ReferencePasses, generated_text, request, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
@@ -33,16 +32,6 @@ PROMPTS = (
     "die Straße ist",
 )
 LONG = "A dog is an animal. A dog is a friend, and a cat is a cat."
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 def text_of(events: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
-from reference import CHUNK, TransformersPasses, random_model
+from reference import CHUNK, TransformersPasses
 from transformers import AutoTokenizer, BloomForCausalLM, PreTrainedTokenizerFast
 
 from utils.generation import (
@@ -25,16 +25,6 @@ from utils.generation.request import encode_prompt
 
 GREEDY = SamplingConfig()
 PROMPT = "A dog is"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 @pytest.fixture

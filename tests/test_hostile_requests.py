@@ -38,11 +38,6 @@ SETTINGS = [3, *(setting.default for setting in list(settings_of().values())[1:]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def site(tokenizer: PreTrainedTokenizerFast) -> Iterator[Served]:
     with served(ScriptedPasses(tokenizer, "a cat ", batch_size=2), tokenizer) as site:
         yield site

@@ -25,11 +25,6 @@ TEXT = [5, 9, 300, 17, 2]
 PRECISIONS = [["--weight_precision", "int8"], ["--weight_precision=int4", "--group_size=8"]]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "cache"

@@ -24,21 +24,6 @@ from utils.setup import UserError
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(small, tmp_path_factory) -> Path:
-    """Maps that were made at once."""
-    return small.generate(tmp_path_factory.mktemp("maps") / "undisturbed", tp1=2, tp2=2)
-
-
-def assert_equal_folders(folder: Path, expected: Path) -> None:
-    assert contents(folder) == contents(expected)
-
-
-@pytest.fixture(scope="module")
 def start() -> Iterator[Callable[[list[str]], multiprocessing.process.BaseProcess]]:
     """Starts generations as processes of their own, which need not import anything first."""
     context = multiprocessing.get_context("forkserver")
@@ -143,7 +128,7 @@ def test_ranks_go_on_where_other_ranks_died(small, undisturbed, start, tmp_path)
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 def test_a_finished_generation_is_left_as_it_is(small, tmp_path):
@@ -189,7 +174,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(small, undisturbed, tmp_pat
     assert "was ended by SIGKILL" in done.stderr
     assert done.stderr.count("\n") == 1
     small.generate(tmp_path / "maps", tp1=2, tp2=2)
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 # --- the disk ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from memmap_checkpoints import Small, contents, refusal, run_script
@@ -12,22 +11,6 @@ from memmap_checkpoints import Small, contents, refusal, run_script
 import generate_memmap
 from utils.checkpoints.checkpoint import CheckpointError
 from utils.setup import UserError
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def whole(small, tmp_path_factory) -> Path:
-    return small.generate(tmp_path_factory.mktemp("maps") / "whole", tp1=2)
-
-
-@pytest.fixture
-def maps(whole, tmp_path) -> Path:
-    """Maps that may be damaged."""
-    return shutil.copytree(whole, tmp_path / "maps")
 
 
 def test_a_folder_of_another_checkpoint_is_refused_until_overwritten(small, whole, maps, tmp_path):

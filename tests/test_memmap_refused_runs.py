@@ -9,28 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from memmap_checkpoints import Small, contents, refusal, run_script
+from memmap_checkpoints import contents, refusal, run_script
 from transformers import AutoTokenizer
 
 import generate_memmap
 from config import parse_arguments
 from utils.generation.loading import load
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def whole(small, tmp_path_factory) -> Path:
-    return small.generate(tmp_path_factory.mktemp("maps") / "whole", tp1=2)
-
-
-@pytest.fixture
-def maps(whole, tmp_path) -> Path:
-    """Maps that may be damaged."""
-    return shutil.copytree(whole, tmp_path / "maps")
 
 
 def alter(path: Path, offset: int) -> None:

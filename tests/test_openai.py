@@ -13,7 +13,6 @@ import openai
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
-from reference import random_model
 from serving import ReferencePasses, Served, generated_text, served
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 from transformers.generation.logits_process import (
@@ -25,16 +24,6 @@ from transformers.generation.logits_process import (
 
 PROMPT = "A dog is"
 MODEL = "BLOOM"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 @pytest.fixture(scope="module")

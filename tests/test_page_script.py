@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 import warm_python
-from byte_level import byte_level_tokenizer
 from gradio_client import Client
 from pseudo_terminal import ENVIRONMENT
 from serving import ScriptedPasses
+from transformers import PreTrainedTokenizerFast
 
 from config import ConfigError, parse_arguments
 from run_inference_gradio import for_many, main
@@ -133,10 +133,10 @@ def test_arguments_that_are_not_possible_are_refused(
     account: str | None,
     error: str,
     monkeypatch: pytest.MonkeyPatch,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     if account:
         monkeypatch.setenv("BLOOM_AUTH", account)
-    tokenizer = byte_level_tokenizer()
     loaded = LanguageModel(ScriptedPasses(tokenizer, "a cat "), tokenizer)
     with pytest.raises((UserError, ConfigError), match=error):
         main(["--port=0", *arguments.split()], load=lambda config: loaded)

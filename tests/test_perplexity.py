@@ -27,11 +27,6 @@ from utils.planning.needs import needs_of  # noqa: E402
 TEXT = "A dog is a dog.</s>\n" + "The sea is wide. " * 8 + "</s>\n"
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
 def transformers_perplexity(small: Small, model, length: int = 48) -> float:
     tokenizer = AutoTokenizer.from_pretrained(small.folder)
     nats, tokens = 0.0, 0

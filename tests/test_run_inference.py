@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 import warm_python
-from byte_level import byte_level_tokenizer
 from pseudo_terminal import ENVIRONMENT, REAL, SCRIPTED, TESTS, answer, leave, terminal
-from reference import TransformersPasses, random_model
+from reference import TransformersPasses
 from run_scripted import PAUSE, load
-from transformers import AutoTokenizer, BloomForCausalLM
+from transformers import AutoTokenizer, BloomForCausalLM, PreTrainedTokenizerFast
 
 from run_inference import main
 from utils.generation import LanguageModel
@@ -79,14 +78,15 @@ def test_a_prompt_may_begin_with_hyphens() -> None:
 
 def test_json_has_the_text_its_ids_and_the_settings_that_repeat_it(
     capsys: pytest.CaptureFixture[str],
+    model: BloomForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    tokenizer = byte_level_tokenizer()
-    passes = TransformersPasses(random_model(len(tokenizer)))
+    passes = TransformersPasses(model)
 
     def result(*more: str) -> dict:
         arguments = "--prompt=A --num_tokens=12 --top_k=90 --temperature=1.5 --stop=xyz --json"
-        model = LanguageModel(passes, tokenizer)
-        assert main([*arguments.split(), *more], load=lambda config: model) == 0
+        loaded = LanguageModel(passes, tokenizer)
+        assert main([*arguments.split(), *more], load=lambda config: loaded) == 0
         output, errors = capsys.readouterr()
         result = json.loads(output)
         assert f"seed {result['settings']['seed']}, " in errors

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from byte_level import byte_level_tokenizer
-from reference import random_model
 from serving import ReferencePasses, generated_text, request
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
@@ -27,16 +25,6 @@ from utils.generation.ticket import Ticket
 WORDS = ("a dog", "is an animal", "and a cat", "no dog", "die Straße", "größer als", "der Hund")
 HEAD = "In the beginning a dog is a dog is "
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 def configured(model: BloomForCausalLM, slots: int, **execution: object) -> BloomConfig:

@@ -18,10 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from byte_level import byte_level_tokenizer
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from reference import random_model
 from serving import (
     HeldPasses,
     ReferencePasses,
@@ -46,16 +44,6 @@ TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS.parent / "run_inference_gradio.py"
 PROMPT = "A dog is"
 FILES = ("/etc/passwd", str(SCRIPT), str(TESTS.parent / "models" / "bloom_tiny" / "config.json"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 @pytest.fixture(scope="module")
