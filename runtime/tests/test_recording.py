@@ -13,6 +13,7 @@ import torch
 from popxl import ops
 from popxl_torch.replay import replay
 from popxl_torch.replay.scratch import Copies, Scratch
+from programs import store
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 RUNS = 5
@@ -63,14 +64,13 @@ def layer(replicas: int, grid: tuple[int, int]) -> Callable[[], tuple]:
         ]
         bias = popxl.variable(generator.standard_normal(40, dtype=np.float32))
         x = popxl.h2d_stream((3, 24), popxl.float32)
-        y = popxl.d2h_stream((3, 24), popxl.float32)
 
         def inside(x, first, second, bias):
             sums = ops.collectives.replicated_all_reduce
             wide = ops.gelu(sums(x @ first, group=over[1]) + bias)
             return x + sums(wide @ second, group=over[0])
 
-        ops.host_store(y, call(inside, ops.host_load(x), *weights, bias))
+        (y,) = store([call(inside, ops.host_load(x), *weights, bias)])
         return x, y
 
     return build
@@ -106,9 +106,8 @@ def test_a_result_is_not_written_to_by_the_next_run():
 def test_weights_may_be_written_after_a_recording():
     def build():
         w = popxl.variable(np.zeros((2, 2), np.float32))
-        y = popxl.d2h_stream((1, 2), popxl.float32)
         one = popxl.constant(np.ones((1, 2), np.float32))
-        ops.host_store(y, call(lambda one, w: one @ w + 1, one, w))
+        (y,) = store([call(lambda one, w: one @ w + 1, one, w)])
         return w, y
 
     ((session, (w, y)), _) = sessions(build)
@@ -124,9 +123,8 @@ def test_weights_may_be_written_after_a_recording():
 def test_a_write_in_one_session_leaves_the_recordings_of_another():
     def build():
         w = popxl.variable(np.full((2, 2), 3, np.float32))
-        y = popxl.d2h_stream((1, 2), popxl.float32)
         one = popxl.constant(np.ones((1, 2), np.float32))
-        ops.host_store(y, call(lambda one, w: one @ w + 1, one, w))
+        (y,) = store([call(lambda one, w: one @ w + 1, one, w)])
         return w, y
 
     (first, (w, y)), (second, (_, y_second)) = (sessions(build)[0] for _ in range(2))
@@ -147,8 +145,7 @@ def test_a_graph_is_recorded_anew_as_often_as_recordings_are_of_use():
 
     def build():
         w = popxl.variable(np.zeros(2, np.float32))
-        y = popxl.d2h_stream((2,), popxl.float32)
-        ops.host_store(y, call(lambda w: w * 2 + 1, w))
+        (y,) = store([call(lambda w: w * 2 + 1, w)])
         return w, y
 
     ((session, (w, y)), _) = sessions(build)
@@ -170,13 +167,12 @@ def test_a_graph_is_recorded_anew_as_often_as_recordings_are_of_use():
 def test_variables_are_updated_in_every_run():
     def build():
         total = popxl.variable(np.zeros(3, np.float32))
-        y = popxl.d2h_stream((3,), popxl.float32)
 
         def count(total: popxl.TensorByRef) -> popxl.Tensor:
             ops.add_(total, popxl.constant(np.ones(3, np.float32)))
             return total * 2
 
-        ops.host_store(y, call(count, total))
+        (y,) = store([call(count, total)])
         return total, y
 
     ((session, (total, y)), _) = sessions(build)
@@ -196,14 +192,13 @@ def test_a_loop_between_streams_is_recorded():
         for number in range(layers):
             popxl.remote_variable(stored(generator, 1, size, size), buffer, number)
         x = popxl.h2d_stream((4, size), popxl.float32)
-        y = popxl.d2h_stream((4, size), popxl.float32)
 
         def layer(x, number):
             return [ops.gelu(x @ ops.remote_load(buffer, number)) + x, number + 1]
 
         first = ops.host_load(x)
         body = popxl.gir().create_graph(layer, first, popxl.TensorSpec((), popxl.int32))
-        ops.host_store(y, ops.repeat(body, layers, first, 0)[0])
+        (y,) = store(ops.repeat(body, layers, first, 0)[:1])
         return x, y
 
     (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
@@ -280,14 +275,13 @@ def test_what_python_decides_by_is_decided_anew():
 
     def build():
         at = popxl.h2d_stream((1,), popxl.int32)
-        y = popxl.d2h_stream((2,), popxl.float32)
         table = popxl.variable(np.arange(10, dtype=np.float32))
 
         def pick(table, at):
             part = ops.dynamic_slice(table, at, [0], [2], True)
             return part + ops.gather(table, at)
 
-        ops.host_store(y, call(pick, table, ops.host_load(at)))
+        (y,) = store([call(pick, table, ops.host_load(at))])
         return at, y
 
     ((session, (at, y)), _) = sessions(build)
@@ -313,10 +307,9 @@ def test_quantised_products_are_those_of_their_graphs(rows, dtype):
         weight = source.integers(-127, 128, (20, 64), dtype=np.int8).T
         scale = source.random(20, dtype=np.float32) / 127
         x = popxl.h2d_stream((rows, 64), dtype)
-        y = popxl.d2h_stream((rows, 20), dtype)
         given = [ops.host_load(x), popxl.variable(weight), popxl.variable(scale)]
         bias = popxl.variable(np.ones(20, kind))
-        ops.host_store(y, call(channel_quantized_matmul, *given) + bias)
+        (y,) = store([call(channel_quantized_matmul, *given) + bias])
         return x, y
 
     (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
@@ -342,9 +335,8 @@ def test_products_with_grouped_weights_are_those_of_their_graph(rows):
 
     def build():
         x = popxl.h2d_stream((rows, 64), popxl.float16)
-        y = popxl.d2h_stream((rows, 20), popxl.float16)
         given = [ops.host_load(x), *(popxl.variable(part) for part in compressed)]
-        ops.host_store(y, call(group_quantized_matmul, *given))
+        (y,) = store([call(group_quantized_matmul, *given)])
         return x, y
 
     (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
@@ -360,8 +352,7 @@ def _slot_program(build: Callable[[popxl.RemoteBuffer, popxl.Tensor], popxl.Tens
     def made():
         buffer = popxl.remote_buffer((4,), popxl.float32, 2)
         given = popxl.h2d_stream((4,), popxl.float32), popxl.h2d_stream((), popxl.int32)
-        out = popxl.d2h_stream((4,), popxl.float32)
-        ops.host_store(out, build(buffer, *map(ops.host_load, given)))
+        (out,) = store([build(buffer, *map(ops.host_load, given))])
         return *given, out
 
     found = []
