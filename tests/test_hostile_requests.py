@@ -22,6 +22,7 @@ from byte_level import byte_level_tokenizer
 from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
+from config import REPOSITORY
 from utils.generation.engine import Engine
 from utils.generation.settings import settings_of
 from utils.generation.text import StopStrings
@@ -29,7 +30,6 @@ from utils.serving.given_settings import checked
 from utils.serving.service import Service
 from utils.setup import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 SECRET = "s3cret"
 CALL = "/gradio_api/call/generate"

@@ -12,12 +12,13 @@ import threading
 import pexpect
 import pytest
 import torch
-import warm_python
-from memmap_checkpoints import REPOSITORY, contents, environment, run_script
+from commands import environment, run_python
+from memmap_checkpoints import contents
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig as TransformersConfig
 from transformers import BloomForCausalLM
 
+from config import REPOSITORY
 from utils.checkpoints.memmap.generator import Generator, Share
 from utils.checkpoints.memmap.overlap import Overlap
 
@@ -62,7 +63,7 @@ def test_ranks_at_the_same_time_as_a_shell_starts_them(small, undisturbed, tmp_p
 
 
 def test_workers_of_one_command_share_the_work(small, undisturbed, tmp_path):
-    done = run_script("generate_memmap.py", *small.words(tmp_path / "maps", 2, 2), "--workers", "2")
+    done = run_python("generate_memmap.py", *small.words(tmp_path / "maps", 2, 2), "--workers", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "complete: " in done.stdout
     assert contents(tmp_path / "maps") == contents(undisturbed)
@@ -124,14 +125,7 @@ def test_memory_grows_by_about_one_layer_whatever_the_model(precision, tp, tmp_p
     words += " --layers 8 --hidden_size 1024 --heads 16 --vocab_size 1000"
     words += f" --tensor_parallel_1 {tp} --tensor_parallel_2 {tp}"
     code = "import sys, memmap_processes; memmap_processes.print_growth(sys.argv[1:])"
-    done = warm_python.run(
-        [sys.executable, "-c", code, *words.split()],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    done = run_python("-c", code, *words.split())
     assert done.returncode == 0, done.stderr
     layer = sum(t.nbytes for name, t in zeros.items() if name.startswith("h.0."))
     assert 8 * layer > 200_000_000

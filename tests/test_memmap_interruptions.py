@@ -8,14 +8,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import warm_python
-from memmap_checkpoints import Small, contents, environment, identities, refusal, run_script
+from commands import environment, run_python
+from memmap_checkpoints import Small, contents, identities, refusal
 from memmap_processes import generate_in_small_steps
 
 import generate_memmap
@@ -161,14 +160,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(small, undisturbed, tmp_pat
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    done = warm_python.run(
-        [sys.executable, str(script), *words, "--workers", "2"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    done = run_python(script, *words, "--workers", "2")
     assert done.returncode == 2
     assert done.stderr.startswith("error: process ")
     assert "was ended by SIGKILL" in done.stderr
@@ -239,7 +231,7 @@ def test_a_disk_that_is_full_on_the_way_leaves_whole_files_and_no_other(small, d
 def test_a_full_disk_is_one_line_and_status_2(small, disk):
     maps = disk("2m") / "maps"
     (maps.parent / "others").write_bytes(b"x" * 1_950_000)
-    done = run_script("generate_memmap.py", *small.words(maps))
+    done = run_python("generate_memmap.py", *small.words(maps))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: not enough disk for ")
     assert done.stderr.count("\n") == 1

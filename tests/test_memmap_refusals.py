@@ -6,7 +6,8 @@ import os
 import shutil
 
 import pytest
-from memmap_checkpoints import Small, contents, refusal, run_script
+from commands import run_python
+from memmap_checkpoints import Small, contents, refusal
 
 import generate_memmap
 from utils.checkpoints.checkpoint import CheckpointError
@@ -125,7 +126,7 @@ def test_impossible_arguments_are_refused(words, message):
 
 
 def test_a_wrong_command_line_is_one_line_on_stderr_and_status_2(tmp_path):
-    done = run_script("generate_memmap.py", "--verify", str(tmp_path))
+    done = run_python("generate_memmap.py", "--verify", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "manifest.json" in done.stderr

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from dequantized import dequantized
-from memmap_checkpoints import REPOSITORY, Small, refusal
+from memmap_checkpoints import Small, refusal
 from torch.nn import functional
 from transformers import AutoTokenizer
+
+from config import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
