@@ -126,7 +126,10 @@ PATHS: list[str] = [
     *("?session_hash=%00", "?session_hash=%ff", "?a=1" + "&b=2" * 300, "?__theme=["),
     *("/", "//evil.example", ";x", "%5c", "?view=api", "#x", "\x7f", "%20", "?all_endpoints=1"),
 ]  # fmt: skip
-METHODS = "GET POST HEAD PUT DELETE OPTIONS PATCH TRACE CONNECT get X".split()
+METHODS = (
+    *("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"),
+    *("PATCH", "TRACE", "CONNECT", "get", "X"),
+)
 
 
 @dataclass

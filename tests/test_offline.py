@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from commands import run_python, start_python
+from serving import wait_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from config import REPOSITORY
@@ -139,9 +140,7 @@ def test_an_interrupt_leaves_whole_lines(tmp_path: Path) -> None:
     given.write_text("".join(f"{n} kings\n" for n in range(400)))
     words = command(given, made, "--num_tokens", "30")
     child = start_python(*words, start=subprocess.Popen)
-    pause = threading.Event()
-    while not (made.exists() and made.read_bytes().count(b"\n") >= 3) and child.poll() is None:
-        pause.wait(0.01)
+    wait_until(lambda: made.exists() and made.read_bytes().count(b"\n") >= 3)
     os.kill(child.pid, signal.SIGINT)
     assert "Traceback" not in child.communicate(timeout=60)[1]
     assert child.returncode == 130

@@ -408,7 +408,7 @@ def test_with_an_account_nothing_but_health_is_open(
         assert httpx.post(f"{site.url}/gradio_api/queue/join", json=joined).status_code == 401
         page = httpx.get(site.url).text
         assert '"auth_required":true' in page
-        assert words_of_the_page_are_absent(page)
+        assert "Temperature" not in page and "few-shot" not in page
         assert httpx.get(f"{site.url}/health").status_code == 200
         wrong = {"username": "user", "password": "password"}
         assert httpx.post(f"{site.url}/login", data=wrong).status_code == 400
@@ -434,10 +434,6 @@ def test_with_an_account_the_code_that_the_api_panel_shows_logs_in(
         )
         exec(python, known)
     assert known["result"]["end_reason"] == "budget"
-
-
-def words_of_the_page_are_absent(page: str) -> bool:
-    return "Temperature" not in page and "few-shot" not in page
 
 
 @pytest.mark.parametrize(

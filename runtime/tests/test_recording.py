@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import popxl
@@ -34,6 +34,23 @@ def sessions(build: Callable[[], tuple], replicas: int = 1) -> list[tuple]:
 def recordings(session: popxl.Session) -> int:
     """How many were made."""
     return session._executor.replays.captures
+
+
+def run_both(
+    build: Callable[[], tuple], given: Iterable[np.ndarray], replicas: int = 1, **near: float
+) -> popxl.Session:
+    """Run a program of one input and one output as it is and op by op, on each array given.
+
+    Returns:
+        The session that has the kernels.
+    """
+    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build, replicas)
+    with fast, slow:
+        for one in given:
+            expected = slow.run({x_slow: one})[y_slow]
+            np.testing.assert_allclose(fast.run({x: one})[y], expected, **near)
+    assert recordings(slow) == 0
+    return fast
 
 
 def call(function: Callable, *inputs: popxl.Tensor) -> popxl.Tensor:
@@ -79,16 +96,9 @@ def layer(replicas: int, grid: tuple[int, int]) -> Callable[[], tuple]:
 @pytest.mark.parametrize("grid", [(1, 1), (2, 1), (2, 3)])
 def test_products_are_those_of_the_ops(grid):
     replicas = grid[0] * grid[1]
-    generator = np.random.default_rng(2)
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(layer(replicas, grid), replicas)
-    with fast, slow:
-        for _ in range(RUNS):
-            given = generator.standard_normal((replicas, 3, 24), dtype=np.float32)
-            given = given if replicas > 1 else given[0]
-            expected = slow.run({x_slow: given})[y_slow]
-            np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
-    assert recordings(fast) == 1
-    assert recordings(slow) == 0
+    given = np.random.default_rng(2).standard_normal((RUNS, replicas, 3, 24), dtype=np.float32)
+    given = given if replicas > 1 else given[:, 0]
+    assert recordings(run_both(layer(replicas, grid), given, replicas, rtol=1e-4, atol=1e-4)) == 1
 
 
 def test_a_result_is_not_written_to_by_the_next_run():
@@ -103,14 +113,16 @@ def test_a_result_is_not_written_to_by_the_next_run():
         np.testing.assert_array_equal(result, copy)
 
 
-def test_weights_may_be_written_after_a_recording():
-    def build():
-        w = popxl.variable(np.zeros((2, 2), np.float32))
-        one = popxl.constant(np.ones((1, 2), np.float32))
-        (y,) = store([call(lambda one, w: one @ w + 1, one, w)])
-        return w, y
+def of_weights() -> tuple[popxl.Variable, popxl.DeviceToHostStream]:
+    """A program that sums the columns of its weights, and adds 1."""
+    w = popxl.variable(np.full((2, 2), 3, np.float32))
+    one = popxl.constant(np.ones((1, 2), np.float32))
+    (y,) = store([call(lambda one, w: one @ w + 1, one, w)])
+    return w, y
 
-    ((session, (w, y)), _) = sessions(build)
+
+def test_weights_may_be_written_after_a_recording():
+    ((session, (w, y)), _) = sessions(of_weights)
     with session:
         for _ in range(RUNS):
             session.run()
@@ -121,13 +133,7 @@ def test_weights_may_be_written_after_a_recording():
 
 
 def test_a_write_in_one_session_leaves_the_recordings_of_another():
-    def build():
-        w = popxl.variable(np.full((2, 2), 3, np.float32))
-        one = popxl.constant(np.ones((1, 2), np.float32))
-        (y,) = store([call(lambda one, w: one @ w + 1, one, w)])
-        return w, y
-
-    (first, (w, y)), (second, (_, y_second)) = (sessions(build)[0] for _ in range(2))
+    (first, (w, y)), (second, (_, y_second)) = (sessions(of_weights)[0] for _ in range(2))
     with first, second:
         for _ in range(RUNS):
             first.run(), second.run()
@@ -201,15 +207,8 @@ def test_a_loop_between_streams_is_recorded():
         (y,) = store(ops.repeat(body, layers, first, 0)[:1])
         return x, y
 
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
-    generator = np.random.default_rng(6)
-    with fast, slow:
-        for _ in range(RUNS):
-            given = generator.standard_normal((4, size), dtype=np.float32)
-            expected = slow.run({x_slow: given})[y_slow]
-            np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
-    assert recordings(fast) == 1
-    assert recordings(slow) == 0
+    given = np.random.default_rng(6).standard_normal((RUNS, 4, size), dtype=np.float32)
+    assert recordings(run_both(build, given, rtol=1e-4, atol=1e-4)) == 1
 
 
 RECORDS = """
@@ -312,11 +311,8 @@ def test_quantised_products_are_those_of_their_graphs(rows, dtype):
         (y,) = store([call(channel_quantized_matmul, *given) + bias])
         return x, y
 
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
     given = generator.standard_normal((rows, 64), dtype=np.float32).astype(kind)
-    with fast, slow:
-        expected = slow.run({x_slow: given})[y_slow]
-        np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=4e-3, atol=4e-3)
+    run_both(build, [given], rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize("rows", [1, 40])
@@ -339,11 +335,8 @@ def test_products_with_grouped_weights_are_those_of_their_graph(rows):
         (y,) = store([call(group_quantized_matmul, *given)])
         return x, y
 
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
     given = generator.standard_normal((rows, 64), dtype=np.float32).astype(np.float16)
-    with fast, slow:
-        expected = slow.run({x_slow: given})[y_slow]
-        np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-2, atol=3e-2)
+    run_both(build, [given], rtol=1e-2, atol=3e-2)
 
 
 def _slot_program(build: Callable[[popxl.RemoteBuffer, popxl.Tensor], popxl.Tensor]) -> list:
