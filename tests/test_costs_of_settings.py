@@ -15,7 +15,6 @@ from utils.planning.needs import needs_of
 from utils.setup import UserError
 
 HUGE = 10**9
-NO_NUMBERS = {"lookup_tokens"}  # has a bound of its own
 
 
 def numbers() -> list[str]:

@@ -20,6 +20,7 @@ import openai
 import pytest
 import torch
 from commands import run_python, start_python
+from serving import generated_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from config import REPOSITORY
@@ -102,12 +103,11 @@ def test_the_api_is_that_of_one_server_also_where_a_replica_dies(replicas: Repli
 def has_the_api(replicas: Replicas) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    ids = tokenizer("And the king said", return_tensors="pt")
-    wanted = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids.input_ids.shape[1] :]
+    wanted = generated_text(model, tokenizer, "And the king said", 24)
     client = openai.OpenAI(base_url=f"{replicas.url}/v1", api_key="none")
     given = {"model": "bloom_tiny", "prompt": "And the king said", "max_tokens": 24}
     whole = client.completions.create(**given, temperature=0)
-    assert whole.choices[0].text == tokenizer.decode(wanted)
+    assert whole.choices[0].text == wanted
     pieces = client.completions.create(**given, temperature=0, stream=True)
     assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
     with pytest.raises(openai.NotFoundError, match="other"):

@@ -136,12 +136,6 @@ def test_tensors_of_8_bit_floats_are_refused_in_a_line(main_graph, dtype):
 # --- what is done ---
 
 
-@pytest.fixture
-def main_graph():
-    with popxl.Ir().main_graph as graph:
-        yield graph
-
-
 def test_writers_of_ops_check_their_inputs(main_graph):
     t = popxl.constant(np.zeros((2, 3), np.float32))
     check_in_graph(main_graph, t=t)
