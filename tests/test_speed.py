@@ -51,6 +51,13 @@ def test_impossible_arguments_are_one_line_before_anything_is_measured(
     assert named in errors
 
 
+def test_every_benchmark_finds_what_it_imports():
+    names = sorted(path.stem for path in (REPOSITORY / "benchmarks").glob("*.py"))
+    code = "import importlib, sys; sys.path.insert(0, 'benchmarks')\n"
+    done = run_python("-c", code + f"for name in {names}: importlib.import_module(name)")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_profile_accounts_for_the_whole_step():
     words = [*SMALL[:4], "--context", "8", "--steps", "1"]
     done = run_python("benchmarks/profile_step.py", *words)
