@@ -127,17 +127,8 @@ PATHS: list[str] = [
     *("/", "//evil.example", ";x", "%5c", "?view=api", "#x", "\x7f", "%20", "?all_endpoints=1"),
 ]  # fmt: skip
 METHODS = (
-    "GET",
-    "POST",
-    "HEAD",
-    "PUT",
-    "DELETE",
-    "OPTIONS",
-    "PATCH",
-    "TRACE",
-    "CONNECT",
-    "get",
-    "X",
+    *("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"),
+    *("PATCH", "TRACE", "CONNECT", "get", "X"),
 )
 
 

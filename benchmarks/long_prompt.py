@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from serving import made_up  # noqa: E402 - found just above
+from random_model import random_model  # noqa: E402 - found just above
 
 from config import parse_arguments  # noqa: E402
 from config.options import field  # noqa: E402
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"prompt_tokens must be from 1 to {config.model.sequence_length - 1}, one less than "
             f"the context has, not {arguments.prompt_tokens}"
         )
-    loaded = made_up(config, seed=0)
+    loaded = random_model(config, seed=0)
     loaded.passes.warm_up(times=2)
     for line in describe(measure(loaded, arguments)):
         print(line)

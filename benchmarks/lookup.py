@@ -23,7 +23,7 @@ from popxl_shared.alibi import alibi_slopes
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from serving import made_up  # noqa: E402 - found just above
+from random_model import random_model  # noqa: E402 - found just above
 
 from config import BloomConfig, parse_arguments  # noqa: E402
 from config.config import MOST_LOOKUP_TOKENS  # noqa: E402
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.new_tokens < 2 or arguments.rounds < 1:
         raise UserError("new_tokens must be 2 or more, and rounds 1 or more")
     config = with_lookup(config, config.execution.lookup_tokens or MOST_LOOKUP_TOKENS)
-    loaded = random_model(config, arguments.seed) if arguments.random_weights else load(config)
+    loaded = with_slopes(config, arguments.seed) if arguments.random_weights else load(config)
     loaded.passes.warm_up()
     results = {name: compare(loaded, *text, arguments) for name, text in TEXTS.items()}
     if arguments.json:
@@ -104,9 +104,9 @@ def with_lookup(config: BloomConfig, tokens: int) -> BloomConfig:
     return dataclasses.replace(config, execution=execution)
 
 
-def random_model(config: BloomConfig, seed: int) -> LanguageModel:
+def with_slopes(config: BloomConfig, seed: int) -> LanguageModel:
     """Random weights but for ALiBi's slopes: attention must be to what is near."""
-    loaded = made_up(config, seed)
+    loaded = random_model(config, seed)
     slopes = shard_vector(config, alibi_slopes(config.model.heads), "tp1")
     for variable in loaded.passes.session.state.values_flat():
         if isinstance(variable, Variable) and variable.name.endswith("alibi_slopes"):

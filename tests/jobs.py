@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import warm_python
+from commands import environment, start_python
 from processes import CONTEXT, answer, free_port, give, job_environment, started
 
 from config import BloomConfig
 from utils import distributed
 from utils.generation.loading import load
 
-REPOSITORY = Path(__file__).parents[1]
 CONTEXT.set_forkserver_preload(["popxl_torch.executor", "popdist.job", "utils.generation.loading"])
 
 
@@ -48,26 +45,23 @@ def _lead_or_follow(results: Any, release: Any, config: BloomConfig, function: C
 
 @contextmanager
 def scripts(
-    count: int, *words: str, last: dict[str, str] | None = None, **environment: str
+    count: int, *words: str, last: dict[str, str] | None = None, **more: str
 ) -> Iterator[list[subprocess.Popen]]:
     """Processes of `run_inference.py`, without a launcher; they are killed at the end.
 
     Args:
         last: further environment of the last rank.
+        more: further environment of all.
     """
     port = free_port()
     ranks = [
-        warm_python.Popen(
-            [sys.executable, str(REPOSITORY / "run_inference.py"), *words],
-            env=os.environ
-            | {"PYTHONPATH": str(REPOSITORY / "runtime")}
+        start_python(
+            "run_inference.py",
+            *words,
+            env=environment()
             | job_environment(count, rank, port)
-            | environment
+            | more
             | (last or {} if rank == count - 1 else {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(count)
     ]

@@ -1,18 +1,14 @@
-"""Small checkpoints with a tokenizer on disk, command lines about them, and what a folder holds."""
+"""Small checkpoints with a tokenizer on disk, their command lines, and what a folder holds."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import warm_python
 from bloom_checkpoints import random_bloom
 from byte_level import byte_level_tokenizer
 from transformers import BloomForCausalLM
@@ -21,8 +17,6 @@ import generate_memmap
 from config import BloomConfig, parse_arguments
 from utils.setup import UserError
 
-REPOSITORY = Path(__file__).parents[1]
-PARTS = ("", "runtime", "tests", "runtime/tests")
 VOCAB_SIZE = 403  # more than the tokenizer has, and no multiple of 2 or 4
 
 
@@ -101,28 +95,6 @@ def identities(folder: Path) -> dict[str, tuple[int, int]]:
     """Which files those are that have a final name: they change when a file is written anew."""
     stats = {path.name: path.stat() for path in folder.iterdir() if path.name[0] != "."}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
-def environment() -> dict[str, str]:
-    """Of processes that run scripts: one thread each."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / part) for part in PARTS),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
-def run_script(script: str, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
-    return warm_python.run(
-        [sys.executable, str(REPOSITORY / script), *words],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-        check=False,
-    )
 
 
 def refusal(action: Callable[[], object]) -> str:

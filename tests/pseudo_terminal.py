@@ -49,6 +49,11 @@ class ForkedPty(ptyprocess.PtyProcess):
         os.close(its)
         super().__init__(self.process.pid, own)
 
+    def wait(self) -> int | None:
+        self.process.wait()
+        self.isalive()
+        return self.exitstatus
+
     def isalive(self) -> bool:
         status = self.process.poll()
         if status is not None:
@@ -83,6 +88,8 @@ def terminal(
         timeout=60,
         dimensions=(40, 200),
     )
+    child.delaybeforesend = None  # what is typed before it is asked for waits in the terminal
+    child.ptyproc.delayafterclose = 0
     try:
         yield child
     finally:
@@ -104,5 +111,4 @@ def leave(child: pexpect.spawn) -> None:
     child.expect("Prompt.*:")
     child.sendeof()
     child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    assert child.wait() == 0

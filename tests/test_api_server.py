@@ -6,14 +6,13 @@ import base64
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from byte_level import byte_level_tokenizer
+from commands import run_python
 from serving import HeldPasses, ScriptedPasses, Served, served, wait_until
 from transformers import PreTrainedTokenizerFast
 
@@ -23,15 +22,9 @@ from utils.serving.keys import given_keys
 from utils.serving.limits import Limits
 from utils.setup import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 KEY = "a-key-of-16-characters-or-more"
 BODY = {"prompt": "A dog is", "max_tokens": 2, "temperature": 0}
 COMPLETIONS = "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +160,7 @@ def test_without_a_page_gradio_is_not_imported_nor_reached(closed: Served) -> No
         "build_app(Service(Engine(passes), tokenizer), page=False)\n"
         "print('fastapi' in sys.modules, 'gradio' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'runtime'}", "OMP_NUM_THREADS": "1"},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
+    done = run_python("-c", script, run=subprocess.run, check=True)
     assert done.stdout == "True False\n"
     for path in ("/", "/config", "/gradio_api/info"):
         assert httpx.get(closed.url + path).status_code == 404

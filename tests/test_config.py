@@ -2,7 +2,6 @@
 
 import dataclasses
 import subprocess
-import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -10,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import run_python
 from transformers import BloomConfig as HfConfig
 from transformers import BloomForCausalLM
 
 from config import (
+    REPOSITORY,
     BloomConfig,
     ConfigError,
     ExecutionConfig,
@@ -25,7 +26,6 @@ from config import (
     to_yaml,
 )
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ModelConfig(
     hf_model="folder", layers=2, hidden_size=48, heads=12, vocab_size=101, sequence_length=8
 )
@@ -67,8 +67,8 @@ def settings_of(config: BloomConfig) -> dict:
 
 
 def run_config(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(REPOSITORY / "config" / "config.py"), *arguments]
-    return subprocess.run(script, cwd=cwd, capture_output=True, text=True, timeout=120)
+    script = REPOSITORY / "config" / "config.py"
+    return run_python(script, *arguments, run=subprocess.run, cwd=cwd)
 
 
 def message_of(**changes) -> str:
@@ -224,8 +224,7 @@ def test_precision_names_the_popxl_type(precision, numpy_type):
 
 def test_settings_are_read_without_the_runtime():
     code = "import sys; sys.modules['popxl'] = None; import config; config.load_config()"
-    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=120)
-    assert run.returncode == 0
+    run_python("-c", code, run=subprocess.run, check=True)
 
 
 def test_printed_settings_load_again(tmp_path):

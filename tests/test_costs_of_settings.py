@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import warm_python
+from commands import run_python
 
 from config import ConfigError, costs, load_config
 from config.config import ExecutionConfig, ModelConfig, setting_names
@@ -18,9 +14,7 @@ from utils.generation import loading
 from utils.planning.needs import needs_of
 from utils.setup import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 HUGE = 10**9
-NO_NUMBERS = {"lookup_tokens"}  # has a bound of its own
 
 
 def numbers() -> list[str]:
@@ -133,15 +127,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_script_answers_with_one_line(words: tuple[str, ...]) -> None:
-    done = warm_python.run(
-        [sys.executable, *words],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime"), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,  # of an hour and more that it would take
-    )
+    done = run_python(*words, timeout=120)  # of an hour and more that it would take
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -6,13 +6,11 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import urllib.request
 
 import pytest
-import warm_python
-from memmap_checkpoints import REPOSITORY, Small, environment
+from commands import run_python, start_python
+from memmap_checkpoints import Small
 
 from utils.generation.settings import settings_of
 
@@ -71,14 +69,7 @@ def test_a_file_that_is_cut_short_is_named(kind, run, small, tmp_path):
             (folder / "model.safetensors").unlink()
             torch.save(dict(small.model.state_dict()), folder / "pytorch_model.bin")
         opened = CHECKPOINT.format(folder=str(folder))
-    done = warm_python.run(
-        [sys.executable, "-W", "ignore", "-c", READ.format(open=opened, run=run)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=REPOSITORY,
-        timeout=120,
-    )
+    done = run_python("-W", "ignore", "-c", READ.format(open=opened, run=run))
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {folder}/")
@@ -88,13 +79,7 @@ def test_a_file_that_is_cut_short_is_named(kind, run, small, tmp_path):
 def test_the_server_names_it_too(small, tmp_path):
     maps = small.generate(tmp_path / "maps")
     words = [*small.words(maps), "--port", "0", "--log_level", "warning"]
-    server = warm_python.Popen(
-        [sys.executable, str(REPOSITORY / "run_inference_gradio.py"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
+    server = start_python("run_inference_gradio.py", *words)
     try:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1].rstrip("/")

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import warm_python
-from jobs import REPOSITORY, children, leading, runs, scripts
+from commands import environment, run_python, start_python
+from jobs import children, leading, runs, scripts
 from memmap_checkpoints import Small, contents
 from processes import free_port
 
-from config import BloomConfig, ConfigError, load_config, parse_arguments
+from config import REPOSITORY, BloomConfig, ConfigError, load_config, parse_arguments
 from utils.generation import LanguageModel, load, stream_generate
 from utils.generation.sampling import SamplingConfig
 from utils.planning import traffic
@@ -248,25 +248,21 @@ def test_processes_that_cannot_share_the_replicas_are_told_what_can(monkeypatch)
 
 
 def torchrun(*words: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", *words]
+    return ["-m", "torch.distributed.run", *words]
 
 
 def script(name: str, tp: int, *words: str) -> list[str]:
     shards = ["--tensor_parallel_1", str(tp), "--tensor_parallel_2", str(tp)]
-    return [str(REPOSITORY / name), *shards, *words]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")}
+    return [name, *shards, *words]
 
 
 def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
     size = "--layers 3 --prompt_tokens 4 --new_tokens 3 --repeats 1 --prompt_chunks 4"
     words = script("inference.py", 2, "--json", "--lookup_tokens", "3", *size.split())
-    measured = json.loads(output_of(torchrun("--nproc-per-node", "2", *words)))
+    measured = json.loads(output_of(*torchrun("--nproc-per-node", "2", *words)))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    planned = json.loads(output_of([sys.executable, *words, "--dry_run"]))
+    planned = json.loads(output_of(*words, "--dry_run"))
     passes = measured["results"][0]["between_processes"]
     assert set(passes) == {"decode", "prefill_4", "verify_4"}
     for exchanged in passes.values():
@@ -276,10 +272,8 @@ def test_the_benchmark_counts_what_the_plan_predicts(monkeypatch):
     assert passes == planned["between_processes"]
 
 
-def output_of(command: list[str]) -> str:
-    done = warm_python.run(
-        command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL
-    )
+def output_of(*words: str) -> str:
+    done = run_python(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -287,16 +281,8 @@ def output_of(command: list[str]) -> str:
 @contextmanager
 def launcher(*words: str, **more: str) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A launcher of two ranks, and the ranks' numbers. None of them is left at the end."""
-    command = [sys.executable, "-m", "popdist.run", "--nproc-per-node", "2"]
-    command += ["--master-port", f"{free_port()}", str(REPOSITORY / "run_inference.py"), *words]
-    process = warm_python.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env=environment() | more,
-    )
+    command = ["-m", "popdist.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    process = start_python(*command, "run_inference.py", *words, env=environment(**more))
     numbers: list[int] = []
     try:
         while len(numbers) < 2:
@@ -382,8 +368,8 @@ def test_ranks_that_wait_for_another_end_where_their_launcher_is_killed():
 def test_the_processes_of_a_launcher_share_the_making_of_maps(tmp_path):
     small = Small.save(tmp_path / "bloom")
     alone = small.generate(tmp_path / "alone", tp1=2, tp2=2)
-    words = [str(REPOSITORY / "generate_memmap.py"), *small.words(tmp_path / "maps", 2, 2)]
-    said = output_of(torchrun("--nproc-per-node", "3", *words))
+    words = ["generate_memmap.py", *small.words(tmp_path / "maps", 2, 2)]
+    said = output_of(*torchrun("--nproc-per-node", "3", *words))
     first, last = said.splitlines()
     assert f"{len(contents(alone)) - 1} files written" in first  # all but the manifest
     assert last.startswith("complete: ")
@@ -443,7 +429,7 @@ def on_both(two_hosts, *words: str, **more: str) -> list[subprocess.Popen]:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=environment() | more,
+            env=environment(**more),
         )
         for number, name in enumerate(names)
     ]

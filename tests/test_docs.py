@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import warm_python
+from commands import environment, run_python
 
-from config import ExecutionConfig, ModelConfig
+from config import REPOSITORY, ExecutionConfig, ModelConfig
 from config.config import setting_names
 from config.presets import PRESETS_FILE, read_preset
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_WORDS = 1300
 """Of the README: what a newcomer reads in ten minutes, with the commands tried."""
 
@@ -65,16 +61,8 @@ def options_of(script: str) -> set[str]:
         settings = setting_names(ModelConfig) + setting_names(ExecutionConfig)
         named = settings if re.search(r"parse_(model_)?arguments", source) else []
         return {f"__{word}" for word in [*re.findall(r"\w+", source), *named]}
-    done = warm_python.run(
-        [sys.executable, script, "--help"],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime"), "COLUMNS": "1000"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=HELP_SECONDS,
-        check=True,
-    )
+    wide = environment(COLUMNS="1000")
+    done = run_python(script, "--help", env=wide, timeout=HELP_SECONDS, check=True)
     return set(re.findall(r"(?<!\w)__\w+", done.stdout.replace("-", "_")))
 
 

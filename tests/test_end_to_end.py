@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import warm_python
 from bloom_checkpoints import config_of, logits_of, random_bloom
+from commands import run_python
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomForCausalLM
 from transformers import BloomConfig as TransformersConfig
 
-from config import BloomConfig, load_config
+from config import REPOSITORY, BloomConfig, load_config
 from utils.checkpoints.checkpoint import CheckpointError, open_checkpoint
 from utils.generation.loading import build, load, write_weights
 from utils.generation.passes import Passes
 from utils.setup import UserError
 
-REPOSITORY = Path(__file__).parents[1]
 TINY = REPOSITORY / "models" / "bloom_tiny"
 
 
 def run(*arguments: str, script: str = "run_inference.py") -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")}
-    return warm_python.run(
-        [sys.executable, str(REPOSITORY / script), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    return run_python(script, *arguments)
 
 
 @pytest.mark.parametrize("tp", ["1", "4"])

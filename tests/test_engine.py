@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from byte_level import byte_level_tokenizer
-from reference import CHUNK, random_model
+from reference import CHUNK
 from serving import HeldPasses, ReferencePasses, generated_text, request, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
+from utils.benchmark.measuring import Greedy
 from utils.generation.engine import Engine, EngineClosed, QueueFull
-from utils.generation.lookup import PromptLookup
 from utils.generation.next_tokens import NextTokens
 from utils.generation.sampling import SamplingConfig
 from utils.generation.ticket import Ticket
@@ -35,16 +34,6 @@ PROMPTS = (
 LONG = "A dog is an animal. A dog is a friend, and a cat is a cat."
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
-
-
 def text_of(events: Any) -> str:
     return "".join(step.text for step in events)
 
@@ -55,25 +44,15 @@ def finish(*tickets: Ticket) -> list[str]:
     return [ticket.end.reason for ticket in tickets if ticket.end]
 
 
-class Logits:
+class Logits(Greedy):
     """Work that gives the logits themselves, and goes on with tokens of its own choice."""
 
     finish_reason = "done"
 
     def __init__(self, ids: list[int], following: list[int]):
-        self.ids, self._following = list(ids), list(following)
+        super().__init__(np.array(ids), len(following))
+        self._following = list(following)
         self.seen: list[np.ndarray] = []
-
-    @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    @property
-    def finished(self) -> bool:
-        return not self._following
-
-    def start(self, lookup: PromptLookup) -> None:
-        pass
 
     def accept(self, logits: np.ndarray) -> np.ndarray:
         self.seen.append(logits.copy())

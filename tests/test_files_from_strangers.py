@@ -7,14 +7,13 @@ import os
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import warm_python
-from memmap_checkpoints import REPOSITORY, Small, environment
+from commands import run_python
+from memmap_checkpoints import Small
 
 from config import ConfigError, load_config
 from utils.checkpoints.checkpoint import open_checkpoint
@@ -312,14 +311,7 @@ def test_a_checkpoints_python_is_not_run_nor_asked_about(planted, small, tmp_pat
     signal.setitimer(signal.ITIMER_REAL, 0)
     words = small.words(None)
     words[words.index("--hf_model") + 1] = str(planted)
-    done = warm_python.run(
-        [sys.executable, str(REPOSITORY / "run_inference.py"), *words, "--prompt", "A dog"],
-        input="y\n" * 1000,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-    )
+    done = run_python("run_inference.py", *words, "--prompt", "A dog", input="y\n" * 1000)
     assert not (tmp_path / "it-ran").exists()
     assert (done.returncode, done.stdout) == (2, "")
     assert "auto_map" in done.stderr.splitlines()[-1]
@@ -360,12 +352,7 @@ def test_a_settings_text_cannot_control_the_terminal(small, place):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": f"{ESCAPE}\u202e\n"}))
     words = small.words(None)
     words[words.index("--hf_model") + 1] = str(path.parent)
-    done = warm_python.run(
-        [sys.executable, str(REPOSITORY / "run_inference.py"), *words, "--prompt", "A dog"],
-        capture_output=True,
-        env=environment(),
-        timeout=120,
-    )
+    done = run_python("run_inference.py", *words, "--prompt", "A dog", text=False)
     assert done.returncode == 2
     assert rb"\x1b]0;owned\x07\u202e\n" in done.stderr
     assert b"\x1b" not in done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
-from reference import CHUNK, TransformersPasses, random_model
+from reference import CHUNK, TransformersPasses
 from transformers import AutoTokenizer, BloomForCausalLM, PreTrainedTokenizerFast
 
 from utils.generation import (
@@ -27,19 +27,9 @@ GREEDY = SamplingConfig()
 PROMPT = "A dog is"
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
-
-
 @pytest.fixture
-def passes(model: BloomForCausalLM) -> TransformersPasses:
-    return TransformersPasses(model)
+def bloom(model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    return LanguageModel(TransformersPasses(model), tokenizer)
 
 
 def text_of(steps: list[GenerationStep]) -> str:
@@ -65,11 +55,11 @@ def transformers_ids(
 def test_greedy_tokens_and_text_are_those_of_generate(
     model: BloomForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    passes: TransformersPasses,
+    bloom: LanguageModel,
     penalty: float,
 ) -> None:
     sampling = SamplingConfig(repetition_penalty=penalty)
-    steps = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, sampling, num_tokens=40))
+    steps = list(stream_generate(bloom, PROMPT, sampling, num_tokens=40))
     expected = transformers_ids(
         model, tokenizer, PROMPT, max_new_tokens=40, repetition_penalty=penalty
     )
@@ -87,11 +77,8 @@ def test_generation_ends_with_the_end_of_text_token(
     expected = transformers_ids(
         model, ending, PROMPT, max_new_tokens=20, eos_token_id=ending.eos_token_id
     )
-    steps = list(
-        stream_generate(
-            LanguageModel(TransformersPasses(model), ending), PROMPT, GREEDY, num_tokens=20
-        )
-    )
+    bloom = LanguageModel(TransformersPasses(model), ending)
+    steps = list(stream_generate(bloom, PROMPT, GREEDY, num_tokens=20))
     assert ids_of(steps) == expected
     assert steps[-1].token == ending.eos_token_id
     assert steps[-1].finish_reason == "end_of_text"
@@ -99,9 +86,9 @@ def test_generation_ends_with_the_end_of_text_token(
 
 
 def test_generation_ends_at_the_budget(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
+    bloom: LanguageModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    steps = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=5))
+    steps = list(stream_generate(bloom, PROMPT, GREEDY, num_tokens=5))
     assert [step.finish_reason for step in steps] == [None] * 4 + ["budget"]
     assert [step.generated_tokens for step in steps] == [1, 2, 3, 4, 5]
     assert {step.prompt_tokens for step in steps} == {len(tokenizer(PROMPT).input_ids)}
@@ -127,44 +114,27 @@ def test_a_prompt_that_fills_the_context_gives_one_token(
 
 
 def test_generation_ends_before_a_stop_string_that_spans_tokens(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
+    bloom: LanguageModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    text = text_of(
-        list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=30))
-    )
+    text = generate(bloom, PROMPT, num_tokens=30).text
     stop = text[12:19]
-    steps = list(
-        stream_generate(
-            LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=30, stop=["\0", stop]
-        )
-    )
+    steps = list(stream_generate(bloom, PROMPT, GREEDY, num_tokens=30, stop=["\0", stop]))
     assert steps[-1].finish_reason == "stop_string"
     assert text_of(steps) == text[: text.index(stop)]
     assert len(tokenizer(stop).input_ids) > 1
 
 
-def test_text_held_back_for_a_stop_string_comes_with_the_last_step(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    free = list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=10))
-    text = text_of(free)
-    held = list(
-        stream_generate(
-            LanguageModel(passes, tokenizer), PROMPT, GREEDY, num_tokens=10, stop=[text + "\0"]
-        )
-    )
+def test_text_held_back_for_a_stop_string_comes_with_the_last_step(bloom: LanguageModel) -> None:
+    text = generate(bloom, PROMPT, num_tokens=10).text
+    held = list(stream_generate(bloom, PROMPT, GREEDY, num_tokens=10, stop=[text + "\0"]))
     assert [step.text for step in held] == [""] * 9 + [text]
     assert held[-1].finish_reason == "budget"
 
 
-def test_a_seed_repeats_a_sampled_text(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_seed_repeats_a_sampled_text(bloom: LanguageModel) -> None:
     def sampled(seed: int) -> list[int]:
         sampling = SamplingConfig(temperature=1.0, top_k=50, seed=seed)
-        return ids_of(
-            list(stream_generate(LanguageModel(passes, tokenizer), PROMPT, sampling, num_tokens=20))
-        )
+        return generate(bloom, PROMPT, sampling, num_tokens=20).tokens
 
     assert sampled(3) == sampled(3)
     assert sampled(3) != sampled(4)
@@ -192,11 +162,6 @@ def test_texts_that_are_generated_in_threads_are_those_of_each_alone(
     assert [text.tokens for text in texts] == [
         transformers_ids(model, tokenizer, prompt, max_new_tokens=8) for prompt in prompts
     ]
-
-
-@pytest.fixture
-def bloom(passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
-    return LanguageModel(passes, tokenizer)
 
 
 def test_a_generation_that_was_closed_leaves_the_next_one_alone(bloom: LanguageModel) -> None:
@@ -264,12 +229,10 @@ def test_three_lines_continue_a_prompt_as_transformers_does() -> None:
     bloom.passes.session.__exit__(None, None, None)
 
 
-def test_progress_adds_up_to_the_prompt(
-    passes: TransformersPasses, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_progress_adds_up_to_the_prompt(bloom: LanguageModel) -> None:
     done: list[tuple[int, int]] = []
     steps = stream_generate(
-        LanguageModel(passes, tokenizer),
+        bloom,
         "A dog and a cat, ein Hund",
         GREEDY,
         num_tokens=1,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from config import REPOSITORY
+
 FLOORS: list[set[str]] = [
     {"inference", "run_inference", "run_inference_gradio", "generate_memmap", "serve_replicas"},
     {"utils.serving", "utils.benchmark", "utils.terminal", "utils.offline"},

@@ -3,18 +3,16 @@
 import hashlib
 import json
 import os
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-import warm_python
+from commands import run_python
 from transformers import BloomConfig as HfConfig
 from transformers import BloomForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "someone/bloom-small"
 
@@ -118,14 +116,7 @@ def open_from(endpoint: str, cache: Path, model_id: str = MODEL, **environment: 
     )
     inherited = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return warm_python.run(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        env=inherited | settings | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_python("-c", code, env=inherited | settings | environment)
 
 
 def head_sum(model: BloomForCausalLM) -> float:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import warm_python
-from memmap_checkpoints import REPOSITORY, Small, environment, identities, refusal
+from commands import start_python
+from memmap_checkpoints import Small, identities, refusal
 from popxl_torch.backends.cpu.build import built_library
 from safetensors.torch import load_file, save_file
 
@@ -23,11 +21,6 @@ from utils.generation.loading import load
 
 TEXT = [5, 9, 300, 17, 2]
 PRECISIONS = [["--weight_precision", "int8"], ["--weight_precision=int4", "--group_size=8"]]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
 
 
 @pytest.fixture(autouse=True)
@@ -183,16 +176,7 @@ def test_a_changed_checkpoint_is_quantised_anew(cache, tmp_path):
 def test_processes_at_once_make_one_entry(small, cache, kernels):
     shutil.copytree(kernels, cache / kernels.name)  # compiling them takes longer than all else
     words = [*small.words(None), *PRECISIONS[0], "--prompt", "abc", "--json"]
-    running = [
-        warm_python.Popen(
-            [sys.executable, str(REPOSITORY / "run_inference.py"), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    running = [start_python("run_inference.py", *words) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], results
     assert len({tuple(json.loads(out)["ids"]) for out, _ in results}) == 1

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from commands import run_python
 
 
 def test_figures_through_the_server_are_those_of_the_harness_itself() -> None:
-    script = [sys.executable, str(REPOSITORY / "benchmarks" / "lm_eval_server.py")]
-    done = subprocess.run(
-        [*script, "--documents", "8", "--json"], capture_output=True, text=True, timeout=110
-    )
+    words = ["benchmarks/lm_eval_server.py", "--documents", "8", "--json"]
+    done = run_python(*words, run=subprocess.run)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     served, own = (json.loads(done.stdout)[name] for name in ("server", "hf"))
     assert own["heldout_text"]["word_perplexity"] > 1 and served["heldout_words"].keys() == {

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import sys
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
-import warm_python
+from commands import run_python
 from safetensors.torch import load_file, save_file
 from test_gguf import write as write_gguf
 from transformers import BloomConfig, BloomForCausalLM
@@ -91,14 +89,7 @@ def test_loading_takes_no_more_than_the_model_once(form, large, tmp_path):
     model = json.loads((large / "config.json").read_text())
     assert model["hidden_size"] == 512
     size = (large / "model.safetensors").stat().st_size
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'runtime'}"}
-    done = warm_python.run(
-        [sys.executable, "-c", MEASURE, str(path)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = run_python("-c", MEASURE, path)
     assert done.returncode == 0, done.stderr
     embedding = 4 * 16384 * 512
     # A file's pages that are mapped count too, and of what is converted one tensor at a time.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from byte_level import byte_level_tokenizer
-from reference import TransformersPasses, random_model
+from reference import TransformersPasses
 from transformers import AutoModelForCausalLM
 
 from utils.generation import Engine, Request, SamplingConfig, load
@@ -66,8 +66,7 @@ def generated(model, extras: Extras, num_tokens: int = 6, **sampling) -> list:
     return [request.prompt_logprobs, *steps]
 
 
-def test_a_request_can_score_its_prompt_and_its_text():
-    model = random_model(len(byte_level_tokenizer()))
+def test_a_request_can_score_its_prompt_and_its_text(model):
     prompt, *steps = generated(model, Extras(logprobs=2, score_prompt=True))
     ids = IDS + [step.token for step in steps]
     expected = log_softmax(model, ids)
@@ -78,16 +77,14 @@ def test_a_request_can_score_its_prompt_and_its_text():
     assert all(step.logprob.top[0][0] == step.token for step in steps)  # greedy
 
 
-def test_log_likelihoods_are_the_models_own_whatever_the_settings():
-    model = random_model(len(byte_level_tokenizer()))
+def test_log_likelihoods_are_the_models_own_whatever_the_settings(model):
     _, *steps = generated(model, Extras(logprobs=1), temperature=3.0, top_k=9, seed=1)
     expected = log_softmax(model, IDS + [step.token for step in steps])
     for place, step in enumerate(steps, len(IDS) - 1):
         assert step.logprob.logprob == pytest.approx(expected[place, step.token], abs=1e-4)
 
 
-def test_a_bias_is_transformers():
-    model = random_model(len(byte_level_tokenizer()))
+def test_a_bias_is_transformers(model):
     bias = {11: 4.5, 200: -100.0, 399: 6.0}
     output = model.generate(
         torch.tensor([IDS]),
@@ -103,16 +100,16 @@ def test_a_bias_is_transformers():
 
 
 @pytest.mark.parametrize("ends", [{"ignore_eos": True}, {}])
-def test_the_end_of_text_ends_it_unless_it_is_ignored(ends):
-    model, eos = random_model(len(byte_level_tokenizer())), 2
+def test_the_end_of_text_ends_it_unless_it_is_ignored(ends, model):
+    eos = 2
     _, *steps = generated(model, Extras(logit_bias={eos: 1000.0}, **ends))
     expected = (6, "budget") if ends else (1, "end_of_text")
     assert (len(steps), steps[-1].finish_reason) == expected
 
 
-def test_further_tokens_can_end_a_text():
+def test_further_tokens_can_end_a_text(model):
     extras = Extras(logit_bias={42: 1000.0}, stop_token_ids=frozenset([42]))
-    _, *steps = generated(random_model(len(byte_level_tokenizer())), extras)
+    _, *steps = generated(model, extras)
     assert [(step.token, step.finish_reason) for step in steps] == [(42, "end_of_text")]
 
 

@@ -8,34 +8,19 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pexpect
 import pytest
 import torch
-import warm_python
-from memmap_checkpoints import REPOSITORY, Small, contents, environment, run_script
+from commands import environment, run_python
+from memmap_checkpoints import contents
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig as TransformersConfig
 from transformers import BloomForCausalLM
 
+from config import REPOSITORY
 from utils.checkpoints.memmap.generator import Generator, Share
 from utils.checkpoints.memmap.overlap import Overlap
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(small, tmp_path_factory) -> Path:
-    """Maps that were made at once."""
-    return small.generate(tmp_path_factory.mktemp("maps") / "undisturbed", tp1=2, tp2=2)
-
-
-def assert_equal_folders(folder: Path, expected: Path) -> None:
-    assert contents(folder) == contents(expected)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])
@@ -53,7 +38,7 @@ def test_ranks_of_any_number_write_every_file_once_in_any_order(
         if number == 0 and world_size > 1:
             assert result.missing
     assert sorted([*written, "manifest.json"]) == sorted(contents(undisturbed))
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 def test_ranks_at_the_same_time_as_a_shell_starts_them(small, undisturbed, tmp_path):
@@ -74,14 +59,14 @@ def test_ranks_at_the_same_time_as_a_shell_starts_them(small, undisturbed, tmp_p
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "complete: " in done.stdout
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 def test_workers_of_one_command_share_the_work(small, undisturbed, tmp_path):
-    done = run_script("generate_memmap.py", *small.words(tmp_path / "maps", 2, 2), "--workers", "2")
+    done = run_python("generate_memmap.py", *small.words(tmp_path / "maps", 2, 2), "--workers", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "complete: " in done.stdout
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 def test_workers_have_exactly_the_share_of_their_rank():
@@ -98,7 +83,7 @@ def test_the_checkpoints_format_and_shards_make_no_difference(small, tmp_path):
         shutil.copy(path, tmp_path / "whole")
     again = small.generate(tmp_path / "again", "--shard-root", str(tmp_path / "whole"))
     assert len(list(small.folder.glob("*.safetensors"))) > 3
-    assert_equal_folders(again, one)
+    assert contents(again) == contents(one)
 
 
 def test_bin_shards_give_the_same_files(small, tmp_path):
@@ -113,7 +98,7 @@ def test_bin_shards_give_the_same_files(small, tmp_path):
     index.unlink()
     one = small.generate(tmp_path / "one", tp1=2, tp2=2)
     again = small.generate(tmp_path / "again", "--shard-root", str(pickled), tp1=2, tp2=2)
-    assert_equal_folders(again, one)
+    assert contents(again) == contents(one)
 
 
 def test_precision_is_that_of_the_command_line(small, tmp_path):
@@ -140,14 +125,7 @@ def test_memory_grows_by_about_one_layer_whatever_the_model(precision, tp, tmp_p
     words += " --layers 8 --hidden_size 1024 --heads 16 --vocab_size 1000"
     words += f" --tensor_parallel_1 {tp} --tensor_parallel_2 {tp}"
     code = "import sys, memmap_processes; memmap_processes.print_growth(sys.argv[1:])"
-    done = warm_python.run(
-        [sys.executable, "-c", code, *words.split()],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    done = run_python("-c", code, *words.split())
     assert done.returncode == 0, done.stderr
     layer = sum(t.nbytes for name, t in zeros.items() if name.startswith("h.0."))
     assert 8 * layer > 200_000_000

@@ -8,34 +8,18 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import warm_python
-from memmap_checkpoints import Small, contents, environment, identities, refusal, run_script
+from commands import environment, run_python
+from memmap_checkpoints import Small, contents, identities, refusal
 from memmap_processes import generate_in_small_steps
 
 import generate_memmap
 from utils.checkpoints.memmap.generator import Generator, Share
 from utils.setup import UserError
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(small, tmp_path_factory) -> Path:
-    """Maps that were made at once."""
-    return small.generate(tmp_path_factory.mktemp("maps") / "undisturbed", tp1=2, tp2=2)
-
-
-def assert_equal_folders(folder: Path, expected: Path) -> None:
-    assert contents(folder) == contents(expected)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +127,7 @@ def test_ranks_go_on_where_other_ranks_died(small, undisturbed, start, tmp_path)
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 def test_a_finished_generation_is_left_as_it_is(small, tmp_path):
@@ -176,20 +160,13 @@ def test_a_worker_that_is_killed_is_told_in_one_line(small, undisturbed, tmp_pat
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    done = warm_python.run(
-        [sys.executable, str(script), *words, "--workers", "2"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    done = run_python(script, *words, "--workers", "2")
     assert done.returncode == 2
     assert done.stderr.startswith("error: process ")
     assert "was ended by SIGKILL" in done.stderr
     assert done.stderr.count("\n") == 1
     small.generate(tmp_path / "maps", tp1=2, tp2=2)
-    assert_equal_folders(tmp_path / "maps", undisturbed)
+    assert contents(tmp_path / "maps") == contents(undisturbed)
 
 
 # --- the disk ---
@@ -254,7 +231,7 @@ def test_a_disk_that_is_full_on_the_way_leaves_whole_files_and_no_other(small, d
 def test_a_full_disk_is_one_line_and_status_2(small, disk):
     maps = disk("2m") / "maps"
     (maps.parent / "others").write_bytes(b"x" * 1_950_000)
-    done = run_script("generate_memmap.py", *small.words(maps))
+    done = run_python("generate_memmap.py", *small.words(maps))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: not enough disk for ")
     assert done.stderr.count("\n") == 1

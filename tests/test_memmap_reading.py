@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from memmap_checkpoints import Small, contents, run_script
+from commands import run_python
+from memmap_checkpoints import Small, contents
 from safetensors import safe_open
 
 import generate_memmap
@@ -153,7 +154,7 @@ def test_neither_checkpoint_nor_hub_is_needed(tmp_path):
     shutil.rmtree(small.folder)
     words = small.words(maps)
     words[words.index("--hf_model") + 1] = "nobody/nothing"
-    done = run_script(
+    done = run_python(
         "run_inference.py", *words, "--prompt", "A dog is", "--num_tokens", "4", "--json"
     )
     assert done.returncode == 0, done.stderr

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
-from memmap_checkpoints import Small, contents, refusal, run_script
+from commands import run_python
+from memmap_checkpoints import Small, contents, refusal
 
 import generate_memmap
 from utils.checkpoints.checkpoint import CheckpointError
 from utils.setup import UserError
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def whole(small, tmp_path_factory) -> Path:
-    return small.generate(tmp_path_factory.mktemp("maps") / "whole", tp1=2)
-
-
-@pytest.fixture
-def maps(whole, tmp_path) -> Path:
-    """Maps that may be damaged."""
-    return shutil.copytree(whole, tmp_path / "maps")
 
 
 def test_a_folder_of_another_checkpoint_is_refused_until_overwritten(small, whole, maps, tmp_path):
@@ -142,7 +126,7 @@ def test_impossible_arguments_are_refused(words, message):
 
 
 def test_a_wrong_command_line_is_one_line_on_stderr_and_status_2(tmp_path):
-    done = run_script("generate_memmap.py", "--verify", str(tmp_path))
+    done = run_python("generate_memmap.py", "--verify", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "manifest.json" in done.stderr

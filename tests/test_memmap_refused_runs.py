@@ -9,28 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from memmap_checkpoints import Small, contents, refusal, run_script
+from commands import run_python
+from memmap_checkpoints import contents, refusal
 from transformers import AutoTokenizer
 
 import generate_memmap
 from config import parse_arguments
 from utils.generation.loading import load
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
-
-
-@pytest.fixture(scope="module")
-def whole(small, tmp_path_factory) -> Path:
-    return small.generate(tmp_path_factory.mktemp("maps") / "whole", tp1=2)
-
-
-@pytest.fixture
-def maps(whole, tmp_path) -> Path:
-    """Maps that may be damaged."""
-    return shutil.copytree(whole, tmp_path / "maps")
 
 
 def alter(path: Path, offset: int) -> None:
@@ -173,7 +158,7 @@ def test_maps_without_a_tokenizer_are_refused(small, tmp_path):
 
 def test_a_front_end_refuses_in_one_line_and_with_status_2(small, maps):
     cut(maps / "layer_0003.safetensors")
-    done = run_script("run_inference.py", *small.words(maps, 2), "--prompt", "A dog is")
+    done = run_python("run_inference.py", *small.words(maps, 2), "--prompt", "A dog is")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "layer_0003.safetensors" in done.stderr

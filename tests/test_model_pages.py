@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from config import REPOSITORY
+
 DOCS = REPOSITORY / "docs"
 PAGE = (DOCS / "tensor-parallelism.md").read_text()
 

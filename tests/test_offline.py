@@ -6,27 +6,26 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import warm_python
-from pseudo_terminal import ENVIRONMENT, TESTS
+from commands import run_python, start_python
+from serving import wait_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from config import REPOSITORY
 from run_inference import main
 from utils.setup import UserError
 
-REPOSITORY = TESTS.parent
 SMALL = ["--sequence_length", "64", "--prompt_chunks", "16", "--batch_size", "3"]
 
 
 def command(given: Path, made: Path, *words: str) -> list[str]:
     files = ["--input", str(given), "--output", str(made)]
-    return [sys.executable, "run_inference.py", *SMALL, *files, *words]
+    return ["run_inference.py", *SMALL, *files, *words]
 
 
 def answers(path: Path) -> list[dict[str, Any]]:
@@ -64,7 +63,7 @@ def test_a_run_that_is_killed_goes_on_and_neither_loses_nor_repeats_a_line(tmp_p
     words = command(given, made, "--temperature", "0.8", "--seed", "3")
     kills, pause = 0, threading.Event()
     for wanted in (5, 12, 20):
-        child = warm_python.Popen(words, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        child = start_python(*words, stderr=subprocess.DEVNULL)
         while child.poll() is None:
             if made.exists() and made.read_bytes().count(b"\n") >= wanted:
                 child.kill()
@@ -75,12 +74,9 @@ def test_a_run_that_is_killed_goes_on_and_neither_loses_nor_repeats_a_line(tmp_p
     assert kills > 0
     with made.open("ab") as file:
         file.write(b'{"index": 30, "prom')  # a line that was cut off
-    warm_python.run(words, cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=100)
+    run_python(*words, check=True)
     whole = tmp_path / "whole.jsonl"
-    warm_python.run(
-        command(given, whole, "--temperature", "0.8", "--seed", "3"),
-        cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=100,
-    )  # fmt: skip
+    run_python(*command(given, whole, "--temperature", "0.8", "--seed", "3"), check=True)
     assert [a["prompt"] for a in answers(made)] == prompts
     assert [a["text"] for a in answers(made)] == [a["text"] for a in answers(whole)]
     assert [a["settings"]["seed"] for a in answers(made)] == list(range(3, 33))
@@ -142,13 +138,9 @@ def test_two_processes_do_not_write_the_same_answers(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_whole_lines(tmp_path: Path) -> None:
     given, made = tmp_path / "a.txt", tmp_path / "made.jsonl"
     given.write_text("".join(f"{n} kings\n" for n in range(400)))
-    child = subprocess.Popen(
-        command(given, made, "--num_tokens", "30"), cwd=REPOSITORY, env=ENVIRONMENT,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    pause = threading.Event()
-    while not (made.exists() and made.read_bytes().count(b"\n") >= 3) and child.poll() is None:
-        pause.wait(0.01)
+    words = command(given, made, "--num_tokens", "30")
+    child = start_python(*words, start=subprocess.Popen)
+    wait_until(lambda: made.exists() and made.read_bytes().count(b"\n") >= 3)
     os.kill(child.pid, signal.SIGINT)
     assert "Traceback" not in child.communicate(timeout=60)[1]
     assert child.returncode == 130

@@ -11,9 +11,7 @@ import chromium
 import httpx
 import pytest
 import torch
-from byte_level import byte_level_tokenizer
 from playwright.sync_api import Browser, Locator, Page, expect
-from reference import random_model
 from serving import (
     HeldPasses,
     ReferencePasses,
@@ -51,16 +49,6 @@ if chromium.path() is None:
 def browser() -> Iterator[Browser]:
     with chromium.launched() as browser, browser.new_context():
         yield browser
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 @pytest.fixture(scope="module")

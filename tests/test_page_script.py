@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 import warm_python
-from byte_level import byte_level_tokenizer
+from commands import environment, run_python, start_python
 from gradio_client import Client
-from pseudo_terminal import ENVIRONMENT
 from serving import ScriptedPasses
+from transformers import PreTrainedTokenizerFast
 
 from config import ConfigError, parse_arguments
 from run_inference_gradio import for_many, main
@@ -25,24 +23,19 @@ from utils.serving.arguments import ServerArguments
 from utils.serving.listening import bind, url
 from utils.setup import UserError
 
-TESTS = Path(__file__).resolve().parent
-SCRIPT = TESTS.parent / "run_inference_gradio.py"
-
 
 @contextmanager
 def script(
     *arguments: str,
-    environment: dict[str, str] = ENVIRONMENT,
     start: type[subprocess.Popen] = warm_python.Popen,
+    **more: str,
 ) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The script in a process of its own, which writes "a cat a cat ..." without an end."""
-    process = start(
-        [sys.executable, str(TESTS / "run_scripted_page.py"), "--port", "0", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """The script in a process of its own, which writes "a cat a cat ..." without an end.
+
+    `more` is for its environment.
+    """
+    words = ["tests/run_scripted_page.py", "--port", "0", *arguments]
+    process = start_python(*words, start=start, env=environment(**more))
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
@@ -89,7 +82,7 @@ def test_sigterm_ends_it_and_a_public_host_was_warned_about_and_prompts_logged_a
 
 
 def test_a_signal_ends_it_in_the_middle_of_a_pass_that_takes_long() -> None:
-    with script(environment={**ENVIRONMENT, "STUCK": ""}) as (process, address):
+    with script(STUCK="") as (process, address):
         status, errors = ended_in_mid_generation(process, address, signal.SIGTERM)
     assert status == 0
     assert "Traceback" not in errors
@@ -100,14 +93,7 @@ def test_a_port_that_is_taken_is_one_line_and_status_2() -> None:
     with bind("127.0.0.1", 0) as listener:
         listener.listen()
         port = str(httpx.URL(url(listener)).port)
-        done = warm_python.run(
-            [sys.executable, str(SCRIPT), "--port", port],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_python("run_inference_gradio.py", "--port", port)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: cannot listen on 127.0.0.1, port {port} (Address already in use): "
@@ -133,10 +119,10 @@ def test_arguments_that_are_not_possible_are_refused(
     account: str | None,
     error: str,
     monkeypatch: pytest.MonkeyPatch,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     if account:
         monkeypatch.setenv("BLOOM_AUTH", account)
-    tokenizer = byte_level_tokenizer()
     loaded = LanguageModel(ScriptedPasses(tokenizer, "a cat "), tokenizer)
     with pytest.raises((UserError, ConfigError), match=error):
         main(["--port=0", *arguments.split()], load=lambda config: loaded)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from dequantized import dequantized
-from memmap_checkpoints import REPOSITORY, Small, refusal
+from memmap_checkpoints import Small, refusal
 from torch.nn import functional
 from transformers import AutoTokenizer
+
+from config import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
@@ -25,11 +27,6 @@ from utils.generation.passes import Passes  # noqa: E402
 from utils.planning.needs import needs_of  # noqa: E402
 
 TEXT = "A dog is a dog.</s>\n" + "The sea is wide. " * 8 + "</s>\n"
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Small:
-    return Small.save(tmp_path_factory.mktemp("checkpoint") / "bloom")
 
 
 def transformers_perplexity(small: Small, model, length: int = 48) -> float:

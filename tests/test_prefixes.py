@@ -12,8 +12,8 @@ from bloom_checkpoints import config_of, passes_of, random_bloom
 from config import ConfigError
 from config.costs import prefix_blocks
 from modelling.program import inference
+from utils.benchmark.measuring import Greedy
 from utils.generation.engine import Engine
-from utils.generation.lookup import PromptLookup
 from utils.generation.passes import Passes
 from utils.generation.prefixes import PrefixCache
 
@@ -21,30 +21,16 @@ LENGTH = 96
 HEAD = np.random.default_rng(0).integers(130, size=64).tolist()
 
 
-class Logits:
-    """Work that goes on with the likeliest token, and keeps the logits of each."""
-
-    finish_reason = "done"
+class Logits(Greedy):
+    """Keeps the logits of each token."""
 
     def __init__(self, ids: list[int], count: int):
-        self.ids, self._length = list(ids), len(ids) + count
+        super().__init__(np.array(ids), count)
         self.seen: list[np.ndarray] = []
 
-    @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    @property
-    def finished(self) -> bool:
-        return len(self.ids) >= self._length
-
-    def start(self, lookup: PromptLookup) -> None:
-        pass
-
-    def accept(self, logits: np.ndarray) -> np.ndarray:
+    def accept(self, logits: np.ndarray) -> None:
+        super().accept(logits)
         self.seen.append(logits.copy())
-        self.ids.append(int(logits.argmax()))
-        return logits
 
 
 @pytest.fixture(scope="module", params=[(1, 1), (2, 2)], ids=["alone", "2x2"])

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +19,13 @@ import httpx
 import openai
 import pytest
 import torch
-import warm_python
+from commands import run_python, start_python
+from serving import generated_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from config import REPOSITORY
+
 MODEL = REPOSITORY / "models" / "bloom_tiny"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'runtime'}", "OMP_NUM_THREADS": "1"}
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
@@ -53,11 +53,11 @@ class Replicas:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.log, self.url = log, f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "serve_replicas.py", "--replicas", "2", "--cpus", "0.5"]
+        command = ["serve_replicas.py", "--replicas", "2", "--cpus", "0.5"]
         command += ["--port", str(self.port), "--config", "bloom_tiny", "--batch_size", "4"]
         with log.open("w") as written:
-            self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=written, stderr=written
+            self.process = start_python(
+                *command, start=subprocess.Popen, stdout=written, stderr=written
             )
 
     def servers(self) -> list[int]:
@@ -103,12 +103,11 @@ def test_the_api_is_that_of_one_server_also_where_a_replica_dies(replicas: Repli
 def has_the_api(replicas: Replicas) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    ids = tokenizer("And the king said", return_tensors="pt")
-    wanted = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids.input_ids.shape[1] :]
+    wanted = generated_text(model, tokenizer, "And the king said", 24)
     client = openai.OpenAI(base_url=f"{replicas.url}/v1", api_key="none")
     given = {"model": "bloom_tiny", "prompt": "And the king said", "max_tokens": 24}
     whole = client.completions.create(**given, temperature=0)
-    assert whole.choices[0].text == tokenizer.decode(wanted)
+    assert whole.choices[0].text == wanted
     pieces = client.completions.create(**given, temperature=0, stream=True)
     assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
     with pytest.raises(openai.NotFoundError, match="other"):
@@ -186,10 +185,7 @@ def test_requests_go_where_their_beginning_is_known_unless_that_is_busy() -> Non
     ],
 )
 def test_what_is_not_possible_is_one_line(options: str, error: str) -> None:
-    run = warm_python.run(
-        [sys.executable, "serve_replicas.py", *options.split()],
-        cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    run = run_python("serve_replicas.py", *options.split())
     assert run.returncode == 2
     assert re.search(error, run.stderr)
     assert run.stderr.count("\n") == 1

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 import warm_python
-from byte_level import byte_level_tokenizer
 from pseudo_terminal import ENVIRONMENT, REAL, SCRIPTED, TESTS, answer, leave, terminal
-from reference import TransformersPasses, random_model
+from reference import TransformersPasses
 from run_scripted import PAUSE, load
-from transformers import AutoTokenizer, BloomForCausalLM
+from serving import generated_text
+from transformers import AutoTokenizer, BloomForCausalLM, PreTrainedTokenizerFast
 
 from run_inference import main
 from utils.generation import LanguageModel
@@ -79,14 +79,15 @@ def test_a_prompt_may_begin_with_hyphens() -> None:
 
 def test_json_has_the_text_its_ids_and_the_settings_that_repeat_it(
     capsys: pytest.CaptureFixture[str],
+    model: BloomForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    tokenizer = byte_level_tokenizer()
-    passes = TransformersPasses(random_model(len(tokenizer)))
+    passes = TransformersPasses(model)
 
     def result(*more: str) -> dict:
         arguments = "--prompt=A --num_tokens=12 --top_k=90 --temperature=1.5 --stop=xyz --json"
-        model = LanguageModel(passes, tokenizer)
-        assert main([*arguments.split(), *more], load=lambda config: model) == 0
+        loaded = LanguageModel(passes, tokenizer)
+        assert main([*arguments.split(), *more], load=lambda config: loaded) == 0
         output, errors = capsys.readouterr()
         result = json.loads(output)
         assert f"seed {result['settings']['seed']}, " in errors
@@ -192,19 +193,10 @@ def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
     assert (process.returncode, errors) == (141, b"")
 
 
-def transformers_continuation(prompt: str, num_tokens: int) -> str:
-    """Greedy text of transformers' own `generate` on the checkpoint that ships."""
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = BloomForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-
-
 def test_the_shipped_checkpoint_answers_at_the_interactive_prompt(tmp_path: Path) -> None:
     prompt = "The king said"
-    text = transformers_continuation(prompt, 12)
+    model = BloomForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    text = generated_text(model, AutoTokenizer.from_pretrained(TINY), prompt, 12)
     with terminal(tmp_path, program=REAL) as child:
         answer(child, prompt, "", "", "12")
         child.expect_exact(f"{prompt}\x1b[0m" + text.replace("\n", "\r\n") + "\r\n")

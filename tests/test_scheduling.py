@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from bloom_checkpoints import config_of, passes_of, random_bloom
-from byte_level import byte_level_tokenizer
-from reference import random_model
+from commands import run_python
 from serving import ReferencePasses, generated_text, request
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
@@ -26,17 +22,6 @@ from utils.generation.ticket import Ticket
 
 WORDS = ("a dog", "is an animal", "and a cat", "no dog", "die Straße", "größer als", "der Hund")
 HEAD = "In the beginning a dog is a dog is "
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 def configured(model: BloomForCausalLM, slots: int, **execution: object) -> BloomConfig:
@@ -206,9 +191,6 @@ def test_steps_that_cannot_be_are_refused(tokens: int) -> None:
 
 
 def test_the_command_line_says_so_in_one_line() -> None:
-    words = ["run_inference.py", "--max_batch_tokens", "x"]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
+    done = run_python("run_inference.py", "--max_batch_tokens", "x")
     assert done.returncode == 2
     assert "--max_batch_tokens" in done.stderr and done.stderr.count("\n") == 1

@@ -7,8 +7,6 @@ import logging
 from typing import Any
 
 import pytest
-from byte_level import byte_level_tokenizer
-from reference import random_model
 from serving import HeldPasses, ReferencePasses, generated_text, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
@@ -20,16 +18,6 @@ from utils.serving.works import ServerError
 from utils.setup import UserError
 
 PROMPT = "A dog is"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 async def all_of(service: Service, prompt: Any, settings: dict, owner: str = "") -> Any:

@@ -1,12 +1,9 @@
 """Scripts: how errors end them, where logs go, what a seed fixes."""
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from commands import run_python
 
 
 def run_main(body: str) -> subprocess.CompletedProcess[str]:
@@ -19,9 +16,7 @@ def run_main(body: str) -> subprocess.CompletedProcess[str]:
         f"def main():\n{lines}\n"
         "run_script(main)\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
+    return run_python("-c", code, run=subprocess.run)
 
 
 @pytest.mark.parametrize("kind", ["UserError", "ConfigError", "MemoryError"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import sys
 
 import pytest
-import warm_python
+from commands import run_python
 
 from config import REPOSITORY
 from utils.setup import run_script
@@ -17,18 +15,8 @@ SMALL = ["--config", "bloom_tiny", "--layers", "1", "--sequence_length", "1100",
 NUMBERS = slice(40, 68)  # where a line has its value, and what is needed and aimed at
 
 
-def speed(*words: str) -> subprocess.CompletedProcess:
-    return warm_python.run(
-        [sys.executable, str(REPOSITORY / "benchmarks" / "speed.py"), *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "runtime")},
-        check=False,
-    )
-
-
 def test_each_row_is_judged_by_its_own_value():
-    done = speed(*SMALL, "--rows", "batch", "sharded", "context")
+    done = run_python("benchmarks/speed.py", *SMALL, "--rows", "batch", "sharded", "context")
     assert done.returncode == 0, done.stderr
     _, *lines = done.stdout.splitlines()
     assert [line.split(",")[1].split()[0] for line in lines] == ["batch", "4", "context"]
@@ -63,14 +51,16 @@ def test_impossible_arguments_are_one_line_before_anything_is_measured(
     assert named in errors
 
 
+def test_every_benchmark_finds_what_it_imports():
+    names = sorted(path.stem for path in (REPOSITORY / "benchmarks").glob("*.py"))
+    code = "import importlib, sys; sys.path.insert(0, 'benchmarks')\n"
+    done = run_python("-c", code + f"for name in {names}: importlib.import_module(name)")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_profile_accounts_for_the_whole_step():
-    script = REPOSITORY / "benchmarks" / "profile_step.py"
-    done = warm_python.run(
-        [sys.executable, str(script), *SMALL[:4], "--context", "8", "--steps", "1"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [*SMALL[:4], "--context", "8", "--steps", "1"]
+    done = run_python("benchmarks/profile_step.py", *words)
     assert done.returncode == 0, done.stderr
     tables = [table.splitlines() for table in done.stdout.strip().split("\n\n")]
     assert [table[0][:34].strip() for table in tables] == ["op by op in torch", "native kernels"]

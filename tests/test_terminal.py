@@ -73,8 +73,7 @@ def test_quit_leaves_as_ctrl_d_does(tmp_path: Path, after_a_text: bool) -> None:
         child.expect("Prompt.*:")
         child.send("quit\r")
         child.expect(pexpect.EOF)
-        child.close()
-        assert child.exitstatus == 0
+        assert child.wait() == 0
 
 
 def test_settings_of_the_command_line_are_the_first_defaults(tmp_path: Path) -> None:
@@ -158,8 +157,7 @@ def test_ctrl_d_at_a_later_question_leaves_too(tmp_path: Path) -> None:
         child.expect_exact("Top-k [0]:")
         child.sendeof()
         child.expect(pexpect.EOF)
-        child.close()
-        assert child.exitstatus == 0
+        assert child.wait() == 0
 
 
 def test_the_line_can_be_edited(tmp_path: Path) -> None:

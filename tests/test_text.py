@@ -23,11 +23,6 @@ STRINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
 def increments(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
     stream = TextStream(tokenizer)
     return [*map(stream.push, ids), stream.flush()]

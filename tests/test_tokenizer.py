@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from byte_level import byte_level_tokenizer
+from commands import run_python
 from transformers import AutoTokenizer
 
 from config import REPOSITORY
@@ -135,14 +135,7 @@ def test_a_start_imports_nothing_that_takes_long_and_is_not_needed():
         "run_inference.main()\n"
         f"print([m for m in {NOT_NEEDED} if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=REPOSITORY,
-        env={"PYTHONPATH": str(REPOSITORY / "runtime")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python("-c", script, run=subprocess.run, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 

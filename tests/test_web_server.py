@@ -18,10 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from byte_level import byte_level_tokenizer
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from reference import random_model
 from serving import (
     HeldPasses,
     ReferencePasses,
@@ -46,16 +44,6 @@ TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS.parent / "run_inference_gradio.py"
 PROMPT = "A dog is"
 FILES = ("/etc/passwd", str(SCRIPT), str(TESTS.parent / "models" / "bloom_tiny" / "config.json"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast) -> BloomForCausalLM:
-    return random_model(len(tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +408,7 @@ def test_with_an_account_nothing_but_health_is_open(
         assert httpx.post(f"{site.url}/gradio_api/queue/join", json=joined).status_code == 401
         page = httpx.get(site.url).text
         assert '"auth_required":true' in page
-        assert words_of_the_page_are_absent(page)
+        assert "Temperature" not in page and "few-shot" not in page
         assert httpx.get(f"{site.url}/health").status_code == 200
         wrong = {"username": "user", "password": "password"}
         assert httpx.post(f"{site.url}/login", data=wrong).status_code == 400
@@ -446,10 +434,6 @@ def test_with_an_account_the_code_that_the_api_panel_shows_logs_in(
         )
         exec(python, known)
     assert known["result"]["end_reason"] == "budget"
-
-
-def words_of_the_page_are_absent(page: str) -> bool:
-    return "Temperature" not in page and "few-shot" not in page
 
 
 @pytest.mark.parametrize(

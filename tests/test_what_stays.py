@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from byte_level import byte_level_tokenizer
 from serving import ScriptedPasses, Served, served, wait_until
+from transformers import PreTrainedTokenizerFast
 
 REQUESTS = 110
 """More than Gradio's tabs that are kept idle, and than timers that asyncio has before it tidies."""
@@ -17,8 +17,7 @@ CALLED = "/gradio_api/call/next_tokens"
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Served]:
-    tokenizer = byte_level_tokenizer()
+def site(tokenizer: PreTrainedTokenizerFast) -> Iterator[Served]:
     passes = ScriptedPasses(tokenizer, "a dog", batch_size=2)
     passes.log = deque(maxlen=1)  # type: ignore[assignment]
     with served(passes, tokenizer) as site:

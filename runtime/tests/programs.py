@@ -12,7 +12,8 @@ import popxl
 from popxl import ops
 
 Build = Callable[..., Any]
-"""Makes a program's ops from its input tensors; returns the tensor or tensors to be stored."""
+"""Makes a program's ops from its input tensors; returns the tensor or tensors to be stored, or a
+pair of these and the values of its variables."""
 
 FLOATS = (popxl.float32, popxl.float16, popxl.bfloat16)
 INTEGERS = (popxl.int8, popxl.int16, popxl.int32, popxl.uint8, popxl.uint16, popxl.uint32)
@@ -27,7 +28,11 @@ LAYOUTS = {
 
 
 def run_program(
-    build: Build, *arrays: np.ndarray, replicas: int = 1, ir: popxl.Ir | None = None
+    build: Build,
+    *arrays: np.ndarray,
+    replicas: int = 1,
+    ir: popxl.Ir | None = None,
+    device: str = "ipu_hw",
 ) -> list[np.ndarray]:
     """Load `arrays` in a program, store what `build` makes of them, and run it once.
 
@@ -46,8 +51,13 @@ def run_program(
             popxl.h2d_stream(shape, popxl.dtype.as_dtype(a.dtype))
             for shape, a in zip(shapes, arrays, strict=True)
         ]
-        outputs = store(as_list(build(*(ops.host_load(s) for s in streams))))
-    with popxl.Session(ir) as session:
+        made = build(*(ops.host_load(s) for s in streams))
+        has_values = isinstance(made, tuple) and isinstance(made[-1], dict)
+        made, values = made if has_values else (made, {})
+        outputs = store(as_list(made))
+    session = popxl.Session(ir, device)
+    session.write_variables_data(values)
+    with session:
         results = session.run(dict(zip(streams, arrays, strict=True)))
     return [results[stream] for stream in outputs]
 

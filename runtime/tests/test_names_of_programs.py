@@ -27,7 +27,7 @@ from popxl_addons.ops.replicated_strided_collectives import (
 )
 from popxl_addons.ops.static_sparse_ops import dense_const_sparse_matmul, random_sparse
 from popxl_addons.transforms.repeat_graph import repeat_graph
-from programs import run_program
+from programs import run_program, store
 
 GRADIENTS = [
     "popxl.transforms.autodiff",
@@ -134,12 +134,6 @@ def test_tensors_of_8_bit_floats_are_refused_in_a_line(main_graph, dtype):
 
 
 # --- what is done ---
-
-
-@pytest.fixture
-def main_graph():
-    with popxl.Ir().main_graph as graph:
-        yield graph
 
 
 def test_writers_of_ops_check_their_inputs(main_graph):
@@ -314,8 +308,7 @@ def test_a_graph_is_made_to_repeat_what_it_does(count):
         kept = popxl.variable(np.float32(1))
         stream = popxl.h2d_stream((), popxl.float32)
         ops.add_(kept, ops.host_load(stream) * 2)
-        stored = popxl.d2h_stream((), popxl.float32)
-        ops.host_store(stored, kept + 1)
+        (stored,) = store([kept + 1])
     body = repeat_graph(ir.main_graph, count)
     assert (body is ir.main_graph) == (count == 1)
     ir.num_host_transfers = count

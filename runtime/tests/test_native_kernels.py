@@ -40,18 +40,13 @@ def native(request) -> Library:
         return Library(build.built_library())
 
 
-@pytest.fixture
-def generator() -> np.random.Generator:
-    return np.random.default_rng(0)
+def normal(rng, *shape, dtype=torch.float32) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(dtype)
 
 
-def normal(generator, *shape, dtype=torch.float32) -> torch.Tensor:
-    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(dtype)
-
-
-def as_stored(generator, size, outputs, dtype, layout="columns") -> torch.Tensor:
+def as_stored(rng, size, outputs, dtype, layout="columns") -> torch.Tensor:
     """A weight `(in, outputs)`; its bytes lie as `(outputs, in)` in "columns", else in "rows"."""
-    w = normal(generator, outputs, size, dtype=dtype).T
+    w = normal(rng, outputs, size, dtype=dtype).T
     return w if layout == "columns" else w.contiguous()
 
 
@@ -86,10 +81,10 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @in_turn("layout", LAYOUTS)
 @pytest.mark.parametrize("size, outputs", SIZES)
-def test_a_product_and_what_follows_it(native, generator, dtype, layout, size, outputs):
-    w = as_stored(generator, size, outputs, dtype, layout)
-    x, bias = normal(generator, 16, size, dtype=dtype), normal(generator, outputs, dtype=dtype)
-    residual = normal(generator, 16, outputs, dtype=dtype)
+def test_a_product_and_what_follows_it(native, rng, dtype, layout, size, outputs):
+    w = as_stored(rng, size, outputs, dtype, layout)
+    x, bias = normal(rng, 16, size, dtype=dtype), normal(rng, outputs, dtype=dtype)
+    residual = normal(rng, 16, outputs, dtype=dtype)
     expected = tanh_gelu(exact(x) @ exact(w) + exact(bias)) + exact(residual)
     for rows in range(1, FEW_ROWS + 1):
         y = linear(
@@ -107,10 +102,10 @@ def test_a_product_and_what_follows_it(native, generator, dtype, layout, size, o
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
-    weight = _weight(generator, kind, 256, 45, dtype)[0]
+def test_a_row_does_not_depend_on_other_rows(native, rng, dtype, kind):
+    weight = _weight(rng, kind, 256, 45, dtype)[0]
     most = FEW_ROWS if kind.endswith("in rows") or dtype not in native.many_rows else SOME_ROWS
-    x = normal(generator, most, 256, dtype=dtype)
+    x = normal(rng, most, 256, dtype=dtype)
     alone = torch.cat([linear(native, 0, row[None], weight, dtype) for row in x])
     for rows in [*range(1, FEW_ROWS + 1), *range(FEW_ROWS + 1, most + 1, 9), most]:
         assert torch.equal(linear(native, 0, x[most - rows :], weight, dtype), alone[most - rows :])
@@ -120,24 +115,24 @@ def test_a_row_does_not_depend_on_other_rows(native, generator, dtype, kind):
 @pytest.mark.parametrize("size, outputs", [(256, 45), (96, 17), (40, 3), (8, 1)])
 @in_turn("rows", [1, 3, 8, 13])
 @pytest.mark.parametrize("kind", ["channels", "channels in rows"])
-def test_weights_of_8_bits(native, generator, kind, dtype, size, outputs, rows):
-    weight, values = _weight(generator, kind, size, outputs, dtype)
-    x = normal(generator, rows, size, dtype=dtype)
+def test_weights_of_8_bits(native, rng, kind, dtype, size, outputs, rows):
+    weight, values = _weight(rng, kind, size, outputs, dtype)
+    x = normal(rng, rows, size, dtype=dtype)
     check(linear(native, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("group", [8, 16, 32, 64, 128, 512])
 @in_turn("rows", [1, 2, 4, 8, 16])
-def test_weights_of_4_bits(native, generator, dtype, group, rows):
-    weight, values = _weight(generator, "groups", 512, 37, dtype, group)
-    x = normal(generator, rows, 512, dtype=dtype)
+def test_weights_of_4_bits(native, rng, dtype, group, rows):
+    weight, values = _weight(rng, "groups", 512, 37, dtype, group)
+    x = normal(rng, rows, 512, dtype=dtype)
     check(linear(native, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])
 
 
-def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
-    weight, values = _weight(generator, "groups", 72, 19, torch.float32, 8)
-    x = normal(generator, 3, 72)
+def test_weights_of_4_bits_whose_groups_fill_no_vector(native, rng):
+    weight, values = _weight(rng, "groups", 72, 19, torch.float32, 8)
+    x = normal(rng, 3, 72)
     check(linear(native, 0, x, weight, torch.float32), exact(x) @ values, 2e-6)
 
 
@@ -145,10 +140,10 @@ def test_weights_of_4_bits_whose_groups_fill_no_vector(native, generator):
 @in_turn("rows", [17, 64, 65, 515])
 @pytest.mark.parametrize("size, outputs, group", [(1024, 100, 128), (96, 37, 32), (40, 3, 8)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
-    weight, values = _weight(generator, kind, size, outputs, dtype, group)
-    x, bias = normal(generator, rows, size, dtype=dtype), normal(generator, outputs, dtype=dtype)
-    residual = normal(generator, rows, outputs, dtype=dtype)
+def test_many_rows(native, rng, kind, rows, size, outputs, group, dtype):
+    weight, values = _weight(rng, kind, size, outputs, dtype, group)
+    x, bias = normal(rng, rows, size, dtype=dtype), normal(rng, outputs, dtype=dtype)
+    residual = normal(rng, rows, outputs, dtype=dtype)
     y = linear(native, 0, x, weight, dtype, bias=bias, activation="gelu", residual=residual)
     if dtype not in native.many_rows:
         assert y is None
@@ -159,9 +154,9 @@ def test_many_rows(native, generator, kind, rows, size, outputs, group, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_one_of_many_rows_does_not_depend_on_how_many_there_are(native, generator, kind, dtype):
-    x = normal(generator, 530, 256, dtype=dtype)
-    weight = _weight(generator, kind, 256, 45, dtype)[0]
+def test_one_of_many_rows_does_not_depend_on_how_many_there_are(native, rng, kind, dtype):
+    x = normal(rng, 530, 256, dtype=dtype)
+    weight = _weight(rng, kind, 256, 45, dtype)[0]
     whole = linear(native, 0, x, weight, torch.float32)
     if dtype not in native.many_rows:
         assert whole is None
@@ -173,27 +168,27 @@ def test_one_of_many_rows_does_not_depend_on_how_many_there_are(native, generato
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["channels", "groups"])
-def test_what_is_not_finite_is_not_hidden_by_whole_numbers(native, generator, kind, value):
-    x = normal(generator, 2, 512)
+def test_what_is_not_finite_is_not_hidden_by_whole_numbers(native, rng, kind, value):
+    x = normal(rng, 2, 512)
     x[0, 77] = value
-    y = linear(native, 0, x, _weight(generator, kind, 512, 8, torch.float32)[0], torch.float32)
+    y = linear(native, 0, x, _weight(rng, kind, 512, 8, torch.float32)[0], torch.float32)
     assert not y[0].isfinite().any()
     assert y[1].isfinite().all()
 
 
-def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[StoredWeight, np.ndarray]:
+def _weight(rng, kind, size, outputs, dtype, group=32) -> tuple[StoredWeight, np.ndarray]:
     """A weight, and its values `(in, outputs)`."""
     if kind.endswith(" in rows"):
-        weight, values = _weight(generator, kind.removesuffix(" in rows"), size, outputs, dtype)
+        weight, values = _weight(rng, kind.removesuffix(" in rows"), size, outputs, dtype)
         return replace(weight, tensor=weight.tensor.contiguous()), values
     if kind == "floats":
-        w = as_stored(generator, size, outputs, dtype)
+        w = as_stored(rng, size, outputs, dtype)
         return StoredWeight(w), exact(w)
     if kind == "channels":
-        w = torch.from_numpy(generator.integers(-128, 128, (outputs, size), dtype=np.int8)).T
-        scale = normal(generator, outputs)
+        w = torch.from_numpy(rng.integers(-128, 128, (outputs, size), dtype=np.int8)).T
+        scale = normal(rng, outputs)
         return StoredWeight(w, scale), exact(w) * exact(scale)
-    full = generator.standard_normal((outputs, size), dtype=np.float32)
+    full = rng.standard_normal((outputs, size), dtype=np.float32)
     words, scale, offset = group_quantize_compress_numpy(full, group, 1)
     wide = (part.astype(np.float64) for part in (scale, offset))
     values = group_quantize_decompress_numpy(words, *wide, 0)
@@ -203,8 +198,8 @@ def _weight(generator, kind, size, outputs, dtype, group=32) -> tuple[StoredWeig
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("summed", [None, 0, 1])
 @pytest.mark.parametrize("rows, dtype", [(3, torch.float32), (20, torch.bfloat16)])
-def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype):
-    shards = [[_weight(generator, kind, 64, 20, dtype) for _ in range(2)] for _ in range(4)]
+def test_shards_and_sums_over_them(native, rng, kind, summed, rows, dtype):
+    shards = [[_weight(rng, kind, 64, 20, dtype) for _ in range(2)] for _ in range(4)]
 
     def stacked(part: str) -> torch.Tensor | None:
         parts = [[getattr(weight, part) for weight, _ in row] for row in shards]
@@ -219,7 +214,7 @@ def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype)
 
     weight = StoredWeight(stacked("tensor"), stacked("scale"), stacked("offset"))
     values = np.array([[v for _, v in row] for row in shards])  # [4, 2, in, outputs]
-    x = normal(generator, 1 if summed == 1 else 4, 1 if summed == 0 else 2, rows, 64, dtype=dtype)
+    x = normal(rng, 1 if summed == 1 else 4, 1 if summed == 0 else 2, rows, 64, dtype=dtype)
     expected = exact(x) @ values
     if summed is not None:
         expected = expected.sum(summed, keepdims=True)
@@ -233,29 +228,29 @@ def test_shards_and_sums_over_them(native, generator, kind, summed, rows, dtype)
         check(y, expected, TOLERANCE[dtype] if rounded else 1e-5)
 
 
-def test_a_part_of_a_row_major_weight(native, generator):
+def test_a_part_of_a_row_major_weight(native, rng):
     """As a split of a fused weight gives it: its rows are further apart than its outputs go."""
-    w, x = normal(generator, 64, 96)[:, 7:52], normal(generator, 3, 64)
+    w, x = normal(rng, 64, 96)[:, 7:52], normal(rng, 3, 64)
     check(linear(native, 0, x, StoredWeight(w), torch.float32), exact(x) @ exact(w), 2e-6)
 
 
-def test_a_weight_that_lies_otherwise_is_left_to_torch(native, generator):
-    w = normal(generator, 64, 64)[::2, ::2]
-    assert linear(native, 0, normal(generator, 1, 32), StoredWeight(w), torch.float32) is None
+def test_a_weight_that_lies_otherwise_is_left_to_torch(native, rng):
+    w = normal(rng, 64, 64)[::2, ::2]
+    assert linear(native, 0, normal(rng, 1, 32), StoredWeight(w), torch.float32) is None
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_what_follows_a_product_of_many_rows(native, generator, dtype):
-    x, bias = normal(generator, 2, 1, 30, 37, dtype=dtype), normal(generator, 2, 1, 37, dtype=dtype)
-    residual = normal(generator, 1, 3, 30, 37, dtype=dtype)
+def test_what_follows_a_product_of_many_rows(native, rng, dtype):
+    x, bias = normal(rng, 2, 1, 30, 37, dtype=dtype), normal(rng, 2, 1, 37, dtype=dtype)
+    residual = normal(rng, 1, 3, 30, 37, dtype=dtype)
     y = Cpu(native).epilogue(LinearSpec(2, dtype, None, "gelu"), x, Added(bias, residual))
     expected = tanh_gelu(exact(x) + exact(bias)[:, :, None]) + exact(residual)
     check(y, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("group", [4, 12, 16, 64])
-def test_words_become_floats(native, generator, group):
-    full = generator.standard_normal((7, 192), dtype=np.float32)
+def test_words_become_floats(native, rng, group):
+    full = rng.standard_normal((7, 192), dtype=np.float32)
     parts = group_quantize_compress_numpy(full, group, 1)
     expected = group_quantize_decompress_numpy(
         *(p.astype(np.float64) if i else p for i, p in enumerate(parts)), 0
@@ -269,8 +264,8 @@ def test_words_become_floats(native, generator, group):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [1, 5, 16, 100, 1024])
-def test_layer_norm(native, generator, dtype, size):
-    x, w, b = (normal(generator, *s, size, dtype=dtype) for s in ((2, 3), (), ()))
+def test_layer_norm(native, rng, dtype, size):
+    x, w, b = (normal(rng, *s, size, dtype=dtype) for s in ((2, 3), (), ()))
     wide = exact(x)
     variance = wide.var(-1, keepdims=True)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5)
@@ -278,8 +273,8 @@ def test_layer_norm(native, generator, dtype, size):
     check(y, expected * exact(w) + exact(b), 4 * TOLERANCE[dtype])
 
 
-def test_layer_norm_of_rows_that_lie_in_parts(native, generator):
-    x, w, b = (normal(generator, 1, 4, *s, 25) for s in ((3,), (), ()))
+def test_layer_norm_of_rows_that_lie_in_parts(native, rng):
+    x, w, b = (normal(rng, 1, 4, *s, 25) for s in ((3,), (), ()))
     y = Cpu(native).norm(NormSpec(2, 1e-5, (1, 4)), x, w, b)
     whole = exact(x).transpose(0, 2, 1, 3).reshape(3, 100)
     normed = (whole - whole.mean(-1, keepdims=True)) / np.sqrt(whole.var(-1, keepdims=True) + 1e-5)
@@ -293,13 +288,13 @@ def test_layer_norm_of_rows_that_lie_in_parts(native, generator):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 20, 64, 128])
 @pytest.mark.parametrize("mesh", [(), (2, 1)])
-def test_attention_of_one_token_a_row(native, generator, dtype, size, mesh):
+def test_attention_of_one_token_a_row(native, rng, dtype, size, mesh):
     rows, heads, length = 3, 2, 40
-    tokens = [normal(generator, *mesh, rows, heads, size, dtype=dtype) for _ in range(3)]
+    tokens = [normal(rng, *mesh, rows, heads, size, dtype=dtype) for _ in range(3)]
     shape = (*mesh, rows, heads, length, size)
-    caches = [normal(generator, *shape, dtype=dtype) for _ in range(2)]
+    caches = [normal(rng, *shape, dtype=dtype) for _ in range(2)]
     before = [c.clone() for c in caches]
-    slopes = torch.from_numpy(generator.random((*mesh, heads), dtype=np.float32))
+    slopes = torch.from_numpy(rng.random((*mesh, heads), dtype=np.float32))
     positions = torch.tensor([0, 17, 39], dtype=torch.int32).reshape((1,) * len(mesh) + (3,))
     spec = AttentionSpec(len(mesh), "token of each row")
     y = attention(native, spec, tokens, caches, slopes, positions)
@@ -323,12 +318,12 @@ def number(value: int, *mesh: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, generator, dtype):
+def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, rng, dtype):
     """To the bit: what verifying a proposal gives is what generating it would have given."""
-    tokens = [normal(generator, 1, 5, 3, 20, dtype=dtype) for _ in range(3)]
-    caches = [normal(generator, 1, 4, 3, 30, 20, dtype=dtype) for _ in range(2)]
+    tokens = [normal(rng, 1, 5, 3, 20, dtype=dtype) for _ in range(3)]
+    caches = [normal(rng, 1, 4, 3, 30, 20, dtype=dtype) for _ in range(2)]
     alone = [cache[:, 2:3].clone() for cache in caches]
-    slopes = torch.from_numpy(generator.random((1, 3), dtype=np.float32))
+    slopes = torch.from_numpy(rng.random((1, 3), dtype=np.float32))
     positions = torch.arange(7, 12, dtype=torch.int32)[None]
     next_ones, of_each = AttentionSpec(1, "tokens of a row"), AttentionSpec(1, "token of each row")
     y = attention(native, next_ones, tokens, caches, slopes, positions, number(2, 1))
@@ -344,12 +339,12 @@ def test_attention_of_the_next_tokens_of_a_row_is_that_of_each(native, generator
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 20, 64, 128])
 @in_turn("chunk", [(1, 0, 40), (7, 3, 40), (40, 0, 40), (16, 24, 40), (150, 75, 240)])
-def test_attention_of_a_chunk_of_tokens(native, generator, dtype, size, chunk):
+def test_attention_of_a_chunk_of_tokens(native, rng, dtype, size, chunk):
     tokens, position, length = chunk
     heads, row = 3, 1
-    q, k, v = (normal(generator, 2, 1, tokens, heads, size, dtype=dtype) for _ in range(3))
-    caches = [normal(generator, 2, 1, 2, heads, length, size, dtype=dtype) for _ in range(2)]
-    slopes = torch.from_numpy(generator.random((2, 1, heads), dtype=np.float32))
+    q, k, v = (normal(rng, 2, 1, tokens, heads, size, dtype=dtype) for _ in range(3))
+    caches = [normal(rng, 2, 1, 2, heads, length, size, dtype=dtype) for _ in range(2)]
+    slopes = torch.from_numpy(rng.random((2, 1, heads), dtype=np.float32))
     expected = [held.clone() for held in caches]
     for held, new in zip(expected, (k, v), strict=True):
         held[:, :, row, :, position : position + tokens] = new.transpose(2, 3)
@@ -408,7 +403,7 @@ def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch, caplog):
     assert len(caplog.records) == 1
 
 
-def test_the_portable_code_computes_the_same(generator, tmp_path):
+def test_the_portable_code_computes_the_same(rng, tmp_path):
     """Compiled without the instructions that this machine may have."""
     target = tmp_path / "portable.so"
     flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-O3")]
@@ -416,6 +411,6 @@ def test_the_portable_code_computes_the_same(generator, tmp_path):
     portable = Library(target)
     for dtype in TYPES:
         for kind in KINDS:
-            weight, values = _weight(generator, kind, 96, 21, dtype)
-            x = normal(generator, 3, 96, dtype=dtype)
+            weight, values = _weight(rng, kind, 96, 21, dtype)
+            x = normal(rng, 3, 96, dtype=dtype)
             check(linear(portable, 0, x, weight, dtype), exact(x) @ values, TOLERANCE[dtype])

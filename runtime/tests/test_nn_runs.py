@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from popxl import ops
-from programs import run_program
+from programs import run_program, store
 
 RUNS = 5
 """Enough for a graph to be run as it is, recorded, and run from the recording."""
@@ -47,9 +47,7 @@ def test_every_run_computes_with_its_own_numbers(replicas, kernels, rng):
         scale = popxl.variable(np.arange(1, 5, dtype=np.float32))
         given = [ops.host_load(x), weight, scale, ops.host_load(labels)]
         made = ops.call(ir.create_graph(network, *given), *given)
-        outputs = [popxl.d2h_stream(t.shape, t.dtype) for t in made]
-        for stream, tensor in zip(outputs, made, strict=True):
-            ops.host_store(stream, tensor)
+        outputs = store(made)
     with popxl.Session(ir, "cpu", composite_kernels=kernels) as session:
         for _ in range(RUNS):
             images = rng.standard_normal((replicas, 2, 4, 8, 8)).astype(np.float32)
@@ -76,9 +74,7 @@ def test_a_loop_feeds_a_network_its_own_result(rng):
     ir = popxl.Ir()
     with ir.main_graph:
         x, w = popxl.variable(images), popxl.variable(weight)
-        (result,) = ops.repeat(ir.create_graph(round_, x, w), 3, x, w)
-        stream = popxl.d2h_stream(result.shape, result.dtype)
-        ops.host_store(stream, result)
+        (stream,) = store(ops.repeat(ir.create_graph(round_, x, w), 3, x, w))
     y, kernel = torch.from_numpy(images), torch.from_numpy(weight)
     for _ in range(3):
         y = F.max_pool2d(F.conv2d(y, kernel, padding=1), 3, 1, 1)

@@ -38,6 +38,18 @@ def test_gather_of_every_dtype(dtype, rng):
     assert got.dtype == dtype.as_numpy()
 
 
+@pytest.mark.parametrize("dtype", [popxl.uint16, popxl.uint32])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_of_unsigned_words_are_picked_as_they_are(dtype, axis, rng):
+    """As those of packed weights are."""
+    highest = np.iinfo(dtype.as_numpy()).max
+    table = rng.integers(0, highest, (5, 6), dtype.as_numpy(), endpoint=True)
+    table[1, 2] = highest
+    rows = np.array([2, 1, 4, 1], np.int32)
+    (got,) = run_program(lambda: ops.gather(popxl.variable(table), popxl.constant(rows), axis))
+    np.testing.assert_array_equal(got, table.take(rows, axis))
+
+
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 @pytest.mark.parametrize("size", [5, 300])
 def test_indices_of_every_integer_type(dtype, size, rng):

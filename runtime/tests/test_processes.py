@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +16,7 @@ from popxl import ops
 from popxl.ops.collectives import replicated_all_reduce
 from popxl_torch.analysis.cost import cost_of
 from processes import run_in_processes, started
-from programs import run_program
+from programs import run_program, store
 
 
 def spread(replicas: int = REPLICAS) -> popxl.Ir:
@@ -71,11 +73,9 @@ def variables_in_and_out() -> None:
             popxl.variable(np.zeros_like(a), replica_grouping=g)
             for a, g in zip(arrays, groups, strict=True)
         ]
-        streams = []
         for variable in variables:
-            streams.append(popxl.d2h_stream((3,), popxl.float32))
             ops.var_updates.copy_var_update_(variable, variable + 1)
-            ops.host_store(streams[-1], variable)
+        streams = store(variables)
     with popxl.Session(ir) as session:
         session.write_variables_data(dict(zip(variables, arrays, strict=True)))
         outputs = session.run()
@@ -182,14 +182,19 @@ def apart() -> None:
 
 
 def test_processes_that_wait_for_each_other_in_different_collectives_end(tmp_path):
-    errors = tmp_path / "errors"
+    assert " waited in vain for another: " in error_of(4, apart, tmp_path)
+
+
+def error_of(count: int, function: Callable, folder: Path) -> str:
+    """The one line that processes end with, all by status 1."""
+    errors = folder / "errors"
     limits = {"POPDIST_TIMEOUT": "2", "POPDIST_SILENCE": "2"}
-    with started(4, apart, errors=str(errors), **limits) as processes:
+    with started(count, function, errors=str(errors), **limits) as processes:
         for process in processes:
             process.join(20)
-    assert [process.exitcode for process in processes] == [1] * 4
+    assert [process.exitcode for process in processes] == [1] * count
     (line,) = errors.read_text().splitlines()
-    assert " waited in vain for another: " in line
+    return line
 
 
 def hanging() -> None:
@@ -207,14 +212,8 @@ def hanging() -> None:
 
 
 def test_a_process_that_others_wait_for_too_long_in_a_collective_ends_all(tmp_path):
-    errors = tmp_path / "errors"
-    limits = {"POPDIST_TIMEOUT": "2", "POPDIST_SILENCE": "2"}
-    with started(2, hanging, errors=str(errors), **limits) as processes:
-        for process in processes:
-            process.join(20)
-    assert [process.exitcode for process in processes] == [1, 1]
-    (line,) = errors.read_text().splitlines()
-    assert line.startswith("error: rank 0 waited in vain for another: ")
+    error = error_of(2, hanging, tmp_path)
+    assert error.startswith("error: rank 0 waited in vain for another: ")
 
 
 def differing() -> str:

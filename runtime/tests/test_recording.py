@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import popxl
@@ -13,6 +13,7 @@ import torch
 from popxl import ops
 from popxl_torch.replay import replay
 from popxl_torch.replay.scratch import Copies, Scratch
+from programs import store
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 RUNS = 5
@@ -33,6 +34,23 @@ def sessions(build: Callable[[], tuple], replicas: int = 1) -> list[tuple]:
 def recordings(session: popxl.Session) -> int:
     """How many were made."""
     return session._executor.replays.captures
+
+
+def run_both(
+    build: Callable[[], tuple], given: Iterable[np.ndarray], replicas: int = 1, **near: float
+) -> popxl.Session:
+    """Run a program of one input and one output as it is and op by op, on each array given.
+
+    Returns:
+        The session that has the kernels.
+    """
+    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build, replicas)
+    with fast, slow:
+        for one in given:
+            expected = slow.run({x_slow: one})[y_slow]
+            np.testing.assert_allclose(fast.run({x: one})[y], expected, **near)
+    assert recordings(slow) == 0
+    return fast
 
 
 def call(function: Callable, *inputs: popxl.Tensor) -> popxl.Tensor:
@@ -63,14 +81,13 @@ def layer(replicas: int, grid: tuple[int, int]) -> Callable[[], tuple]:
         ]
         bias = popxl.variable(generator.standard_normal(40, dtype=np.float32))
         x = popxl.h2d_stream((3, 24), popxl.float32)
-        y = popxl.d2h_stream((3, 24), popxl.float32)
 
         def inside(x, first, second, bias):
             sums = ops.collectives.replicated_all_reduce
             wide = ops.gelu(sums(x @ first, group=over[1]) + bias)
             return x + sums(wide @ second, group=over[0])
 
-        ops.host_store(y, call(inside, ops.host_load(x), *weights, bias))
+        (y,) = store([call(inside, ops.host_load(x), *weights, bias)])
         return x, y
 
     return build
@@ -79,16 +96,9 @@ def layer(replicas: int, grid: tuple[int, int]) -> Callable[[], tuple]:
 @pytest.mark.parametrize("grid", [(1, 1), (2, 1), (2, 3)])
 def test_products_are_those_of_the_ops(grid):
     replicas = grid[0] * grid[1]
-    generator = np.random.default_rng(2)
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(layer(replicas, grid), replicas)
-    with fast, slow:
-        for _ in range(RUNS):
-            given = generator.standard_normal((replicas, 3, 24), dtype=np.float32)
-            given = given if replicas > 1 else given[0]
-            expected = slow.run({x_slow: given})[y_slow]
-            np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
-    assert recordings(fast) == 1
-    assert recordings(slow) == 0
+    given = np.random.default_rng(2).standard_normal((RUNS, replicas, 3, 24), dtype=np.float32)
+    given = given if replicas > 1 else given[:, 0]
+    assert recordings(run_both(layer(replicas, grid), given, replicas, rtol=1e-4, atol=1e-4)) == 1
 
 
 def test_a_result_is_not_written_to_by_the_next_run():
@@ -103,15 +113,16 @@ def test_a_result_is_not_written_to_by_the_next_run():
         np.testing.assert_array_equal(result, copy)
 
 
-def test_weights_may_be_written_after_a_recording():
-    def build():
-        w = popxl.variable(np.zeros((2, 2), np.float32))
-        y = popxl.d2h_stream((1, 2), popxl.float32)
-        one = popxl.constant(np.ones((1, 2), np.float32))
-        ops.host_store(y, call(lambda one, w: one @ w + 1, one, w))
-        return w, y
+def of_weights() -> tuple[popxl.Variable, popxl.DeviceToHostStream]:
+    """A program that sums the columns of its weights, and adds 1."""
+    w = popxl.variable(np.full((2, 2), 3, np.float32))
+    one = popxl.constant(np.ones((1, 2), np.float32))
+    (y,) = store([call(lambda one, w: one @ w + 1, one, w)])
+    return w, y
 
-    ((session, (w, y)), _) = sessions(build)
+
+def test_weights_may_be_written_after_a_recording():
+    ((session, (w, y)), _) = sessions(of_weights)
     with session:
         for _ in range(RUNS):
             session.run()
@@ -122,14 +133,7 @@ def test_weights_may_be_written_after_a_recording():
 
 
 def test_a_write_in_one_session_leaves_the_recordings_of_another():
-    def build():
-        w = popxl.variable(np.full((2, 2), 3, np.float32))
-        y = popxl.d2h_stream((1, 2), popxl.float32)
-        one = popxl.constant(np.ones((1, 2), np.float32))
-        ops.host_store(y, call(lambda one, w: one @ w + 1, one, w))
-        return w, y
-
-    (first, (w, y)), (second, (_, y_second)) = (sessions(build)[0] for _ in range(2))
+    (first, (w, y)), (second, (_, y_second)) = (sessions(of_weights)[0] for _ in range(2))
     with first, second:
         for _ in range(RUNS):
             first.run(), second.run()
@@ -147,8 +151,7 @@ def test_a_graph_is_recorded_anew_as_often_as_recordings_are_of_use():
 
     def build():
         w = popxl.variable(np.zeros(2, np.float32))
-        y = popxl.d2h_stream((2,), popxl.float32)
-        ops.host_store(y, call(lambda w: w * 2 + 1, w))
+        (y,) = store([call(lambda w: w * 2 + 1, w)])
         return w, y
 
     ((session, (w, y)), _) = sessions(build)
@@ -170,13 +173,12 @@ def test_a_graph_is_recorded_anew_as_often_as_recordings_are_of_use():
 def test_variables_are_updated_in_every_run():
     def build():
         total = popxl.variable(np.zeros(3, np.float32))
-        y = popxl.d2h_stream((3,), popxl.float32)
 
         def count(total: popxl.TensorByRef) -> popxl.Tensor:
             ops.add_(total, popxl.constant(np.ones(3, np.float32)))
             return total * 2
 
-        ops.host_store(y, call(count, total))
+        (y,) = store([call(count, total)])
         return total, y
 
     ((session, (total, y)), _) = sessions(build)
@@ -196,25 +198,17 @@ def test_a_loop_between_streams_is_recorded():
         for number in range(layers):
             popxl.remote_variable(stored(generator, 1, size, size), buffer, number)
         x = popxl.h2d_stream((4, size), popxl.float32)
-        y = popxl.d2h_stream((4, size), popxl.float32)
 
         def layer(x, number):
             return [ops.gelu(x @ ops.remote_load(buffer, number)) + x, number + 1]
 
         first = ops.host_load(x)
         body = popxl.gir().create_graph(layer, first, popxl.TensorSpec((), popxl.int32))
-        ops.host_store(y, ops.repeat(body, layers, first, 0)[0])
+        (y,) = store(ops.repeat(body, layers, first, 0)[:1])
         return x, y
 
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
-    generator = np.random.default_rng(6)
-    with fast, slow:
-        for _ in range(RUNS):
-            given = generator.standard_normal((4, size), dtype=np.float32)
-            expected = slow.run({x_slow: given})[y_slow]
-            np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-4, atol=1e-4)
-    assert recordings(fast) == 1
-    assert recordings(slow) == 0
+    given = np.random.default_rng(6).standard_normal((RUNS, 4, size), dtype=np.float32)
+    assert recordings(run_both(build, given, rtol=1e-4, atol=1e-4)) == 1
 
 
 RECORDS = """
@@ -280,14 +274,13 @@ def test_what_python_decides_by_is_decided_anew():
 
     def build():
         at = popxl.h2d_stream((1,), popxl.int32)
-        y = popxl.d2h_stream((2,), popxl.float32)
         table = popxl.variable(np.arange(10, dtype=np.float32))
 
         def pick(table, at):
             part = ops.dynamic_slice(table, at, [0], [2], True)
             return part + ops.gather(table, at)
 
-        ops.host_store(y, call(pick, table, ops.host_load(at)))
+        (y,) = store([call(pick, table, ops.host_load(at))])
         return at, y
 
     ((session, (at, y)), _) = sessions(build)
@@ -313,17 +306,13 @@ def test_quantised_products_are_those_of_their_graphs(rows, dtype):
         weight = source.integers(-127, 128, (20, 64), dtype=np.int8).T
         scale = source.random(20, dtype=np.float32) / 127
         x = popxl.h2d_stream((rows, 64), dtype)
-        y = popxl.d2h_stream((rows, 20), dtype)
         given = [ops.host_load(x), popxl.variable(weight), popxl.variable(scale)]
         bias = popxl.variable(np.ones(20, kind))
-        ops.host_store(y, call(channel_quantized_matmul, *given) + bias)
+        (y,) = store([call(channel_quantized_matmul, *given) + bias])
         return x, y
 
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
     given = generator.standard_normal((rows, 64), dtype=np.float32).astype(kind)
-    with fast, slow:
-        expected = slow.run({x_slow: given})[y_slow]
-        np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=4e-3, atol=4e-3)
+    run_both(build, [given], rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize("rows", [1, 40])
@@ -342,16 +331,12 @@ def test_products_with_grouped_weights_are_those_of_their_graph(rows):
 
     def build():
         x = popxl.h2d_stream((rows, 64), popxl.float16)
-        y = popxl.d2h_stream((rows, 20), popxl.float16)
         given = [ops.host_load(x), *(popxl.variable(part) for part in compressed)]
-        ops.host_store(y, call(group_quantized_matmul, *given))
+        (y,) = store([call(group_quantized_matmul, *given)])
         return x, y
 
-    (fast, (x, y)), (slow, (x_slow, y_slow)) = sessions(build)
     given = generator.standard_normal((rows, 64), dtype=np.float32).astype(np.float16)
-    with fast, slow:
-        expected = slow.run({x_slow: given})[y_slow]
-        np.testing.assert_allclose(fast.run({x: given})[y], expected, rtol=1e-2, atol=3e-2)
+    run_both(build, [given], rtol=1e-2, atol=3e-2)
 
 
 def _slot_program(build: Callable[[popxl.RemoteBuffer, popxl.Tensor], popxl.Tensor]) -> list:
@@ -360,8 +345,7 @@ def _slot_program(build: Callable[[popxl.RemoteBuffer, popxl.Tensor], popxl.Tens
     def made():
         buffer = popxl.remote_buffer((4,), popxl.float32, 2)
         given = popxl.h2d_stream((4,), popxl.float32), popxl.h2d_stream((), popxl.int32)
-        out = popxl.d2h_stream((4,), popxl.float32)
-        ops.host_store(out, build(buffer, *map(ops.host_load, given)))
+        (out,) = store([build(buffer, *map(ops.host_load, given))])
         return *given, out
 
     found = []

@@ -12,7 +12,7 @@ import pytest
 from popxl import ops
 from popxl_torch.backends.cpu.instructions import LINEAR
 from popxl_torch.backends.cpu.library import observer
-from programs import FLOATS, assert_rounded, numbers
+from programs import FLOATS, assert_rounded, numbers, store
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 SIZE, OUTPUTS = 96, 80
@@ -34,9 +34,7 @@ def outputs_of(build, x: np.ndarray, replicas: int = 1) -> tuple[list[np.ndarray
     ir = popxl.Ir(replication=replicas)
     with ir.main_graph:
         stream = popxl.h2d_stream(x.shape, popxl.dtype.as_dtype(x.dtype))
-        made = build(ops.host_load(stream))
-        out = popxl.d2h_stream(made.shape, made.dtype)
-        ops.host_store(out, made)
+        (out,) = store([build(ops.host_load(stream))])
     given = np.stack([x] * replicas) if replicas > 1 else x
     with popxl.Session(ir) as session:
         with counted() as kinds:

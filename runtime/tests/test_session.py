@@ -200,8 +200,7 @@ def test_a_loop_takes_a_transfer_a_round():
         streams = [popxl.h2d_stream((), popxl.int32)]
         zero = popxl.constant(0)
         (total,) = ops.repeat(ir.create_graph(body, zero), 4, zero)
-        y = popxl.d2h_stream((), popxl.int32)
-        ops.host_store(y, total)
+        (y,) = store([total])
     with popxl.Session(ir) as session:
         results = session.run({streams[0]: np.arange(4, dtype=np.int32)})
     assert results[y].tolist() == [6, 0, 0, 0]

@@ -6,16 +6,13 @@ import json
 import os
 import select
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import warm_python
-from memmap_checkpoints import environment
+from commands import start_python
 
 LIMIT = 20
 """Seconds that a case may take; it is ended by its own process, or by this one twice as late."""
@@ -56,13 +53,7 @@ class _Worker:
 
     def _start(self) -> None:
         words = ["-m", "damage.cases", self.root, str(self.seed), *map(str, self.numbers)]
-        self.process = warm_python.Popen(
-            [sys.executable, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-        )
+        self.process = start_python(*words, text=False)
         self.buffer, self.begun, self.since = b"", None, time.monotonic()
 
     def advance(self, report: Report, end: float) -> bool:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from memmap_checkpoints import REPOSITORY, Small
+from memmap_checkpoints import Small
 
-from config import load_config
+from config import REPOSITORY, load_config
 from damage.cache import of_cache
 from damage.changes import change_header, change_member, odd_values, yaml_bomb
 from damage.nasty import CANARY, Nasty

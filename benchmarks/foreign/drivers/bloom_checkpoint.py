@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from popxl_addons import TaskSession
-from tiny import PROMPT, STD, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
+from tiny import PROMPTS, STD, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
 from transformers import BloomConfig, BloomForCausalLM
 
 from run_inference import next_token, setup_session, tokenize_initial
@@ -35,7 +35,7 @@ def test_same_tokens(tmp_path: Path, tp1: int, tp2: int) -> None:
     )
     config, *_ = bloom_config_setup(preset, "release", "tiny", CLI_args=[])
     session = setup_session(config, model)
-    padded, prompt, length = tokenize_initial(PROMPT, make_tokenizer(), config)
+    padded, prompt, length = tokenize_initial(PROMPTS[0], make_tokenizer(), config)
     tokens: list[int] = []
     with session:
         for _ in range(TOKENS):

@@ -10,17 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from api import DollyPipeline
-from tiny import (
-    OTHER_PROMPT,
-    PROMPT,
-    STD,
-    TOKENS,
-    VOCABULARY,
-    checkpoint,
-    greedy,
-    make_tokenizer,
-    write_preset,
-)
+from tiny import PROMPTS, STD, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from utils.setup import dolly_config_setup
@@ -62,7 +52,7 @@ def test_same_text(tmp_path: Path, shards: int, batch: int) -> None:
         prompt_format="{instruction}",
         end_key=END_KEY,
     )
-    prompts = [PROMPT, OTHER_PROMPT][:batch]
+    prompts = PROMPTS[:batch]
     texts = pipeline(prompts, temperature=0, k=0, output_length=TOKENS)
     expected = [greedy(model, tokenizer.encode(prompt)) for prompt in prompts]
     assert texts == [tokenizer.decode(tokens) for tokens in expected]

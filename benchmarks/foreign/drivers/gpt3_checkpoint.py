@@ -10,8 +10,7 @@ import torch
 from run_generative_inference import run_inference_popxl
 from tiny import (
     LENGTH,
-    OTHER_PROMPT,
-    PROMPT,
+    PROMPTS,
     STD,
     TOKENS,
     VOCABULARY,
@@ -56,7 +55,7 @@ def test_same_text(
     )
     config, *_ = gpt_config_setup(preset, "release", "tiny", CLI_args=[], wandb_setup=False)
     tokenizer = make_tokenizer()
-    prompts = [torch.tensor(tokenizer.encode(text)) for text in [PROMPT, OTHER_PROMPT][:batch]]
+    prompts = [torch.tensor(tokenizer.encode(text)) for text in PROMPTS[:batch]]
     logging.getLogger().addHandler(caplog.handler)  # the program's set-up removed it
     with caplog.at_level(logging.INFO):
         run_inference_popxl(config, prompts, tokenizer, model, LENGTH, TOKENS)

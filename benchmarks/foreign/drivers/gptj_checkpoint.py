@@ -7,17 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from api import GPTJPipeline
-from tiny import (
-    OTHER_PROMPT,
-    PROMPT,
-    STD,
-    TOKENS,
-    VOCABULARY,
-    checkpoint,
-    greedy,
-    make_tokenizer,
-    write_preset,
-)
+from tiny import PROMPTS, STD, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from utils.setup import gptj_config_setup
@@ -52,7 +42,7 @@ def test_same_text(tmp_path: Path, shards: int, batch: int) -> None:
     config, *_ = gptj_config_setup(preset, "release", "tiny", CLI_args=[], wandb_setup=False)
     tokenizer = make_tokenizer("<|extratoken_1|>")  # which the program pads with
     pipeline = GPTJPipeline(config, model, tokenizer=tokenizer, print_live=False)
-    prompts = [PROMPT, OTHER_PROMPT][:batch]
+    prompts = PROMPTS[:batch]
     texts = pipeline(prompts, output_length=TOKENS)
     expected = [greedy(model, tokenizer.encode(prompt)) for prompt in prompts]
     assert texts == [tokenizer.decode(tokens) for tokens in expected]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from api import LlamaPipeline
-from tiny import PROMPT, STD, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
+from tiny import PROMPTS, STD, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.setup import llama_config_setup
@@ -45,5 +45,5 @@ def test_same_text(tmp_path: Path, shards: int, use_cache: bool, kv_heads: int) 
     pipeline = LlamaPipeline(
         config, hf_llama_checkpoint=model, tokenizer=tokenizer, prompt_format="{prompt}"
     )
-    text = pipeline(PROMPT, temperature=0, k=0, output_length=TOKENS)[0]
-    assert text == tokenizer.decode(greedy(model, tokenizer.encode(PROMPT)))
+    text = pipeline(PROMPTS[0], temperature=0, k=0, output_length=TOKENS)[0]
+    assert text == tokenizer.decode(greedy(model, tokenizer.encode(PROMPTS[0])))

@@ -7,16 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from api import T5Pipeline
-from tiny import (
-    OTHER_PROMPT,
-    PROMPT,
-    TOKENS,
-    VOCABULARY,
-    checkpoint,
-    greedy,
-    make_tokenizer,
-    write_preset,
-)
+from tiny import PROMPTS, TOKENS, VOCABULARY, checkpoint, greedy, make_tokenizer, write_preset
 from transformers import T5Config, T5ForConditionalGeneration
 
 from utils.setup import t5_config_setup
@@ -61,7 +52,7 @@ def test_same_text(tmp_path: Path, shards: int, batch: int) -> None:
     config, *_ = t5_config_setup(preset, "release", "tiny", CLI_args=[], wandb_setup=False)
     tokenizer = make_tokenizer()
     pipeline = T5Pipeline(config, "tiny", model, tokenizer=tokenizer, print_live=False)
-    prompts = [PROMPT, OTHER_PROMPT][:batch]
+    prompts = PROMPTS[:batch]
     # the program counts the token that a decoder starts with
     texts = pipeline(prompts, output_length=TOKENS + 1)
     expected = []

@@ -13,12 +13,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 128
-PROMPT = "w5 w17 w99 w40 w8"
+PROMPTS = ["w5 w17 w99 w40 w8", "w30 w31 w64"]
 LENGTH = 32
 MODEL = {"precision": "float32", "sequence_length": LENGTH, "embedding": {"vocab_size": VOCABULARY}}
 TOKENS = 8
 """How many tokens are generated after the prompt."""
-OTHER_PROMPT = "w30 w31 w64"
 END = 2
 """The token that ends a text."""
 STD = 0.25

@@ -5,6 +5,7 @@ import popxl
 import popxl_addons as addons
 import pytest
 from popxl import ops
+from programs import store
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, None])
@@ -13,8 +14,7 @@ def test_every_group_has_a_seed_of_its_own(size):
     with ir.main_graph:
         grouping = None if size is None else ir.replica_grouping(group_size=size)
         variable, seed = addons.seed_variable(1984, grouping)
-        out = popxl.d2h_stream(seed.shape, seed.dtype)
-        ops.host_store(out, seed)
+        (out,) = store([seed])
     groups = 4 // (size or 1)
     seeds = popxl.create_seeds(1984, replicas=groups)
     with popxl.Session(ir) as session:
