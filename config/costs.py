@@ -6,7 +6,6 @@ what they cost together.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -147,7 +146,7 @@ def fitting_layers(config: BloomConfig, available: int, share: float = 1.0) -> i
     """The most layers of a model whose weights, cache and passes fit; 0 where none does."""
 
     def fits(layers: int) -> bool:
-        return sum(needed(_changed(config, layers=layers), True, share).values()) <= available
+        return sum(needed(config.changed(layers=layers), True, share).values()) <= available
 
     return _most(fits, config.model.layers)
 
@@ -158,7 +157,7 @@ def _fitting(config: BloomConfig, available: int, weights: bool, share: float) -
     if found:
         return found
     for precision in _smaller(config, "weight_precision"):
-        changed = _changed(config, weight_precision=precision)
+        changed = config.changed(weight_precision=precision)
         more = _single(changed, available, weights, share) if _possible(changed) else []
         found = found or [f"--weight_precision {precision} with {option}" for option in more]
     if weights:
@@ -171,7 +170,7 @@ def _single(config: BloomConfig, available: int, weights: bool, share: float) ->
     """Options of which each alone is enough, the least change first."""
 
     def fits(name: str, value: Any) -> bool:
-        changed = _changed(config, **{name: value})
+        changed = config.changed(**{name: value})
         small = sum(needed(changed, weights, share).values()) <= available
         return small and _possible(changed)
 
@@ -215,15 +214,3 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _changed(config: BloomConfig, **changes: Any) -> BloomConfig:
-    """With other values of settings, whichever section they are of."""
-    sections = {
-        section: dataclasses.replace(
-            getattr(config, section),
-            **{n: v for n, v in changes.items() if hasattr(getattr(config, section), n)},
-        )
-        for section in ("model", "execution")
-    }
-    return dataclasses.replace(config, **sections)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
@@ -114,7 +113,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[BloomConfig], Benchma
     _fill_in(config, arguments)
     _check(config, arguments, batch_sizes)
     rows_of_each = batch_sizes or [config.execution.batch_size]
-    return [_with_rows(config, rows) for rows in rows_of_each], arguments
+    return [config.changed(batch_size=rows).validate() for rows in rows_of_each], arguments
 
 
 def combinations(config: BloomConfig, arguments: BenchmarkArguments) -> list[Combination]:
@@ -135,11 +134,6 @@ def _batch_sizes(argv: list[str]) -> tuple[list[int], list[str]]:
 class _ListParser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ConfigError(f"{message} (--help lists every option)")
-
-
-def _with_rows(config: BloomConfig, rows: int) -> BloomConfig:
-    execution = dataclasses.replace(config.execution, batch_size=rows)
-    return dataclasses.replace(config, execution=execution).validate()
 
 
 def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:

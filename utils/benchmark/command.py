@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import time
@@ -159,8 +158,7 @@ def with_fitting_layers(config: BloomConfig, taken: int) -> BloomConfig:
         count,
         config.model.layers,
     )
-    model = dataclasses.replace(config.model, layers=count)
-    return dataclasses.replace(config, model=model)
+    return config.changed(layers=count)
 
 
 def maps_of(config: BloomConfig, seed: int) -> MemoryMaps:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def with_defaults(
         for name, value in values.items()
         if getattr(execution, name) == getattr(default, name) and not given(name)
     }
-    return dataclasses.replace(config, execution=dataclasses.replace(execution, **changed))
+    return config.changed(**changed)
 
 
 def described(config: BloomConfig) -> Path:

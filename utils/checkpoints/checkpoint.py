@@ -6,7 +6,6 @@ sharded copy that is made from it is the only one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -170,12 +169,10 @@ class Checkpoint:
 
     def decided(self, config: BloomConfig) -> BloomConfig:
         """The configuration with what the checkpoint alone knows: its head and its shortcuts."""
-        model = dataclasses.replace(
-            config.model,
+        return config.changed(
             tie_word_embeddings=self.tied,
             residual_after_norm=self.settings.get("residual_after_norm", False),
         )
-        return dataclasses.replace(config, model=model)
 
     def _by_file(self) -> list[tuple[str, str]]:
         """Names, plain and stored, so that each file is opened once."""

@@ -7,7 +7,6 @@ wait.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -56,8 +55,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
         used = cache.in_use(root, name)
         held = root.own_folder(name)
         place = held.opened  # from here on nothing is looked up under the name
-        execution = dataclasses.replace(config.execution, memmap_dir=str(place / MAPS))
-        config = dataclasses.replace(config, execution=execution)
+        config = config.changed(memmap_dir=str(place / MAPS))
         with locked(place):
             held.folder(MAPS, make=True)
             maps = _whole_maps(config, held) or _made(config, checkpoint, held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -47,7 +46,9 @@ def needs_of(config: BloomConfig) -> Needs:
     session, seconds = timed_build(config)
     weights, state = program_bytes(session)
     variables = _variables(session)
-    elements = _variables(build(_unquantized(config))) if config.model.quantized else variables
+    elements = variables  # of a variable, one for each parameter
+    if config.model.quantized:
+        elements = _variables(build(config.changed(weight_precision="full")))
     return Needs(
         config=config,
         build_seconds=seconds,
@@ -72,12 +73,6 @@ def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
 
 def _variables(session: InferenceSession) -> list[Variable]:
     return [v for v in session.state.values_flat() if isinstance(v, Variable)]
-
-
-def _unquantized(config: BloomConfig) -> BloomConfig:
-    """The settings with an element of a variable for each parameter."""
-    model = dataclasses.replace(config.model, weight_precision="full")
-    return dataclasses.replace(config, model=model)
 
 
 def _bytes_of_parts(session: InferenceSession) -> list[int]:

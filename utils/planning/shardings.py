@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from config import BloomConfig, ConfigError
@@ -16,11 +15,9 @@ def shardings(config: BloomConfig, devices: int) -> Iterator[BloomConfig]:
     for tp1 in range(1, devices + 1):
         if devices % tp1:
             continue
-        execution = dataclasses.replace(
-            config.execution, tensor_parallel_1=tp1, tensor_parallel_2=devices // tp1
-        )
+        sharded = config.changed(tensor_parallel_1=tp1, tensor_parallel_2=devices // tp1)
         try:
-            yield dataclasses.replace(config, execution=execution).validate()
+            yield sharded.validate()
         except ConfigError:
             continue
 

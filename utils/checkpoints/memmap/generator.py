@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -95,7 +94,9 @@ class Generator:
             shard_root or config.model.hf_model, lora=config.model.lora
         )
         self.checkpoint.check_against(config)
-        self.config = _for_generation(self.checkpoint.decided(config))
+        # The program's variables are what counts: one short pass, on this machine.
+        decided = self.checkpoint.decided(config)
+        self.config = decided.changed(device="cpu", prompt_chunks=(1,))
         self._session = inference(self.config, spread=False, device_desc="cpu")
         self._parts = part_files(self._session)
         self._copied = copied_files(self.checkpoint.path)
@@ -212,12 +213,6 @@ def copied_files(folder: Path) -> dict[str, Path]:
     return {
         path.name: path for path in sorted(found) if is_file_name(path.name) and is_regular(path)
     }
-
-
-def _for_generation(config: BloomConfig) -> BloomConfig:
-    """The program's variables are what counts: one short pass, on this machine."""
-    execution = dataclasses.replace(config.execution, device="cpu", prompt_chunks=(1,))
-    return dataclasses.replace(config, execution=execution)
 
 
 def _name(hf_model: str) -> str:
