@@ -16,10 +16,9 @@ from serving import HeldPasses, ReferencePasses, generated_text, request, wait_u
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
 from utils.generation.engine import Engine, EngineClosed, QueueFull
-from utils.generation.lookup import PromptLookup
 from utils.generation.next_tokens import NextTokens
 from utils.generation.sampling import SamplingConfig
-from utils.generation.ticket import Ticket
+from utils.generation.ticket import Ticket, Work
 from utils.setup import UserError
 
 PROMPTS = (
@@ -55,7 +54,7 @@ def finish(*tickets: Ticket) -> list[str]:
     return [ticket.end.reason for ticket in tickets if ticket.end]
 
 
-class Logits:
+class Logits(Work):
     """Work that gives the logits themselves, and goes on with tokens of its own choice."""
 
     finish_reason = "done"
@@ -65,15 +64,8 @@ class Logits:
         self.seen: list[np.ndarray] = []
 
     @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    @property
     def finished(self) -> bool:
         return not self._following
-
-    def start(self, lookup: PromptLookup) -> None:
-        pass
 
     def accept(self, logits: np.ndarray) -> np.ndarray:
         self.seen.append(logits.copy())

@@ -13,15 +13,15 @@ from config import ConfigError
 from config.costs import prefix_blocks
 from modelling.program import inference
 from utils.generation.engine import Engine
-from utils.generation.lookup import PromptLookup
 from utils.generation.passes import Passes
 from utils.generation.prefixes import PrefixCache
+from utils.generation.ticket import Work
 
 LENGTH = 96
 HEAD = np.random.default_rng(0).integers(130, size=64).tolist()
 
 
-class Logits:
+class Logits(Work):
     """Work that goes on with the likeliest token, and keeps the logits of each."""
 
     finish_reason = "done"
@@ -31,15 +31,8 @@ class Logits:
         self.seen: list[np.ndarray] = []
 
     @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    @property
     def finished(self) -> bool:
         return len(self.ids) >= self._length
-
-    def start(self, lookup: PromptLookup) -> None:
-        pass
 
     def accept(self, logits: np.ndarray) -> np.ndarray:
         self.seen.append(logits.copy())
