@@ -43,7 +43,9 @@ class Needs:
 
 def needs_of(config: BloomConfig) -> Needs:
     """The needs of the program that a configuration builds."""
-    session, seconds = timed_build(config)
+    begin = time.perf_counter()
+    session = build(config)
+    seconds = time.perf_counter() - begin
     weights, state = program_bytes(session)
     variables = _variables(session)
     elements = variables  # of a variable, one for each parameter
@@ -62,13 +64,6 @@ def needs_of(config: BloomConfig) -> Needs:
         weight_bytes_all_replicas=sum(_bytes(v, v.shape_on_host) for v in variables),
         between_processes=predicted(config, session),
     )
-
-
-def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
-    """The program's session, and the seconds that building it took."""
-    begin = time.perf_counter()
-    session = build(config)
-    return session, time.perf_counter() - begin
 
 
 def _variables(session: InferenceSession) -> list[Variable]:
