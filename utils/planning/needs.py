@@ -46,7 +46,7 @@ def needs_of(config: BloomConfig) -> Needs:
     begin = time.perf_counter()
     session = build(config)
     seconds = time.perf_counter() - begin
-    weights, state = program_bytes(session)
+    weights, state = program_bytes(session.ir)
     variables = _variables(session)
     elements = variables  # of a variable, one for each parameter
     if config.model.quantized:
