@@ -63,9 +63,8 @@ def open_regular(
         most: bytes that it may have.
         absent: raise a `FileNotFoundError` where there is none.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError as error:
         if absent:
             raise
