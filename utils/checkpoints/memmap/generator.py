@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from config import BloomConfig
 from modelling.program import inference
@@ -148,6 +149,12 @@ class Generator:
                 overlap.submit(size, partial(self._write, name, content, wrote))
             sizes = [size for size in overlap.results() if size]
         return Written(len(sizes), sum(sizes), self.folder.finish())
+
+    def run_alone(self, doing: str) -> None:
+        """Write all that is missing, with a bar on stderr, if that is a terminal."""
+        total = self.bytes_missing(Share())
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            self.run(Share(), bar.update, lambda file: bar.set_description(f"{doing}, {file}"))
 
     def _missing(self, share: Share) -> list[str]:
         """Files that are not complete: the small ones, and a rank's share of the parts."""
