@@ -129,17 +129,19 @@ def excess(config: BloomConfig, available: int, weights: bool, share: float = 1.
     parts = needed(config, weights, share)
     if sum(parts.values()) <= available:
         return ""
-    each = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+    each = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
     fitting = ", or ".join(_fitting(config, available, weights, share))
     return (
-        f"this needs {_size(sum(parts.values()))}, more memory than the {_size(available)} that "
+        f"this needs {size(sum(parts.values()))}, more memory than the {size(available)} that "
         f"are free: {each}; "
         + (f"what would fit: {fitting}" if fitting else "choose a smaller model")
     )
 
 
-def _size(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / GIGABYTE:,.1f} GB"
+def size(count: float, digits: int = 1) -> str:
+    """Bytes for a person."""
+    number, unit = (count / 1e6, "MB") if count < 1e8 else (count / GIGABYTE, "GB")
+    return f"{number:,.{digits}f} {unit}"
 
 
 def fitting_layers(config: BloomConfig, available: int, share: float = 1.0) -> int:
