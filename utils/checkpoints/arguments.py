@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config import REPOSITORY, BloomConfig, ExecutionConfig, ModelConfig, parse_arguments
+from config.options import is_given
 
 AS_MADE = ("precision", "weight_precision", "group_size")
 """Settings that memory maps are made with."""
@@ -37,15 +38,11 @@ def with_defaults(
 
     They count where neither command line nor preset say anything else.
     """
-
-    def given(option: str) -> bool:
-        return any(w.partition("=")[0].replace("-", "_") == f"__{option}" for w in argv)
-
     execution, default = config.execution, ExecutionConfig()
     changed = {
         name: value
         for name, value in values.items()
-        if getattr(execution, name) == getattr(default, name) and not given(name)
+        if getattr(execution, name) == getattr(default, name) and not is_given(name, argv)
     }
     return config.changed(**changed)
 
