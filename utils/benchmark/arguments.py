@@ -13,7 +13,7 @@ from typing import NamedTuple
 from config import BloomConfig, ConfigError
 from config.options import field
 from utils.checkpoints.arguments import parse_model_arguments
-from utils.our_runtime import machine
+from utils.generation.loading import on_cpu
 from utils.setup import UserError
 
 DESCRIPTION = (
@@ -213,6 +213,5 @@ def _check_peer(config: BloomConfig, peer: str | None) -> None:
         raise UserError(f"--compare knows model_type bloom alone, not {config.model.model_type}")
     if config.execution.memmap_dir is not None:
         raise UserError("--compare makes its own weights: leave out --memmap_dir")
-    device = config.execution.device
-    if device != "cpu" and not (device == "auto" and machine.device_kind(device) == "cpu"):
-        raise UserError(f"--compare runs on device cpu, not {device}")
+    if not on_cpu(config):
+        raise UserError(f"--compare runs on device cpu, not {config.execution.device}")
