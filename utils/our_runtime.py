@@ -91,9 +91,9 @@ class MappedPages:
         """Begin to read bytes `begin:end`, without waiting for them."""
         self._advise(begin, end, WILLNEED)
 
-    def release(self, begin: int = 0, end: int | None = None) -> None:
+    def release(self, begin: int, end: int) -> None:
         """Let the pages of bytes `begin:end` go; they are read again where they are used again."""
-        self._advise(begin, self._size if end is None else end, PAGEOUT)
+        self._advise(begin, end, PAGEOUT)
 
     def _advise(self, begin: int, end: int, advice: int) -> None:
         if self._mapped and begin < min(end, self._size):

@@ -15,7 +15,7 @@ import torch
 
 from config import BloomConfig, ModelConfig
 from modelling.architecture import architecture
-from utils.checkpoints.check import check_tensors
+from utils.checkpoints.check import HEAD, check_tensors
 from utils.checkpoints.gguf_file import SUFFIX, GgufFile
 from utils.checkpoints.hub import checkpoint_folder
 from utils.checkpoints.lora import LoraTensors, parsed
@@ -28,7 +28,6 @@ from utils.outside import read_mapping
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
 
 PREFIX = "transformer."
-HEAD = "lm_head.weight"
 ROWS_COMPARED = 4096
 
 
@@ -36,19 +35,16 @@ class MissingTensorError(CheckpointError, AttributeError):
     """A tensor that the checkpoint does not have. An AttributeError too, for `hasattr`."""
 
 
-def open_checkpoint(
-    hf_model: str | Path, *, lora: Sequence[str] = (), progress: bool = True
-) -> Checkpoint:
+def open_checkpoint(hf_model: str | Path, *, lora: Sequence[str] = ()) -> Checkpoint:
     """The checkpoint in the folder `hf_model`, or of that model id on the Hugging Face hub.
 
     Args:
         lora: folders of adapters that are merged into it, each `FOLDER` or `FOLDER=WEIGHT`.
-        progress: show a bar on stderr while it is fetched.
 
     Raises:
         CheckpointError: when it cannot be found, fetched or read.
     """
-    return Checkpoint(checkpoint_folder(hf_model, progress=progress), lora)
+    return Checkpoint(checkpoint_folder(hf_model), lora)
 
 
 class Checkpoint:

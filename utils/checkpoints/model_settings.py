@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import MODEL_TYPES, ConfigError, ModelConfig
+from config.config import PRECISIONS
 from modelling.architecture import architecture
 from utils.checkpoints.weight_files import CheckpointError
 from utils.escaping import cell, shown
@@ -15,7 +16,6 @@ from utils.escaping import cell, shown
 DEFAULT_TYPE = "bloom"
 """The model type of a config.json that does not say."""
 
-PRECISIONS = ("float32", "float16", "bfloat16")
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 

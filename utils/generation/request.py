@@ -93,13 +93,6 @@ def check_ids(ids: list[int], room: Room) -> list[int]:
     return ids
 
 
-def check_num_tokens(num_tokens: int) -> int:
-    """`num_tokens` itself. Raises a `UserError` when it is less than 1."""
-    if num_tokens < 1:
-        raise UserError(f"num_tokens must be 1 or more, not {num_tokens}")
-    return num_tokens
-
-
 class Request(Work):
     """The state of one prompt being continued: ids, sampler, text, limits and times.
 
@@ -128,6 +121,8 @@ class Request(Work):
     ):
         if not 1 <= len(ids) <= sequence_length:
             raise ValueError(f"ids must be 1 to {sequence_length} tokens, not {len(ids)}")
+        if num_tokens < 1:
+            raise UserError(f"num_tokens must be 1 or more, not {num_tokens}")
         self.ids = list(ids)
         self.prompt_tokens = len(ids)
         self.sampler = Sampler(sampling)
@@ -137,7 +132,7 @@ class Request(Work):
         self._extras = extras
         self._ends = set() if extras.ignore_eos else set(ends_of(tokenizer))
         self._ends |= extras.stop_token_ids
-        self._num_tokens = check_num_tokens(num_tokens)
+        self._num_tokens = num_tokens
         self._sequence_length = sequence_length
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(stop)

@@ -38,7 +38,7 @@ async def plan_chat(service: Service, body: Any) -> Plan:
     if not max_tokens:
         raise ApiError(400, "max_tokens must be 1 or more, not 0", param="max_tokens")
     count = body.n or 1
-    check_count(service, 1, count, "n")
+    check_count(service, 1, count)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     plan = Plan(
         prompts,

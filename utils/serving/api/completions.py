@@ -37,13 +37,13 @@ async def plan_completion(service: Service, body: Any) -> Plan:
     max_tokens = tokens_asked(service, body.max_tokens, MAX_TOKENS)
     shown = body.n or 1
     each = body.best_of or shown
-    check_count(service, 1, each, "n")
+    check_count(service, 1, each)
     special = body.add_special_tokens is not False
     prompts = await read_prompts(
         service, body.prompt, special=special, last=body.truncate_prompt_tokens,
         with_text=bool(body.echo),
     )  # fmt: skip
-    check_count(service, len(prompts), each, "n")
+    check_count(service, len(prompts), each)
     ranked = each > shown
     logprobs = 0 if ranked and body.logprobs is None else body.logprobs
     score = bool(body.echo) and body.logprobs is not None
