@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from utils.benchmark.arguments import Combination
-from utils.benchmark.comparison import Peer
+from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.work import Work
 from utils.generation.engine import Engine
@@ -96,7 +96,7 @@ class Rounds:
         work: Work,
         whole: Work,
         generator: np.random.Generator,
-        peer: Peer | None = None,
+        peer: Transformers | None = None,
         progress: Callable[[], object] = lambda: None,
     ):
         self.passes, self.work, self.whole = copy(passes), work, whole
