@@ -19,7 +19,7 @@ from utils.checkpoints.check import HEAD, check_tensors
 from utils.checkpoints.gguf_file import SUFFIX, GgufFile
 from utils.checkpoints.hub import checkpoint_folder
 from utils.checkpoints.lora import LoraTensors, parsed
-from utils.checkpoints.model_settings import differences, model_settings, table
+from utils.checkpoints.model_settings import as_table, differences, model_settings
 from utils.checkpoints.names import Names
 from utils.checkpoints.quantised_forms import dequantised, settings_of
 from utils.checkpoints.weight_files import CheckpointError, Tensors, WeightFiles
@@ -155,7 +155,7 @@ class Checkpoint:
         found = differences(config.model, self.settings, self.config)
         if found:
             raise CheckpointError(
-                f"checkpoint {self.path} is not the model that is configured:\n{table(found)}\n"
+                f"checkpoint {self.path} is not the model that is configured:\n{as_table(found)}\n"
                 "Set what differs to the checkpoint's values, leave --config out, which takes them "
                 "from the checkpoint, or give another --hf_model."
             )
