@@ -90,10 +90,7 @@ def resolve(config: BloomConfig) -> BloomConfig:
 
 def to_yaml(config: BloomConfig) -> str:
     """The settings as YAML: as a file of its own, a preset that is named after the file."""
-    sections = dataclasses.asdict(config)
-    sections["execution"]["prompt_chunks"] = list(config.execution.prompt_chunks)
-    sections["model"]["lora"] = list(config.model.lora)
-    return yaml.safe_dump(sections, sort_keys=False)
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def _read_presets(file: Path) -> dict[str, Any]:
