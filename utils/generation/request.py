@@ -99,9 +99,6 @@ class Request(Work):
     `ids` are those of prompt and continuation; the last one is at `position` and, unless the
     request is finished, is what the next decode pass runs.
 
-    Attributes:
-        prompt_logprobs: what the prompt's logits are given to; None where only the last counts.
-
     Raises:
         UserError: `num_tokens` is not positive, or a stop string is empty.
         ValueError: `ids` are none, or more than the context holds.
@@ -126,7 +123,6 @@ class Request(Work):
         self.ids = list(ids)
         self.prompt_tokens = len(ids)
         self.sampler = Sampler(sampling)
-        self.prompt_logprobs: PromptLogprobs | None = None
         if extras.score_prompt:
             self.prompt_logprobs = PromptLogprobs(ids, extras.logprobs or 0)
         self._extras = extras

@@ -21,10 +21,12 @@ class Work(Protocol):
     Attributes:
         ids: grow by what `accept` chooses; the last of them is at `position` and is run next.
         finish_reason: of an `EndReason`; None until nothing more is to be run.
+        prompt_logprobs: what the prompt's logits are given to; None where only the last counts.
     """
 
     ids: list[int]
     finish_reason: Any = None
+    prompt_logprobs: Any = None
 
     @property
     def position(self) -> int:

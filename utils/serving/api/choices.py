@@ -49,7 +49,7 @@ class Choice:
         if events and self._echo:
             self._echo = False
             text = self._prompt.text or ""
-            scores = getattr(ticket.work, "prompt_logprobs", None)
+            scores = ticket.work.prompt_logprobs
             if scores is not None:
                 tokens, found = list(self._prompt.ids), list(scores.found)
         for step in events:
