@@ -24,11 +24,8 @@ def parse_model_arguments(
     Raises:
         ConfigError, CheckpointError: for settings, or a checkpoint, that are not possible.
     """
-
-    def settings(hf_model: str, memmap_dir: str | None) -> ModelConfig:
-        return model_of(hf_model, None if makes_maps else memmap_dir)
-
-    return parse_arguments(argv, model_of=settings, **about)
+    of_model = (lambda hf_model, _: model_of(hf_model)) if makes_maps else model_of
+    return parse_arguments(argv, model_of=of_model, **about)
 
 
 def with_defaults(
