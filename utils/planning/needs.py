@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,11 +73,10 @@ def _variables(session: InferenceSession) -> list[Variable]:
 
 def _bytes_of_parts(session: InferenceSession) -> list[int]:
     """Bytes of the weights of each part (a layer, the embedding) on one replica."""
-    parts: dict[str, int] = {}
+    parts: Counter[str] = Counter()
     for name, variable in session.state.to_dict().items():
         if isinstance(variable, Variable):
-            part = name.split(".")[0]
-            parts[part] = parts.get(part, 0) + _bytes(variable, variable.shape)
+            parts[name.split(".")[0]] += _bytes(variable, variable.shape)
     return list(parts.values())
 
 

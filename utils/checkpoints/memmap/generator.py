@@ -98,7 +98,7 @@ class Generator:
         # The program's variables are what counts: one short pass, on this machine.
         decided = self.checkpoint.decided(config)
         self.config = decided.changed(device="cpu", prompt_chunks=(1,))
-        self._session = inference(self.config, spread=False, device_desc="cpu")
+        self._session = inference(self.config, spread=False)
         self._parts = part_files(self._session)
         self._copied = copied_files(self.checkpoint.path)
         manifest = Manifest(
@@ -131,7 +131,7 @@ class Generator:
         with (
             interrupts_between() as check,
             one_thread(),
-            Overlap[int](AT_ONCE, ROOM) as overlap,
+            Overlap(AT_ONCE, ROOM) as overlap,
         ):
 
             def wrote(size: int) -> None:
