@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from config import BloomConfig
+from config.costs import size
 from config.options import field
 from utils import distributed
 from utils.checkpoints.arguments import parse_model_arguments
@@ -104,7 +105,8 @@ def verified(folder: Path) -> str:
     from utils.checkpoints.memmap.verification import verify
 
     files = verify(folder).files
-    return f"{folder}: {len(files)} files, {size(sum(f.size for f in files.values()))}, all whole"
+    total = size(sum(f.size for f in files.values()), digits=2)
+    return f"{folder}: {len(files)} files, {total}, all whole"
 
 
 def generated(config: BloomConfig, arguments: MapArguments) -> str:
@@ -149,8 +151,8 @@ def bytes_bar(total: int, position: int) -> tqdm:
 def summary(folder: MapFolder, files: int, written: int, seconds: float) -> str:
     """What was done, and whether anything is left to do."""
     done = (
-        f"{folder.path}: {files} files written, {size(written)} in {seconds:.1f} s "
-        f"({size(int(written / seconds))}/s)"
+        f"{folder.path}: {files} files written, {size(written, digits=2)} in {seconds:.1f} s "
+        f"({size(int(written / seconds), digits=2)}/s)"
     )
     missing = folder.finish()
     if missing:
@@ -164,11 +166,6 @@ def summary(folder: MapFolder, files: int, written: int, seconds: float) -> str:
         f"{done}\ncomplete: {len(folder.names)} files of {folder.wanted.hf_model}, "
         f"{precision}, for {sharding} shards"
     )
-
-
-def size(count: int) -> str:
-    """Bytes for a person."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"
 
 
 if __name__ == "__main__":

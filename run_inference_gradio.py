@@ -22,7 +22,6 @@ from config import BloomConfig
 from utils import distributed
 from utils.checkpoints.arguments import parse_model_arguments, with_defaults
 from utils.serving.arguments import ServerArguments
-from utils.serving.hosts import Hosts
 from utils.serving.limits import Limits
 from utils.serving.listening import bind, is_public, listen, url, url_for_others
 from utils.serving.quiet_log import make_quiet
@@ -69,8 +68,7 @@ def main(
     config = for_many(config, sys.argv[1:] if argv is None else argv)
     setup_logging(config.execution.log_level)
     make_quiet(Limits())
-    account, hosts, web = arguments.account(), arguments.hosts(), arguments.web()
-    return serve(config, arguments, account, hosts, load, web)
+    return serve(config, arguments, arguments.web(), load or load_model)
 
 
 def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
@@ -81,18 +79,20 @@ def for_many(config: BloomConfig, argv: Sequence[str]) -> BloomConfig:
 def serve(
     config: BloomConfig,
     arguments: ServerArguments,
-    account: tuple[str, str] | None,
-    hosts: Hosts,
-    load: Callable[[BloomConfig], Any] | None,
     web: dict[str, Any],
+    load: Callable[[BloomConfig], Any],
 ) -> int:
-    """Load the model and serve it; the exit status."""
+    """Load the model and serve it; the exit status.
+
+    Args:
+        web: options of `build_app`.
+    """
     distributed.join(config)
     if not distributed.leads():
-        (load or load_model)(config)  # and follow
+        load(config)  # and follow
     listener = bind(arguments.host, arguments.port)
-    warn(arguments, account, web["keys"])
-    loaded = (load or load_model)(config)
+    warn(arguments, web)
+    loaded = load(config)
     from utils.generation import Engine
     from utils.serving.about import About
     from utils.serving.service import Service
@@ -108,7 +108,7 @@ def serve(
             about=About.of(config),
             defaults=loaded.defaults,
         )
-        answer(service, listener, arguments, account, hosts, web)
+        answer(service, listener, arguments, web)
     finally:
         if not engine.close(timeout=1):
             # It is in a pass that takes long, under which Python cannot end in order.
@@ -121,8 +121,6 @@ def answer(
     service: Service,
     listener: socket.socket,
     arguments: ServerArguments,
-    account: tuple[str, str] | None,
-    hosts: Hosts,
     web: dict[str, Any],
 ) -> None:
     """Answer what comes to a port, and say where it is, until a signal ends that.
@@ -136,7 +134,7 @@ def answer(
 
     def ready() -> None:
         try:
-            what = "API" if arguments.no_page else "page"
+            what = "page" if web["page"] else "API"
             print(f"the {what} is at {url(listener)}{web['root_path']}", flush=True)
             if others := url_for_others(listener):
                 print(f"from other computers: {others}", flush=True)
@@ -145,9 +143,9 @@ def answer(
             server.should_exit = True
             return
         if arguments.share:
-            share(listener, hosts)
+            share(listener, web["hosts"])
 
-    app = build_app(service, account, hosts, **web)
+    app = build_app(service, **web)
     listen(listener)
     server = WebServer(app, service, ready)
     server.run([listener])
@@ -155,12 +153,12 @@ def answer(
         raise unwritten[0]
 
 
-def warn(arguments: ServerArguments, account: tuple[str, str] | None, keys: Sequence[str]) -> None:
+def warn(arguments: ServerArguments, web: dict[str, Any]) -> None:
     """Say who may use the server without being asked for anything."""
     public = arguments.share or is_public(arguments.host)
-    if account is None and not arguments.no_page and (public or keys):
+    if web["auth"] is None and web["page"] and (public or web["keys"]):
         logging.warning("anyone who reaches this page can use it: set --auth or BLOOM_AUTH")
-    if account is None and not keys and arguments.no_page and public:
+    if web["auth"] is None and not web["keys"] and not web["page"] and public:
         logging.warning("anyone who reaches this API can use it: set BLOOM_API_KEY")
 
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 
 from config import ConfigError
+from config.options import is_given
 from utils.checkpoints.arguments import parse_model_arguments
 from utils.serving.arguments import ServerArguments
 from utils.setup import UserError, run_script
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments, options = parser().parse_known_args(argv)
     for name in ("host", "port", "share", "no_page", "auth"):
-        if any(word.partition("=")[0].replace("-", "_") == f"__{name}" for word in options):
+        if is_given(name, options):
             raise UserError(f"--{name} is not for replicas: they have one address, and no page")
     parse_model_arguments(options, extra=ServerArguments, title="server", prog="serve_replicas.py")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

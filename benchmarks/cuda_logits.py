@@ -6,7 +6,6 @@ A process of its own a row: what goes wrong on a device may leave nothing for ot
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import subprocess
 import sys
@@ -69,8 +68,7 @@ def small_logits(device: str, weight_precision: str) -> np.ndarray:
     shape = ["--layers", "2", "--vocab_size", "1000", "--sequence_length", "600"]
     shape += ["--batch_size", "2", "--precision", "bfloat16", "--device", device]
     config, _ = parse_arguments(["--config", "bloom_560M", *shape])
-    model = dataclasses.replace(config.model, weight_precision=weight_precision)
-    session = inference(dataclasses.replace(config, model=model))
+    session = inference(config.changed(weight_precision=weight_precision))
     fill_randomly(session, np.random.default_rng(0))
     text = np.random.default_rng(1).integers(1000, size=(2, 560)).tolist()
     with session:

@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging("warning")
     if arguments.new_tokens < 2 or arguments.rounds < 1:
         raise UserError("new_tokens must be 2 or more, and rounds 1 or more")
-    config = with_lookup(config, config.execution.lookup_tokens or MOST_LOOKUP_TOKENS)
+    tokens = config.execution.lookup_tokens or MOST_LOOKUP_TOKENS
+    config = config.changed(lookup_tokens=tokens)
     loaded = with_slopes(config, arguments.seed) if arguments.random_weights else load(config)
     loaded.passes.warm_up()
     results = {name: compare(loaded, *text, arguments) for name, text in TEXTS.items()}
@@ -97,11 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(describe(config, results))
     return 0 if all(result.same for result in results.values()) else 1
-
-
-def with_lookup(config: BloomConfig, tokens: int) -> BloomConfig:
-    execution = dataclasses.replace(config.execution, lookup_tokens=tokens)
-    return dataclasses.replace(config, execution=execution)
 
 
 def with_slopes(config: BloomConfig, seed: int) -> LanguageModel:
@@ -118,7 +114,7 @@ def compare(
     loaded: LanguageModel, prompt: str, sampling: SamplingConfig, arguments: LookupArguments
 ) -> Compared:
     """Rounds of both ways."""
-    plain = Passes(with_lookup(loaded.passes.config, 0), loaded.passes.session)
+    plain = Passes(loaded.passes.config.changed(lookup_tokens=0), loaded.passes.session)
     ways = {"plain": LanguageModel(plain, loaded.tokenizer), "lookup": loaded}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     found: dict[str, list[GenerationStep]] = {}

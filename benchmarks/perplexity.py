@@ -129,7 +129,7 @@ def with_precision(config: BloomConfig, name: str) -> BloomConfig:
         raise ConfigError(f"precisions must be of {known}, not {name!r}")
     if size:
         change["group_size"] = int(size)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **change)).validate()
+    return config.changed(**change).validate()
 
 
 def pieces_of(files: Sequence[str], checkpoint: Checkpoint, length: int) -> list[list[int]]:
@@ -154,11 +154,9 @@ def measure(
     name: str, config: BloomConfig, checkpoint: Checkpoint, pieces: list[list[int]]
 ) -> Result:
     """The perplexity at one precision."""
-    config = checkpoint.decided(config)
-    execution = dataclasses.replace(
-        config.execution, batch_size=1, prompt_chunks=(1,), lookup_tokens=MOST_LOOKUP_TOKENS
+    config = checkpoint.decided(config).changed(
+        batch_size=1, prompt_chunks=(1,), lookup_tokens=MOST_LOOKUP_TOKENS
     )
-    config = dataclasses.replace(config, execution=execution)
     session = inference(config)
     write_weights(config, session, checkpoint)
     tokens = sum(len(piece) - 1 for piece in pieces)

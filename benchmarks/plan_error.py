@@ -28,11 +28,12 @@ from popxl_torch import machine as popxl_machine  # noqa: E402 - found just abov
 
 from config import BloomConfig, load_config  # noqa: E402
 from utils.checkpoints.random_weights import fill_randomly  # noqa: E402
+from utils.generation.loading import build  # noqa: E402
 from utils.generation.passes import Passes  # noqa: E402
 from utils.planning.forecast import Forecast, forecast  # noqa: E402
 from utils.planning.machines import Machine  # noqa: E402
-from utils.planning.needs import needs_of, timed_build  # noqa: E402
-from utils.planning.this_machine import Products, ThinProgram, this_machine  # noqa: E402
+from utils.planning.needs import needs_of  # noqa: E402
+from utils.planning.this_machine import products, thin_program, this_machine  # noqa: E402
 from utils.setup import UserError, run_script, setup_logging  # noqa: E402
 
 PRESETS = ("bloom_tiny", "bloom_560M", "bloom_1B1", "bloom_560M_pod16")
@@ -86,32 +87,29 @@ def measure(config: BloomConfig, arguments: argparse.Namespace) -> list[Round]:
     """The rounds of one configuration."""
     needs = needs_of(config)
     machine = this_machine(needs)
-    session, _ = timed_build(config)
+    session = build(config)
     fill_randomly(session, np.random.default_rng(0))
-    with session, ThinProgram(config) as thin, Products(config) as products:
+    with session, thin_program(config) as seconds_a_call, products(config) as rate:
+
+        def sampled() -> Machine:
+            """The machine as it is now."""
+            return dataclasses.replace(
+                machine,
+                memory_rate=popxl_machine.read_bandwidth(config.execution.device),
+                arithmetic={config.model.precision: rate(3)},
+                call=seconds_a_call(5),
+            )
+
         passes = Passes(config, session)
         passes.prefill(0, [1] * arguments.context)
         run_tokens(passes, arguments.context)
         rounds = []
         for _ in range(arguments.rounds):
-            before = sampled(machine, config, thin, products)
+            before = sampled()
             seconds = run_tokens(passes, arguments.context)
-            after = sampled(machine, config, thin, products)
-            between = mean_of(before, after)
+            between = mean_of(before, sampled())
             rounds.append(Round(forecast(needs, between, arguments.context), seconds))
     return rounds
-
-
-def sampled(
-    machine: Machine, config: BloomConfig, thin: ThinProgram, products: Products
-) -> Machine:
-    """The machine as it is now."""
-    return dataclasses.replace(
-        machine,
-        memory_rate=popxl_machine.read_bandwidth(config.execution.device),
-        arithmetic={config.model.precision: products.rate(samples=3)},
-        call=thin.seconds_a_call(passes=5),
-    )
 
 
 def mean_of(a: Machine, b: Machine) -> Machine:

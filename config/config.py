@@ -203,6 +203,14 @@ class BloomConfig:
         tp1 = self.execution.tensor_parallel_1
         return math.ceil(self.model.vocab_size / tp1) * tp1
 
+    def changed(self, **settings: Any) -> BloomConfig:
+        """With other values of these settings, whichever section they are of; not yet validated."""
+        of_model = {n: settings.pop(n) for n in setting_names(ModelConfig) if n in settings}
+        return BloomConfig(
+            dataclasses.replace(self.model, **of_model),
+            dataclasses.replace(self.execution, **settings),
+        )
+
     def validate(self) -> BloomConfig:
         """This configuration itself, once every setting and combination is known to be possible.
 

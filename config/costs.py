@@ -6,7 +6,6 @@ what they cost together.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -130,24 +129,26 @@ def excess(config: BloomConfig, available: int, weights: bool, share: float = 1.
     parts = needed(config, weights, share)
     if sum(parts.values()) <= available:
         return ""
-    each = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+    each = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
     fitting = ", or ".join(_fitting(config, available, weights, share))
     return (
-        f"this needs {_size(sum(parts.values()))}, more memory than the {_size(available)} that "
+        f"this needs {size(sum(parts.values()))}, more memory than the {size(available)} that "
         f"are free: {each}; "
         + (f"what would fit: {fitting}" if fitting else "choose a smaller model")
     )
 
 
-def _size(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / GIGABYTE:,.1f} GB"
+def size(count: float, digits: int = 1) -> str:
+    """Bytes for a person."""
+    number, unit = (count / 1e6, "MB") if count < 1e8 else (count / GIGABYTE, "GB")
+    return f"{number:,.{digits}f} {unit}"
 
 
 def fitting_layers(config: BloomConfig, available: int, share: float = 1.0) -> int:
     """The most layers of a model whose weights, cache and passes fit; 0 where none does."""
 
     def fits(layers: int) -> bool:
-        return sum(needed(_changed(config, layers=layers), True, share).values()) <= available
+        return sum(needed(config.changed(layers=layers), True, share).values()) <= available
 
     return _most(fits, config.model.layers)
 
@@ -158,7 +159,7 @@ def _fitting(config: BloomConfig, available: int, weights: bool, share: float) -
     if found:
         return found
     for precision in _smaller(config, "weight_precision"):
-        changed = _changed(config, weight_precision=precision)
+        changed = config.changed(weight_precision=precision)
         more = _single(changed, available, weights, share) if _possible(changed) else []
         found = found or [f"--weight_precision {precision} with {option}" for option in more]
     if weights:
@@ -171,7 +172,7 @@ def _single(config: BloomConfig, available: int, weights: bool, share: float) ->
     """Options of which each alone is enough, the least change first."""
 
     def fits(name: str, value: Any) -> bool:
-        changed = _changed(config, **{name: value})
+        changed = config.changed(**{name: value})
         small = sum(needed(changed, weights, share).values()) <= available
         return small and _possible(changed)
 
@@ -215,15 +216,3 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _changed(config: BloomConfig, **changes: Any) -> BloomConfig:
-    """With other values of settings, whichever section they are of."""
-    sections = {
-        section: dataclasses.replace(
-            getattr(config, section),
-            **{n: v for n, v in changes.items() if hasattr(getattr(config, section), n)},
-        )
-        for section in ("model", "execution")
-    }
-    return dataclasses.replace(config, **sections)

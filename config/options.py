@@ -142,6 +142,11 @@ def read(kind: type, found: argparse.Namespace, defaults: Any = None) -> Any:
     return kind(**given) if defaults is None else dataclasses.replace(defaults, **given)
 
 
+def is_given(name: str, argv: Iterable[str]) -> bool:
+    """Whether a command line has an option, however its name is spelt."""
+    return any(_with_underscores(word.partition("=")[0]) == f"--{name}" for word in argv)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or '' where nothing is near."""
     short = [other for other in known if len(other) < LONGEST_NAME][:MOST_NAMES]

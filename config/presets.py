@@ -40,17 +40,9 @@ def load_config(
         ConfigError: for an unknown preset or setting, or a value that is not possible.
     """
     overrides = overrides or {}
-    names = {section: setting_names(kind) for section, kind in SECTIONS.items()}
-    _check_keys(overrides, sum(names.values(), []), "the overrides")
-    config = read_preset(preset, Path(file))
-    changed = {
-        section: dataclasses.replace(
-            getattr(config, section),
-            **{name: _coerced(overrides[name]) for name in known if name in overrides},
-        )
-        for section, known in names.items()
-    }
-    return resolve(BloomConfig(**changed))
+    _check_keys(overrides, sum(map(setting_names, SECTIONS.values()), []), "the overrides")
+    values = {name: _coerced(value) for name, value in overrides.items()}
+    return resolve(read_preset(preset, Path(file)).changed(**values))
 
 
 def read_preset(name: str | None, file: Path) -> BloomConfig:
@@ -93,16 +85,12 @@ def resolve(config: BloomConfig) -> BloomConfig:
     except OSError as error:  # a name that no file can have
         given = shown(config.model.hf_model)
         raise ConfigError(f"hf_model cannot be {given}: {error.strerror}") from None
-    model = dataclasses.replace(config.model, hf_model=str(shipped))
-    return dataclasses.replace(config, model=model)
+    return config.changed(hf_model=str(shipped))
 
 
 def to_yaml(config: BloomConfig) -> str:
     """The settings as YAML: as a file of its own, a preset that is named after the file."""
-    sections = dataclasses.asdict(config)
-    sections["execution"]["prompt_chunks"] = list(config.execution.prompt_chunks)
-    sections["model"]["lora"] = list(config.model.lora)
-    return yaml.safe_dump(sections, sort_keys=False)
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def _read_presets(file: Path) -> dict[str, Any]:

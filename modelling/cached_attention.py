@@ -26,7 +26,7 @@ def prompt_attention(
     v: popxl.Tensor,
     key_cache: popxl.TensorByRef,
     value_cache: popxl.TensorByRef,
-    slopes: popxl.Tensor,
+    slopes: popxl.Tensor | None,
     position: popxl.Tensor,
     row: popxl.Tensor,
 ) -> popxl.Tensor:
@@ -34,29 +34,17 @@ def prompt_attention(
 
     Args:
         q, k, v: `(tokens, heads, head_dim)`.
-        slopes: ALiBi's, float32 `(heads,)`.
+        slopes: ALiBi's, float32 `(heads,)`; None for none, as `WITHOUT_BIAS` has it.
         position, row: int32 scalars; `position + tokens` must not exceed the sequence length.
 
     Returns:
         `(tokens, heads, head_dim)`.
     """
-    return _chunk(q, k, v, key_cache, value_cache, slopes, position, row)
-
-
-def _chunk(
-    q: popxl.Tensor,
-    k: popxl.Tensor,
-    v: popxl.Tensor,
-    key_cache: popxl.TensorByRef,
-    value_cache: popxl.TensorByRef,
-    slopes: popxl.Tensor | None,
-    position: popxl.Tensor,
-    row: popxl.Tensor,
-) -> popxl.Tensor:
     tokens = q.shape[0]
     at = ops.concat([ops.reshape(row, (1,)), ops.reshape(position, (1,))])
     for cache, new in ((key_cache, k), (value_cache, v)):
-        by_head = ops.reshape(ops.transpose(new, (1, 0, 2)), (1, *_by_head(new.shape)))
+        by_head = ops.transpose(new, (1, 0, 2))
+        by_head = ops.reshape(by_head, (1, *by_head.shape))
         ops.dynamic_update_(cache, at, by_head, axes=[0, 2], sizes=[1, tokens], no_overlap=True)
     mine = [
         ops.squeeze(ops.dynamic_slice(c, ops.reshape(row, (1,)), [0], [1], True), [0])
@@ -95,8 +83,8 @@ def prompts_attention(
     contexts = []
     for i in range(blocks):
         new_q, new_k, new_v = (t[i * size : (i + 1) * size] for t in (q, k, v))
-        at = positions[i], rows[i]
-        contexts.append(_chunk(new_q, new_k, new_v, key_cache, value_cache, slopes, *at))
+        given = new_q, new_k, new_v, key_cache, value_cache, slopes
+        contexts.append(prompt_attention(*given, positions[i], rows[i]))
     return ops.concat(contexts, 0)
 
 
@@ -123,7 +111,7 @@ def verify_attention(
     Returns:
         `(tokens, heads, head_dim)`.
     """
-    return _chunk(q, k, v, key_cache, value_cache, slopes, positions[0], row)
+    return prompt_attention(q, k, v, key_cache, value_cache, slopes, positions[0], row)
 
 
 @composite("cached_attention", version=1, bias="alibi", queries="token of some rows")
@@ -219,8 +207,3 @@ def attend(q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor, bias: popxl.Tensor
     scores = ops.matmul(q, ops.transpose(k, axes), output_type=popxl.float32)
     scores = scores * (1 / math.sqrt(q.shape[-1])) + bias
     return ops.matmul(ops.cast(ops.softmax(scores, -1), q.dtype), v)
-
-
-def _by_head(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    tokens, heads, head_dim = shape
-    return heads, tokens, head_dim

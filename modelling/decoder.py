@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import popxl
 import popxl_addons as addons
 
@@ -15,14 +17,16 @@ class DecoderBlockTP2D(addons.Module):
     """`h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`.
 
     With `residual_after_norm` the norms stand before the sums, too: `norm(x) + attention(norm(x))`.
-    A model's own block adds the mapping of its weights.
+    A model's own block adds the mapping of its weights, and says whether there is ALiBi.
     """
 
-    def __init__(self, config: BloomConfig, alibi: bool):
+    alibi: ClassVar[bool]
+
+    def __init__(self, config: BloomConfig):
         super().__init__()
         self.residual_after_norm = config.model.residual_after_norm
         self.ln_1 = LayerNormTP2D(config)
-        self.attention = SelfAttentionTP2D(config, alibi=alibi)
+        self.attention = SelfAttentionTP2D(config, self.alibi)
         self.ln_2 = LayerNormTP2D(config)
         self.feed_forward = FeedForwardTP2D(config)
 

@@ -37,7 +37,6 @@ class Phases:
     def __init__(self, config: BloomConfig):
         self.config, self.architecture = config, architecture_of(config)
         model, execution = config.model, config.execution
-        self.width = model.hidden_size // axis_size(config, "tp2")
         heads = model.heads // axis_size(config, "tp1")
         cache = (execution.batch_size, heads, model.sequence_length, model.head_dim)
         self.cache = popxl.TensorSpec(cache, model.dtype)

@@ -12,6 +12,7 @@ one entry a layer, and are loaded when the layer runs; so is the KV cache.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,21 +89,9 @@ def hf_mapping(
         Names of the parts, in order, and functions that give a part's `{variable: array}`.
     """
     of, transformer = architecture_of(config), hf_module.transformer
-    parts: list[tuple[str, Callable]] = [
-        (
-            "embeddings",
-            lambda: of.embedding.hf_mapping(config, variables.embeddings, transformer),
-        )
+    layers = [(f"layer_{n}", of.block, transformer.h[n]) for n in range(config.model.layers)]
+    parts = [("embeddings", of.embedding, transformer), *layers, ("head", of.head, hf_module)]
+    return [
+        (name, partial(builder.hf_mapping, config, variables.get(name), module))
+        for name, builder, module in parts
     ]
-    for number in range(config.model.layers):
-        name = f"layer_{number}"
-        parts.append(
-            (
-                name,
-                lambda name=name, number=number: of.block.hf_mapping(
-                    config, variables.get(name), transformer.h[number]
-                ),
-            )
-        )
-    parts.append(("head", lambda: of.head.hf_mapping(config, variables.head, hf_module)))
-    return parts

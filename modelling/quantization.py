@@ -7,7 +7,7 @@ sharding. They come from the checkpoint's own values, whatever the precision of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -56,26 +56,29 @@ def quantize_matrix(
     shards = [_Shards(config, rows, height, one) for one in like]
     step, reading = max(1, BLOCK // width), Lock()
 
-    def convert(top: int) -> None:
+    def convert(block: tuple[int, int]) -> None:
+        top, end = block
         part, begin = divmod(top, height)
-        end = min(top - begin + min(begin + step, height), count)
         if quantized is not None:
             arrays = quantized(top, end)
         else:
             with reading:  # in order: what was read leaves memory
-                block = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
-            arrays = quantize(block)
+                read = to_numpy(weight[top:end].detach(), copy=False).astype(np.float32)
+            arrays = quantize(read)
         for of_array, array in zip(shards, arrays, strict=True):
             of_array.put(part, begin, array)
 
-    tops = [
-        top
-        for first in range(0, count, height)
-        for top in range(first, min(first + height, count), step)
-    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(convert, tops))
+        list(pool.map(convert, _blocks(count, height, step)))
     return [of_array.host_data() for of_array in shards]
+
+
+def _blocks(count: int, height: int, step: int) -> Iterator[tuple[int, int]]:
+    """From which row to before which, `step` of them at most, and none of two shards."""
+    for first in range(0, count, height):
+        last = min(first + height, count)
+        for top in range(first, last, step):
+            yield top, min(top + step, last)
 
 
 class _Shards:

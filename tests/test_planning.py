@@ -14,9 +14,8 @@ from config import BloomConfig, ExecutionConfig, ModelConfig
 from utils.benchmark import run_benchmark
 from utils.planning import needs
 from utils.planning.collectives import Link, all_gather, all_reduce, reduce_scatter
-from utils.planning.forecast import forecast
+from utils.planning.forecast import forecast, forecasts, shardings
 from utils.planning.machines import MACHINES_FILE, Machine, load_machine
-from utils.planning.shardings import forecasts, shardings
 from utils.planning.this_machine import thin_config
 from utils.setup import UserError
 
@@ -194,7 +193,7 @@ def test_a_sharding_that_fits_comes_before_a_faster_one_that_does_not(monkeypatc
         place, seconds = ("disk", 2.0) if fits else ("nowhere", 1.0)
         return dataclasses.replace(forecast(needs, machine), place=place, streaming=seconds)
 
-    monkeypatch.setattr("utils.planning.shardings.forecast", slower_where_it_fits)
+    monkeypatch.setattr("utils.planning.forecast.forecast", slower_where_it_fits)
     fast = {"memory_rate": 1e9, "arithmetic": {"float32": 1e9}, "link_rate": 1e9}
     found = forecasts(toy(), toy_machine(devices=2, devices_per_host=2, **fast))
     assert [(f.fits, f.seconds) for f in found] == [(True, 2.0), (False, 1.0)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 KEPT = "\n\t"
@@ -51,6 +52,13 @@ def cell(value: Any) -> str:
     """A value as a table shows it: a text as it is, shortened."""
     text = in_one_line(value) if isinstance(value, str) else shown(value)
     return text if len(text) <= CELL else text[: CELL - 1] + "…"
+
+
+def table(rows: Sequence[Sequence[str]], right: bool = False, between: str = "  ") -> list[str]:
+    """A line for each row, with its cells as wide as the widest of their columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    fill = str.rjust if right else str.ljust
+    return [between.join(map(fill, row, widths)).rstrip() for row in rows]
 
 
 class EscapingFormatter(logging.Formatter):

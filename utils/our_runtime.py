@@ -18,32 +18,27 @@ import popxl
 
 try:
     from popxl_torch import cache, machine
-    from popxl_torch.analysis.cost import Collective, Cost, cost_of, memory_of
+    from popxl_torch.analysis.cost import Collective, Cost
+    from popxl_torch.analysis.cost import cost_of as cost
+    from popxl_torch.analysis.cost import memory_of as program_bytes
     from popxl_torch.cache.private_folder import NotPrivateError, PrivateFolder
     from popxl_torch.memory import system as memory
     from popxl_torch.traffic import Traffic
 except ImportError:
-    cache = machine = memory = None  # type: ignore[assignment]
+    cache = cost = machine = memory = program_bytes = None  # type: ignore[assignment]
     Collective = Cost = PrivateFolder = Traffic = Any  # type: ignore[assignment,misc]
     NotPrivateError = OSError  # type: ignore[assignment,misc]
 
-__all__ = ["Collective", "Cost", "NotPrivateError", "PrivateFolder", "Traffic", "cache", "machine"]
+__all__ = [
+    *("Collective", "Cost", "NotPrivateError", "PrivateFolder", "Traffic"),
+    *("cache", "cost", "machine", "program_bytes"),
+]
 
 WILLNEED, PAGEOUT, POPULATE_READ = 3, 21, 22
 """Advice of madvise(2): begin to read; drop from memory; read now, and no more page by page."""
 
 SMALL = 1 << 18
 """Bytes from which on it is worth finding out whether a range is a file's."""
-
-
-def cost(graph: popxl.Graph) -> Cost:
-    """What a run of a graph costs one replica."""
-    return cost_of(graph)
-
-
-def program_bytes(session: popxl.Session) -> tuple[int, int]:
-    """Bytes of a replica's weights, and of what its program writes to."""
-    return memory_of(session.ir)
 
 
 def device_of(session: popxl.Session) -> str:
@@ -96,9 +91,9 @@ class MappedPages:
         """Begin to read bytes `begin:end`, without waiting for them."""
         self._advise(begin, end, WILLNEED)
 
-    def release(self, begin: int = 0, end: int | None = None) -> None:
+    def release(self, begin: int, end: int) -> None:
         """Let the pages of bytes `begin:end` go; they are read again where they are used again."""
-        self._advise(begin, self._size if end is None else end, PAGEOUT)
+        self._advise(begin, end, PAGEOUT)
 
     def _advise(self, begin: int, end: int, advice: int) -> None:
         if self._mapped and begin < min(end, self._size):

@@ -63,9 +63,8 @@ def open_regular(
         most: bytes that it may have.
         absent: raise a `FileNotFoundError` where there is none.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError as error:
         if absent:
             raise
@@ -248,8 +247,8 @@ class Fields:
             if name not in known:
                 raise self.fault(f"{self.place} is damaged: unknown {shown(name)}")
 
-    def text(self, name: str, default: str | None = None) -> str:
-        return self._typed(name, str, "a text", default)
+    def text(self, name: str) -> str:
+        return self._typed(name, str, "a text")
 
     def count(self, name: str) -> int:
         """An integer of 0 or more, and no larger than a file can be."""
@@ -268,8 +267,8 @@ class Fields:
     def mapping(self, name: str) -> dict[str, Any]:
         return self._typed(name, dict, "a mapping")
 
-    def _typed(self, name: str, kind: type, called: str, default: Any = None) -> Any:
-        found = self.values.get(name, default)
+    def _typed(self, name: str, kind: type, called: str) -> Any:
+        found = self.values.get(name)
         if type(found) is not kind:
             there = shown(found) if name in self.values else "missing"
             raise self.fault(f"{self.place} is damaged: {name} must be {called}, not {there}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 STREAMS = ("stdin", "stdout", "stderr")
@@ -90,16 +91,13 @@ class Lossy(_Stream):
     """A stream for what is said: where it is full or its reader has gone, that is lost."""
 
     def write(self, text: str) -> int:
-        try:
+        with suppress(OSError, ValueError):
             return self._stream.write(text)
-        except (OSError, ValueError):
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with suppress(OSError, ValueError):
             self._stream.flush()
-        except (OSError, ValueError):
-            return
 
 
 class Results(_Stream):
@@ -109,24 +107,22 @@ class Results(_Stream):
     """
 
     def write(self, text: str) -> int:
-        try:
+        with _told():
             return self._stream.write(text)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _not_written(error) from None
 
     def flush(self) -> None:
-        try:
+        with _told():
             self._stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _not_written(error) from None
 
 
-def _not_written(error: OSError) -> OutputError:
-    return OutputError(f"standard output cannot be written: {error.strerror or error}")
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror or error}") from None
 
 
 def _is_open(number: int) -> bool:

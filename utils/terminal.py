@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Protocol
 
 from prompt_toolkit import PromptSession
@@ -229,8 +229,7 @@ class Noted:
         self._handle, self._once = handle, once
 
     def __enter__(self) -> None:
-        self._previous = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._note)
+        self._previous = signal.signal(signal.SIGINT, self._note)
 
     def __exit__(self, *exception: object) -> None:
         self._handle = lambda: None  # one that comes now raises nothing
@@ -257,12 +256,7 @@ class Interrupt:
         self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def check(self) -> None:

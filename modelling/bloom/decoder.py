@@ -18,8 +18,7 @@ from modelling.layer_norm import LayerNormTP2D
 class BloomDecoderBlockTP2D(DecoderBlockTP2D):
     """A block whose attention has ALiBi."""
 
-    def __init__(self, config: BloomConfig):
-        super().__init__(config, alibi=True)
+    alibi = True
 
     @staticmethod
     def hf_mapping(

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class GPT2DecoderBlockTP2D(DecoderBlockTP2D):
     """A block whose attention has no bias: positions are in the embedding."""
 
-    def __init__(self, config: BloomConfig):
-        super().__init__(config, alibi=False)
+    alibi = False
 
     @staticmethod
     def hf_mapping(

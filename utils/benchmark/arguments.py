@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from config import BloomConfig, ConfigError
 from config.options import field
 from utils.checkpoints.arguments import parse_model_arguments
-from utils.our_runtime import machine
+from utils.generation.loading import on_cpu
 from utils.setup import UserError
 
 DESCRIPTION = (
@@ -114,7 +113,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[BloomConfig], Benchma
     _fill_in(config, arguments)
     _check(config, arguments, batch_sizes)
     rows_of_each = batch_sizes or [config.execution.batch_size]
-    return [_with_rows(config, rows) for rows in rows_of_each], arguments
+    return [config.changed(batch_size=rows).validate() for rows in rows_of_each], arguments
 
 
 def combinations(config: BloomConfig, arguments: BenchmarkArguments) -> list[Combination]:
@@ -135,11 +134,6 @@ def _batch_sizes(argv: list[str]) -> tuple[list[int], list[str]]:
 class _ListParser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ConfigError(f"{message} (--help lists every option)")
-
-
-def _with_rows(config: BloomConfig, rows: int) -> BloomConfig:
-    execution = dataclasses.replace(config.execution, batch_size=rows)
-    return dataclasses.replace(config, execution=execution).validate()
 
 
 def _fill_in(config: BloomConfig, arguments: BenchmarkArguments) -> None:
@@ -219,6 +213,5 @@ def _check_peer(config: BloomConfig, peer: str | None) -> None:
         raise UserError(f"--compare knows model_type bloom alone, not {config.model.model_type}")
     if config.execution.memmap_dir is not None:
         raise UserError("--compare makes its own weights: leave out --memmap_dir")
-    device = config.execution.device
-    if device != "cpu" and not (device == "auto" and machine.device_kind(device) == "cpu"):
-        raise UserError(f"--compare runs on device cpu, not {device}")
+    if not on_cpu(config):
+        raise UserError(f"--compare runs on device cpu, not {config.execution.device}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from utils.generation.loading import build, check_memory, fitting_layers
 from utils.generation.passes import Passes
 from utils.our_runtime import machine, peak_memory, restart_peak_memory
 from utils.planning import Question, traffic
-from utils.planning.needs import timed_build
 from utils.setup import setup_logging
 from utils.writing import show
 
@@ -97,7 +95,9 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
         config = with_fitting_layers(config, taken)
     check_memory(config, weights=maps is None, taken=taken)
     generator = np.random.default_rng(arguments.seed)
-    session, compile_seconds = timed_build(config)
+    begin = time.perf_counter()
+    session = build(config)
+    compile_seconds = time.perf_counter() - begin
     peer = filled(session, config, arguments, maps, generator)
     work, wanted = work_of(config, session), combinations(config, arguments)
     all_work = work if config is whole else work_of(whole, build(whole, spread=False))
@@ -106,7 +106,10 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
         if not distributed.leads():
             passes.replicas.follow()
             return
-        start = Start(compile_seconds, _seconds(passes.warm_up), traffic.counted(passes))
+        begin = time.perf_counter()
+        passes.warm_up()
+        first_pass_seconds = time.perf_counter() - begin
+        start = Start(compile_seconds, first_pass_seconds, traffic.counted(passes))
         rounds = Rounds(passes, work, all_work, generator, peer, bar.update)
         layers = Layers(config.model.layers, whole.model.layers)
         for combination in wanted:
@@ -159,8 +162,7 @@ def with_fitting_layers(config: BloomConfig, taken: int) -> BloomConfig:
         count,
         config.model.layers,
     )
-    model = dataclasses.replace(config.model, layers=count)
-    return dataclasses.replace(config, model=model)
+    return config.changed(layers=count)
 
 
 def maps_of(config: BloomConfig, seed: int) -> MemoryMaps:
@@ -191,9 +193,3 @@ def _bar(config: BloomConfig, total: int) -> tqdm:
     """On stderr, where that is a terminal."""
     rows = config.execution.batch_size
     return tqdm(total=total, desc=f"batch {rows}", unit="pass", leave=False, disable=None)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin

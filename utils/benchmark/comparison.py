@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 
@@ -12,21 +10,11 @@ from modelling.program import InferenceSession, hf_mapping
 from utils.checkpoints.random_weights import DEVIATION, POOL
 
 
-class Peer(Protocol):
-    """Another implementation; logits are float32 `(rows, vocab_size)`."""
-
-    def prefill(self, prompts: np.ndarray) -> np.ndarray:
-        """Start over with tokens `(rows, tokens)`; logits after the last of every row."""
-
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """One token more for every row, `(rows,)`."""
-
-
 class Transformers:
     """A `BloomForCausalLM` with random weights, in the model's precision.
 
     Attention is what transformers takes by itself; the head is computed for the last token alone,
-    as its own generation does.
+    as its own generation does. Logits are float32 `(rows, vocab_size)`.
     """
 
     def __init__(self, config: BloomConfig, seed: int):
@@ -39,10 +27,12 @@ class Transformers:
             session.write_variables_data(mapping())
 
     def prefill(self, prompts: np.ndarray) -> np.ndarray:
+        """Start over with tokens `(rows, tokens)`; logits after the last of every row."""
         self._cache = None
         return self._run(prompts)
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """One token more for every row, `(rows,)`."""
         return self._run(tokens[:, None])
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:

@@ -11,14 +11,14 @@ from typing import cast
 import numpy as np
 
 from utils.benchmark.arguments import Combination
-from utils.benchmark.comparison import Peer
+from utils.benchmark.comparison import Transformers
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.work import Work
 from utils.generation.engine import Engine
 from utils.generation.engine_passes import Step
-from utils.generation.lookup import PromptLookup
 from utils.generation.passes import Passes
 from utils.generation.ticket import Ticket
+from utils.generation.ticket import Work as EngineWork
 from utils.planning.traffic import PassTraffic
 
 STEPS_A_SAMPLE = 4
@@ -68,29 +68,17 @@ class Samples:
     exchanged: list[PassTraffic] = field(default_factory=list)
 
 
-class Greedy:
+class Greedy(EngineWork):
     """A request that chooses the likeliest of so many tokens, and keeps the last logits."""
-
-    finish_reason = "budget"
 
     def __init__(self, prompt: np.ndarray, new_tokens: int):
         self.ids, self._length = prompt.tolist(), len(prompt) + new_tokens
         self.logits = np.empty(0)
 
-    @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    @property
-    def finished(self) -> bool:
-        return len(self.ids) >= self._length
-
-    def start(self, lookup: PromptLookup) -> None:
-        """There is nothing to prepare."""
-
     def accept(self, logits: np.ndarray) -> None:
         self.logits = logits
         self.ids.append(int(logits.argmax()))
+        self.finish_reason = "budget" if len(self.ids) >= self._length else None
 
 
 class Rounds:
@@ -108,7 +96,7 @@ class Rounds:
         work: Work,
         whole: Work,
         generator: np.random.Generator,
-        peer: Peer | None = None,
+        peer: Transformers | None = None,
         progress: Callable[[], object] = lambda: None,
     ):
         self.passes, self.work, self.whole = copy(passes), work, whole

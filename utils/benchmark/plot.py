@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from utils.benchmark.report import Result
 
 SIZE = (13.0, 4.2)
 """Of the picture, in inches."""
+
+_rows, _length = attrgetter("batch_size"), attrgetter("prompt_tokens")
 
 
 def draw(config: BloomConfig, results: Sequence[Result], file: Path) -> None:
@@ -65,14 +68,6 @@ def _panel(
     axes.minorticks_off()
     axes.legend(fontsize="x-small")
     axes.grid(alpha=0.3)
-
-
-def _rows(result: Result) -> int:
-    return result.batch_size
-
-
-def _length(result: Result) -> int:
-    return result.prompt_tokens
 
 
 def _context(result: Result) -> int:

@@ -15,6 +15,7 @@ from config import BloomConfig
 from utils.benchmark.limits import MachineLimits
 from utils.benchmark.measuring import Samples, Timed
 from utils.benchmark.work import Work
+from utils.escaping import table
 from utils.planning import traffic
 from utils.planning.traffic import PassTraffic
 
@@ -178,12 +179,7 @@ def as_text(config: BloomConfig, limits: MachineLimits, results: Sequence[Result
     columns = _columns(results)
     cells = [[name for name, _ in columns]]
     cells += [[show(result) for _, show in columns] for result in results]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    table = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in cells
-    ]
-    return "\n".join([*_heading(config, limits, results), "", *table])
+    return "\n".join([*_heading(config, limits, results), "", *table(cells, right=True)])
 
 
 def _heading(config: BloomConfig, limits: MachineLimits, results: Sequence[Result]) -> list[str]:

@@ -6,7 +6,6 @@ or computes something twice gains nothing by it.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from config import BloomConfig
@@ -54,8 +53,7 @@ def work_of(config: BloomConfig, session: InferenceSession) -> Work:
         session: of this configuration; looked at where it is not sharded.
     """
     if config.execution.replicas > 1:
-        whole = dataclasses.replace(config.execution, tensor_parallel_1=1, tensor_parallel_2=1)
-        session = build(dataclasses.replace(config, execution=whole), spread=False)
+        session = build(config.changed(tensor_parallel_1=1, tensor_parallel_2=1), spread=False)
     rows, length = config.execution.batch_size, config.model.sequence_length
     needed = cost(session.pass_graphs["decode"])
     head = 2 * config.model.hidden_size * config.model.vocab_size

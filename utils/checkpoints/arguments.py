@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from config import REPOSITORY, BloomConfig, ExecutionConfig, ModelConfig, parse_arguments
+from config.options import is_given
 
 AS_MADE = ("precision", "weight_precision", "group_size")
 """Settings that memory maps are made with."""
@@ -24,11 +24,8 @@ def parse_model_arguments(
     Raises:
         ConfigError, CheckpointError: for settings, or a checkpoint, that are not possible.
     """
-
-    def settings(hf_model: str, memmap_dir: str | None) -> ModelConfig:
-        return model_of(hf_model, None if makes_maps else memmap_dir)
-
-    return parse_arguments(argv, model_of=settings, **about)
+    of_model = (lambda hf_model, _: model_of(hf_model)) if makes_maps else model_of
+    return parse_arguments(argv, model_of=of_model, **about)
 
 
 def with_defaults(
@@ -38,17 +35,13 @@ def with_defaults(
 
     They count where neither command line nor preset say anything else.
     """
-
-    def given(option: str) -> bool:
-        return any(w.partition("=")[0].replace("-", "_") == f"__{option}" for w in argv)
-
     execution, default = config.execution, ExecutionConfig()
     changed = {
         name: value
         for name, value in values.items()
-        if getattr(execution, name) == getattr(default, name) and not given(name)
+        if getattr(execution, name) == getattr(default, name) and not is_given(name, argv)
     }
-    return dataclasses.replace(config, execution=dataclasses.replace(execution, **changed))
+    return config.changed(**changed)
 
 
 def described(config: BloomConfig) -> Path:

@@ -6,7 +6,6 @@ sharded copy that is made from it is the only one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +15,11 @@ import torch
 
 from config import BloomConfig, ModelConfig
 from modelling.architecture import architecture
-from utils.checkpoints.check import check_tensors
+from utils.checkpoints.check import HEAD, check_tensors
 from utils.checkpoints.gguf_file import SUFFIX, GgufFile
 from utils.checkpoints.hub import checkpoint_folder
 from utils.checkpoints.lora import LoraTensors, parsed
-from utils.checkpoints.model_settings import differences, model_settings, table
+from utils.checkpoints.model_settings import as_table, differences, model_settings
 from utils.checkpoints.names import Names
 from utils.checkpoints.quantised_forms import dequantised, settings_of
 from utils.checkpoints.weight_files import CheckpointError, Tensors, WeightFiles
@@ -29,7 +28,6 @@ from utils.outside import read_mapping
 __all__ = ["Checkpoint", "CheckpointError", "MissingTensorError", "open_checkpoint"]
 
 PREFIX = "transformer."
-HEAD = "lm_head.weight"
 ROWS_COMPARED = 4096
 
 
@@ -37,19 +35,16 @@ class MissingTensorError(CheckpointError, AttributeError):
     """A tensor that the checkpoint does not have. An AttributeError too, for `hasattr`."""
 
 
-def open_checkpoint(
-    hf_model: str | Path, *, lora: Sequence[str] = (), progress: bool = True
-) -> Checkpoint:
+def open_checkpoint(hf_model: str | Path, *, lora: Sequence[str] = ()) -> Checkpoint:
     """The checkpoint in the folder `hf_model`, or of that model id on the Hugging Face hub.
 
     Args:
         lora: folders of adapters that are merged into it, each `FOLDER` or `FOLDER=WEIGHT`.
-        progress: show a bar on stderr while it is fetched.
 
     Raises:
         CheckpointError: when it cannot be found, fetched or read.
     """
-    return Checkpoint(checkpoint_folder(hf_model, progress=progress), lora)
+    return Checkpoint(checkpoint_folder(hf_model), lora)
 
 
 class Checkpoint:
@@ -160,7 +155,7 @@ class Checkpoint:
         found = differences(config.model, self.settings, self.config)
         if found:
             raise CheckpointError(
-                f"checkpoint {self.path} is not the model that is configured:\n{table(found)}\n"
+                f"checkpoint {self.path} is not the model that is configured:\n{as_table(found)}\n"
                 "Set what differs to the checkpoint's values, leave --config out, which takes them "
                 "from the checkpoint, or give another --hf_model."
             )
@@ -170,12 +165,10 @@ class Checkpoint:
 
     def decided(self, config: BloomConfig) -> BloomConfig:
         """The configuration with what the checkpoint alone knows: its head and its shortcuts."""
-        model = dataclasses.replace(
-            config.model,
+        return config.changed(
             tie_word_embeddings=self.tied,
             residual_after_norm=self.settings.get("residual_after_norm", False),
         )
-        return dataclasses.replace(config, model=model)
 
     def _by_file(self) -> list[tuple[str, str]]:
         """Names, plain and stored, so that each file is opened once."""

@@ -94,11 +94,9 @@ class GgufFile:
 
         found, stored = self._tensors[name], self.stored(name)
         try:
-            if found.tensor_type.name in PLAIN:
-                values = torch.from_numpy(np.asarray(found.data)).reshape(stored.shape)
-            else:
-                values = torch.from_numpy(dequantize(found.data, found.tensor_type))
-                values = values.reshape(stored.shape)
+            plain = found.tensor_type.name in PLAIN
+            data = np.asarray(found.data) if plain else dequantize(found.data, found.tensor_type)
+            values = torch.from_numpy(data).reshape(stored.shape)
         except (NotImplementedError, ValueError) as error:
             raise CheckpointError(
                 f"{stored} is of type {found.tensor_type.name}, which cannot be read: {error}"

@@ -16,11 +16,11 @@ SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
-def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
+def checkpoint_folder(hf_model: str | Path) -> Path:
     """The folder of a checkpoint or its `.gguf` file, or a download where `hf_model` is neither.
 
     The network is used only when there is no such folder, and not when HF_HUB_OFFLINE is set.
-    `.bin` files are fetched only from models without safetensors. `progress` shows a bar on stderr.
+    `.bin` files are fetched only from models without safetensors. A bar on stderr shows progress.
 
     Raises:
         CheckpointError: when it is no folder and the hub does not provide it.
@@ -41,10 +41,6 @@ def checkpoint_folder(hf_model: str | Path, *, progress: bool = True) -> Path:
             f"no folder {hf_model}: hf_model is a checkpoint's folder or a model id such as "
             "bigscience/bloom-560m"
         )
-    if not progress:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
     folder = _download(str(hf_model), DESCRIPTION + SAFETENSORS)
     if not any(folder.glob("model*.safetensors")):
         logger.info("%s has no safetensors: fetching its .bin files", hf_model)

@@ -7,7 +7,6 @@ wait.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import popxl_shared
-from tqdm import tqdm
 
 import modelling
 from config import BloomConfig
 from utils.checkpoints.checkpoint import Checkpoint, CheckpointError
 from utils.checkpoints.memmap.fingerprint import fingerprint
-from utils.checkpoints.memmap.generator import Generator, Share
+from utils.checkpoints.memmap.generator import Generator
 from utils.checkpoints.memmap.manifest import MANIFEST, VERSION, map_settings
 from utils.checkpoints.memmap.reader import MemoryMaps
 from utils.checkpoints.memmap.writer import locked
@@ -56,8 +54,7 @@ def kept_maps(config: BloomConfig, checkpoint: Checkpoint) -> MemoryMaps | None:
         used = cache.in_use(root, name)
         held = root.own_folder(name)
         place = held.opened  # from here on nothing is looked up under the name
-        execution = dataclasses.replace(config.execution, memmap_dir=str(place / MAPS))
-        config = dataclasses.replace(config, execution=execution)
+        config = config.changed(memmap_dir=str(place / MAPS))
         with locked(place):
             held.folder(MAPS, make=True)
             maps = _whole_maps(config, held) or _made(config, checkpoint, held)
@@ -91,16 +88,13 @@ def _made(config: BloomConfig, checkpoint: Checkpoint, held: PrivateFolder) -> M
     generator = Generator(config, str(checkpoint.path))
     try:
         generator.begin()
-        total = generator.bytes_missing(Share())
     except CheckpointError:
         raise
     except UserError as error:  # the unfinished maps are damaged
         _warn("%s; it is begun again", error, held.opened, held.path)
         _clear(held)
         generator.begin()
-        total = generator.bytes_missing(Share())
-    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        generator.run(Share(), bar.update, lambda file: bar.set_description(f"quantising, {file}"))
+    generator.run_alone("quantising")
     return MemoryMaps(config)
 
 

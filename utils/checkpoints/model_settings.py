@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from config import MODEL_TYPES, ConfigError, ModelConfig
+from config.config import PRECISIONS
 from modelling.architecture import architecture
 from utils.checkpoints.weight_files import CheckpointError
-from utils.escaping import cell, shown
+from utils.escaping import cell, shown, table
 
 DEFAULT_TYPE = "bloom"
 """The model type of a config.json that does not say."""
 
-PRECISIONS = ("float32", "float16", "bfloat16")
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -63,16 +63,12 @@ def differences(
     ]
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
+def as_table(rows: list[tuple[str, str, str]]) -> str:
     """Differences for a person."""
     cells = [("setting", "configuration", "checkpoint"), *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(3)]
-    lines = [
-        " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "-+-".join("-" * width for width in widths))
-    return "\n".join(lines)
+    lines = table(cells, between=" | ")
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join([lines[0], "-+-".join("-" * width for width in widths), *lines[1:]])
 
 
 def _value(

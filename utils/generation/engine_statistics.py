@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import Any
 
 from utils.generation.prefixes import PrefixCache
 from utils.generation.ticket import Ticket
@@ -64,24 +65,11 @@ class Records:
         self._proposed_tokens += proposed
         self._accepted_tokens += accepted
 
-    def statistics(
-        self,
-        prefixes: PrefixCache | None,
-        *,
-        alive: bool,
-        slots: int,
-        running: int,
-        queued: int,
-        max_queue: int,
-    ) -> EngineStatistics:
-        """All there is, with what the engine knows."""
+    def statistics(self, prefixes: PrefixCache | None, **now: Any) -> EngineStatistics:
+        """All there is; `now` is what the engine knows itself."""
         waits, firsts, rates = zip(*self._recent, strict=True) if self._recent else ((), (), ())
         return EngineStatistics(
-            alive=alive,
-            slots=slots,
-            running=running,
-            queued=queued,
-            max_queue=max_queue,
+            **now,
             submitted=self.submitted,
             refused=self.refused,
             ended=dict(self._ended),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ from utils.generation.text import special_ids, token_bytes
 from utils.setup import UserError
 
 Kind = Literal["json_schema", "regex", "choice"]
+Grammar = Callable[[], "GrammarConstraint"]
+"""What texts must be like: makes the constraint of one text."""
 
 LEXER_STATES = 50_000
 """Of one grammar, a kilobyte or two each."""
@@ -30,7 +32,7 @@ REASON = 300
 
 
 class Grammars:
-    """Makes grammars for a model's vocabulary; its tokens are read at the first.
+    """Makes grammars for a model's vocabulary, in one thread; its tokens are read at the first.
 
     Args:
         vocab_size: of the logits.
@@ -38,8 +40,6 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocab_size: int):
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        self._lock = threading.Lock()
-        self._vocabulary: Any = None
 
     def compile(self, kind: Kind, content: Any) -> Grammar:
         """A grammar from a schema, an expression, or a list of texts; takes seconds at first.
@@ -52,29 +52,19 @@ class Grammars:
         limits = LLParserLimits(max_lexer_states=LEXER_STATES, verbose_errors=False)
         try:
             grammar = _grammar(kind, content)
-            matcher = LLMatcher(self._read(), grammar, log_level=0, limits=limits)
+            matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise _refused(kind, str(error)) from None
         if matcher.is_error():
             raise _refused(kind, matcher.get_error())
-        return Grammar(matcher, self._vocab_size, ends_of(self._tokenizer))
+        ends = ends_of(self._tokenizer)
+        return lambda: GrammarConstraint(matcher.deep_copy(), self._vocab_size, ends)
 
-    def _read(self) -> Any:
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = _vocabulary(self._tokenizer, self._vocab_size)
-            return self._vocabulary
+    @cached_property
+    def _vocabulary(self) -> Any:
+        from llguidance import LLTokenizer, TokenizerWrapper
 
-
-class Grammar:
-    """What texts must be like."""
-
-    def __init__(self, matcher: Any, vocab_size: int, ends: frozenset[int]):
-        self._matcher, self._vocab_size, self._ends = matcher, vocab_size, ends
-
-    def constraint(self) -> GrammarConstraint:
-        """For one text."""
-        return GrammarConstraint(self._matcher.deep_copy(), self._vocab_size, self._ends)
+        return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size)))
 
 
 class GrammarConstraint:
@@ -128,12 +118,6 @@ class _Vocabulary:
 
     def __call__(self, text: str) -> Sequence[int]:
         return self._tokenizer(text).input_ids
-
-
-def _vocabulary(tokenizer: Any, vocab_size: int) -> Any:
-    from llguidance import LLTokenizer, TokenizerWrapper
-
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)))
 
 
 def _grammar(kind: Kind, content: Any) -> str:

@@ -148,13 +148,9 @@ def check_memory(config: BloomConfig, weights: bool, taken: int = 0) -> None:
         UserError: it has not.
     """
     share = 1 / distributed.place()[1]
-    device = config.execution.device
     excess = costs.excess(config, max(0, available_memory() - taken), weights, share)
     if excess and not on_cpu(config):  # an accelerator may have more; finding out takes seconds
-        try:
-            excess = costs.excess(config, int(machine.free_memory(device)), weights, share)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(str(error)) from None
+        excess = costs.excess(config, _free_memory(config), weights, share)
     if excess:
         raise UserError(excess)
 
@@ -166,15 +162,19 @@ def fitting_layers(config: BloomConfig, taken: int = 0) -> int:
         taken: bytes of the machine's memory that something else is going to take.
     """
     share = 1 / distributed.place()[1]
-    device, layers = config.execution.device, config.model.layers
     most = costs.fitting_layers(config, int(ROOM * (available_memory() - taken)), share)
-    if most < layers and not on_cpu(config):
-        try:
-            free = int(machine.free_memory(device))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(str(error)) from None
+    if most < config.model.layers and not on_cpu(config):
+        free = _free_memory(config)
         most = max(most, costs.fitting_layers(config, int(ROOM * free), share))
     return most
+
+
+def _free_memory(config: BloomConfig) -> int:
+    """Bytes of the device's that are free. Raises a `UserError` where there is no such device."""
+    try:
+        return int(machine.free_memory(config.execution.device))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(str(error)) from None
 
 
 def build(config: BloomConfig, spread: bool = True) -> InferenceSession:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from utils.generation.lookup import PromptLookup
 from utils.generation.sampling import check_finite
 from utils.generation.text import TextStream, special_ids
+from utils.generation.ticket import Work
 
 COUNT = 10
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
@@ -33,25 +33,15 @@ class LikelyToken:
     probability: float
 
 
-class NextTokens:
+class NextTokens(Work):
     """The engine's work for one look at what comes next: prefill and no decoding.
 
     Its one event is a list of `COUNT` `LikelyToken`, the likeliest first.
     """
 
-    finish_reason: Literal["done"] = "done"
-
     def __init__(self, ids: Sequence[int], tokenizer: Any, count: int = COUNT):
         self.ids = list(ids)
-        self.finished = False
         self._tokenizer, self._count = tokenizer, count
-
-    @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    def start(self, lookup: PromptLookup) -> None:
-        """There is nothing to prepare."""
 
     def accept(self, logits: np.ndarray) -> list[LikelyToken]:
         """The likeliest of the logits `[vocab_size]`.
@@ -59,7 +49,7 @@ class NextTokens:
         Raises:
             UserError: the logits are not finite numbers.
         """
-        self.finished = True
+        self.finish_reason = "done"
         check_finite(logits)
         weights = np.exp(logits - logits.max(), dtype=np.float64)
         count = min(self._count, weights.size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from utils.generation.logprobs import PromptLogprobs, TokenLogprob, token_logpro
 from utils.generation.lookup import PromptLookup
 from utils.generation.sampling import Sampler, SamplingConfig
 from utils.generation.text import StopStrings, TextStream
+from utils.generation.ticket import FinishReason, Work
 from utils.setup import UserError
 
-FinishReason = Literal["end_of_text", "stop_string", "budget", "context_full"]
 NO_EXTRAS = Extras()
 
 
@@ -93,21 +93,11 @@ def check_ids(ids: list[int], room: Room) -> list[int]:
     return ids
 
 
-def check_num_tokens(num_tokens: int) -> int:
-    """`num_tokens` itself. Raises a `UserError` when it is less than 1."""
-    if num_tokens < 1:
-        raise UserError(f"num_tokens must be 1 or more, not {num_tokens}")
-    return num_tokens
-
-
-class Request:
+class Request(Work):
     """The state of one prompt being continued: ids, sampler, text, limits and times.
 
     `ids` are those of prompt and continuation; the last one is at `position` and, unless the
     request is finished, is what the next decode pass runs.
-
-    Attributes:
-        prompt_logprobs: what the prompt's logits are given to; None where only the last counts.
 
     Raises:
         UserError: `num_tokens` is not positive, or a stop string is empty.
@@ -128,17 +118,17 @@ class Request:
     ):
         if not 1 <= len(ids) <= sequence_length:
             raise ValueError(f"ids must be 1 to {sequence_length} tokens, not {len(ids)}")
+        if num_tokens < 1:
+            raise UserError(f"num_tokens must be 1 or more, not {num_tokens}")
         self.ids = list(ids)
         self.prompt_tokens = len(ids)
         self.sampler = Sampler(sampling)
-        self.finish_reason: FinishReason | None = None
-        self.prompt_logprobs: PromptLogprobs | None = None
         if extras.score_prompt:
             self.prompt_logprobs = PromptLogprobs(ids, extras.logprobs or 0)
         self._extras = extras
         self._ends = set() if extras.ignore_eos else set(ends_of(tokenizer))
         self._ends |= extras.stop_token_ids
-        self._num_tokens = check_num_tokens(num_tokens)
+        self._num_tokens = num_tokens
         self._sequence_length = sequence_length
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(stop)
@@ -147,16 +137,8 @@ class Request:
         self._started = self._first = clock()
 
     @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    @property
     def generated_tokens(self) -> int:
         return len(self.ids) - self.prompt_tokens
-
-    @property
-    def finished(self) -> bool:
-        return self.finish_reason is not None
 
     def start(self, lookup: PromptLookup) -> None:
         """Times count from here, as prefill begins; `lookup` is told of the tokens chosen."""
@@ -217,29 +199,19 @@ class Request:
         )
 
 
-class PromptScore:
+class PromptScore(Work):
     """The engine's work for the log-likelihoods of a prompt's tokens: prefill and no decoding.
 
     Its one event is the list of them, as `PromptLogprobs.found` has it.
     """
 
-    finish_reason: Literal["done"] = "done"
-
     def __init__(self, ids: Sequence[int], count: int):
         self.ids = list(ids)
-        self.finished = False
         self.prompt_logprobs = PromptLogprobs(ids, count)
-
-    @property
-    def position(self) -> int:
-        return len(self.ids) - 1
-
-    def start(self, lookup: PromptLookup) -> None:
-        """There is nothing to prepare."""
 
     def accept(self, logits: np.ndarray) -> list[TokenLogprob | None]:
         """All log-likelihoods; what would follow the prompt is not asked."""
-        self.finished = True
+        self.finish_reason = "done"
         return self.prompt_logprobs.found
 
 

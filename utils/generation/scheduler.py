@@ -34,7 +34,7 @@ class Slot:
     @property
     def scored(self) -> bool:
         """Whether the logits after each token of its prompt are wanted."""
-        return getattr(self.ticket.work, "prompt_logprobs", None) is not None
+        return self.ticket.work.prompt_logprobs is not None
 
 
 class Scheduler:

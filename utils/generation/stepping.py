@@ -85,7 +85,7 @@ class Stepper:
         ids, done = ticket.work.ids, ticket.prompt_done
         try:
             logits = self.passes.score_chunk(slot.number, ids, done)
-            ticket.work.prompt_logprobs.add(logits)  # type: ignore[attr-defined]
+            ticket.work.prompt_logprobs.add(logits)
         except Exception as error:
             self.fail([ticket], error)
             return None

@@ -59,6 +59,11 @@ def token_bytes(tokenizer: Any, token: int) -> bytes:
     piece = tokenizer.convert_ids_to_tokens(token)
     if piece is None:  # the embedding has rows that are no token, for its size to be round
         return b""
+    return piece_bytes(piece)
+
+
+def piece_bytes(piece: str) -> bytes:
+    """What a piece of a byte-level vocabulary stands for."""
     try:
         return bytes(BYTE_OF[character] for character in piece)
     except KeyError:  # an added token, which is kept as plain text

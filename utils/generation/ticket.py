@@ -10,30 +10,35 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from utils.generation.lookup import PromptLookup
-from utils.generation.request import FinishReason
 
+FinishReason = Literal["end_of_text", "stop_string", "budget", "context_full"]
 EndReason = FinishReason | Literal["done", "stopped", "time_limit", "shutdown", "error"]
 
 
 class Work(Protocol):
     """What an engine runs in a slot, such as a `Request`.
 
-    `ids` grow by what `accept` chooses; the last of them is at `position` and is run next.
+    Attributes:
+        ids: grow by what `accept` chooses; the last of them is at `position` and is run next.
+        finish_reason: of an `EndReason`; None until nothing more is to be run.
+        prompt_logprobs: what the prompt's logits are given to; None where only the last counts.
     """
 
     ids: list[int]
+    finish_reason: Any = None
+    prompt_logprobs: Any = None
 
     @property
-    def position(self) -> int: ...
+    def position(self) -> int:
+        return len(self.ids) - 1
 
     @property
-    def finished(self) -> bool: ...
-
-    @property
-    def finish_reason(self) -> Any: ...
+    def finished(self) -> bool:
+        return self.finish_reason is not None
 
     def start(self, lookup: PromptLookup) -> None:
         """It has a slot: prefill begins. `lookup` is what its tokens are proposed by."""
+        return  # mypy takes a body of words for an abstract one
 
     def accept(self, logits: np.ndarray) -> Any:
         """Takes the logits `[vocab_size]` after the last id; what it returns is an event."""

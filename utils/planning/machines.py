@@ -62,7 +62,7 @@ class Machine:
             UserError: where they need a network and its rate is not known.
         """
         machine = dataclasses.replace(self, devices=devices)
-        _check_links(machine, f"machine {self.name}")
+        _check_rates(machine, f"machine {self.name}")
         return machine
 
 
@@ -132,8 +132,7 @@ def _machine(name: str, settings: Any, place: str) -> Machine:
         assumed=_assumed(settings, place),
         **numbers,
     )
-    _check_pairs(machine, place)
-    _check_links(machine, place)
+    _check_rates(machine, place)
     return machine
 
 
@@ -172,12 +171,10 @@ def _assumed(settings: dict[str, Any], place: str) -> tuple[str, ...]:
     return tuple(map(str, named))
 
 
-def _check_pairs(machine: Machine, place: str) -> None:
+def _check_rates(machine: Machine, place: str) -> None:
+    """Raises a `UserError` where there is something between which nothing is said to move."""
     if machine.backing_memory and not machine.backing_memory_rate:
         raise UserError(f"{place}: backing_memory_gb needs backing_memory_gb_per_s over 0")
-
-
-def _check_links(machine: Machine, place: str) -> None:
     count = machine.devices
     if count > 1 and machine.devices_per_host > 1 and not machine.link_rate:
         raise UserError(f"{place}: {count} devices need link_gb_per_s over 0")

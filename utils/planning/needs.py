@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,14 @@ class Needs:
 
 def needs_of(config: BloomConfig) -> Needs:
     """The needs of the program that a configuration builds."""
-    session, seconds = timed_build(config)
-    weights, state = program_bytes(session)
+    begin = time.perf_counter()
+    session = build(config)
+    seconds = time.perf_counter() - begin
+    weights, state = program_bytes(session.ir)
     variables = _variables(session)
-    elements = _variables(build(_unquantized(config))) if config.model.quantized else variables
+    elements = variables  # of a variable, one for each parameter
+    if config.model.quantized:
+        elements = _variables(build(config.changed(weight_precision="full")))
     return Needs(
         config=config,
         build_seconds=seconds,
@@ -63,30 +67,16 @@ def needs_of(config: BloomConfig) -> Needs:
     )
 
 
-def timed_build(config: BloomConfig) -> tuple[InferenceSession, float]:
-    """The program's session, and the seconds that building it took."""
-    begin = time.perf_counter()
-    session = build(config)
-    return session, time.perf_counter() - begin
-
-
 def _variables(session: InferenceSession) -> list[Variable]:
     return [v for v in session.state.values_flat() if isinstance(v, Variable)]
 
 
-def _unquantized(config: BloomConfig) -> BloomConfig:
-    """The settings with an element of a variable for each parameter."""
-    model = dataclasses.replace(config.model, weight_precision="full")
-    return dataclasses.replace(config, model=model)
-
-
 def _bytes_of_parts(session: InferenceSession) -> list[int]:
     """Bytes of the weights of each part (a layer, the embedding) on one replica."""
-    parts: dict[str, int] = {}
+    parts: Counter[str] = Counter()
     for name, variable in session.state.to_dict().items():
         if isinstance(variable, Variable):
-            part = name.split(".")[0]
-            parts[part] = parts.get(part, 0) + _bytes(variable, variable.shape)
+            parts[name.split(".")[0]] += _bytes(variable, variable.shape)
     return list(parts.values())
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import BloomConfig
-from utils.planning.forecast import Forecast, forecast
+from utils.planning.forecast import Forecast, forecast, forecasts
 from utils.planning.machines import THIS, Machine, load_machine
 from utils.planning.needs import Needs, needs_of
-from utils.planning.shardings import forecasts
 from utils.planning.streaming import Streaming, estimate
 from utils.planning.this_machine import this_machine
 from utils.setup import UserError

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from utils.escaping import table
 from utils.planning import traffic
 from utils.planning.forecast import Forecast
 from utils.planning.needs import Needs
@@ -123,11 +124,14 @@ def _machine_lines(plan: Plan) -> list[str]:
     config, machine = plan.needs.config, plan.machine
     assert machine is not None
     shown = _shown(plan)
+    figures = table([HEADINGS, *map(_cells, shown)], right=True)
+    marks = ["", *(_marks(f, plan) for f in shown)]
+    rows = [f"  {line}  {mark}".rstrip() for line, mark in zip(figures, marks, strict=True)]
     head = (
         f"On {machine.name}, {machine.description}: {_count(machine.devices, 'device')}, "
         f"{_count(config.execution.batch_size, 'sequence')} of {shown[0].context} tokens"
     )
-    return [head, *_table([HEADINGS, *(_cells(f, plan) for f in shown)]), *_remarks(plan)]
+    return [head, *rows, *_remarks(plan)]
 
 
 def _shown(plan: Plan) -> list[Forecast]:
@@ -137,11 +141,13 @@ def _shown(plan: Plan) -> list[Forecast]:
     return shown
 
 
-def _cells(f: Forecast, plan: Plan) -> tuple[str, ...]:
-    marks = [
-        *(["best"] if plan.forecasts and f == plan.forecasts[0] and f.fits else []),
-        *(["as configured"] if f == plan.configured else []),
-    ]
+def _marks(f: Forecast, plan: Plan) -> str:
+    """What stands behind its row."""
+    best = ["best"] if plan.forecasts and f == plan.forecasts[0] and f.fits else []
+    return ", ".join([*best, *(["as configured"] if f == plan.configured else [])])
+
+
+def _cells(f: Forecast) -> tuple[str, ...]:
     times = (f.reading, f.arithmetic, f.communication, f.calls, f.streaming, f.seconds)
     return (
         f"{f.tensor_parallel_1} x {f.tensor_parallel_2}",
@@ -149,17 +155,7 @@ def _cells(f: Forecast, plan: Plan) -> tuple[str, ...]:
         _size(f.memory_bytes),
         f.place if f.fits else "does not fit",
         *(_duration(t) for t in times),
-        ", ".join(marks),
     )
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  " + "  ".join([*cells, *row[len(HEADINGS) :]]).rstrip())
-    return lines
 
 
 def _remarks(plan: Plan) -> list[str]:

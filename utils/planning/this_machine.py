@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,90 +56,60 @@ def this_machine(
     if disk_rate is None and held > memory:
         folder = config.execution.memmap_dir
         disk_rate = measured_rate(Path(folder).expanduser() if folder else Path())
-    with ThinProgram(config) as thin, Products(config) as products:
-        call, arithmetic = thin.seconds_a_call(), products.rate()
+    with thin_program(config) as seconds_a_call, products(config) as rate:
+        call, arithmetic = seconds_a_call(PASSES), rate(SAMPLES)
     return Machine(
         name=THIS,
         description=f"the {device} at hand, measured",
         devices=1,
         devices_per_host=1,
         memory=memory,
-        memory_rate=memory_rate(device),
+        memory_rate=statistics.median(rates.read_bandwidth(device) for _ in range(SAMPLES)),
         arithmetic={config.model.precision: arithmetic},
         disk_rate=disk_rate or 0,
         call=call,
     )
 
 
-def memory_rate(device: str) -> float:
-    """Bytes a second that a device reads."""
-    return statistics.median(rates.read_bandwidth(device) for _ in range(SAMPLES))
-
-
-class Products:
+@contextmanager
+def products(config: BloomConfig) -> Iterator[Callable[[int], float]]:
     """A program of products of a batch with one matrix, as the runtime computes them.
 
-    Use it inside `with`.
+    It gives what measures: multiplications and additions a second, the median of so many runs.
     """
-
-    def __init__(self, config: BloomConfig):
-        rows, dtype = config.execution.batch_size, config.model.dtype
-        self._operations = 2 * rows * SIDE * SIDE * PRODUCTS
-        values = np.random.default_rng(0).standard_normal((SIDE, SIDE)) / np.sqrt(SIDE)
-        ir = popxl.Ir()
-        with ir.main_graph:
-            # As a checkpoint has it: in rows of outputs.
-            matrix = popxl.variable(values.astype(dtype.as_numpy()).T, dtype, "matrix")
-            x = popxl.constant(values[:1].repeat(rows, axis=0), dtype)
-            body = ir.create_graph(lambda x, matrix: x @ matrix, x, matrix)
-            (product,) = ops.repeat(body, PRODUCTS, x, matrix)
-            ops.host_store(popxl.d2h_stream(product.shape, dtype), product)
-        self._session = popxl.Session(ir, config.execution.device)
-
-    def __enter__(self) -> Products:
-        self._session.__enter__()
-        self._session.run()  # makes what is made at first use
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._session.__exit__(*exception)
-
-    def rate(self, samples: int = SAMPLES) -> float:
-        """Multiplications and additions a second; the median of some."""
-        return self._operations / statistics.median(
-            _seconds(self._session.run) for _ in range(samples)
-        )
+    rows, dtype = config.execution.batch_size, config.model.dtype
+    operations = 2 * rows * SIDE * SIDE * PRODUCTS
+    values = np.random.default_rng(0).standard_normal((SIDE, SIDE)) / np.sqrt(SIDE)
+    ir = popxl.Ir()
+    with ir.main_graph:
+        # As a checkpoint has it: in rows of outputs.
+        matrix = popxl.variable(values.astype(dtype.as_numpy()).T, dtype, "matrix")
+        x = popxl.constant(values[:1].repeat(rows, axis=0), dtype)
+        body = ir.create_graph(lambda x, matrix: x @ matrix, x, matrix)
+        (product,) = ops.repeat(body, PRODUCTS, x, matrix)
+        ops.host_store(popxl.d2h_stream(product.shape, dtype), product)
+    with popxl.Session(ir, config.execution.device) as session:
+        session.run()  # makes what is made at first use
+        yield lambda runs: operations / _median_seconds(session.run, runs)
 
 
-class ThinProgram:
+@contextmanager
+def thin_program(config: BloomConfig) -> Iterator[Callable[[int], float]]:
     """The same program at the smallest width: as many calls, and almost nothing to read.
 
-    Use it inside `with`.
+    It gives what measures: the seconds an op takes beside its work, from the median of so many
+    decode passes.
     """
-
-    def __init__(self, config: BloomConfig):
-        self.config = thin_config(config)
-        self._session = build(self.config)
-        # Blank weights lie in no memory: the kernels that others get do not read such.
-        fill_randomly(self._session, np.random.default_rng(0))
-        self._passes = Passes(self.config, self._session)
-
-    def __enter__(self) -> ThinProgram:
-        self._session.__enter__()
-        self._pass()  # makes what is made at first use
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._session.__exit__(*exception)
-
-    def seconds_a_call(self, passes: int = PASSES) -> float:
-        """Seconds an op takes beside its work: the median of decode passes over their calls."""
-        calls = cost(self._session.pass_graphs["decode"]).calls
-        return statistics.median(_seconds(self._pass) for _ in range(passes)) / calls
-
-    def _pass(self) -> None:
-        rows = np.zeros(self.config.execution.batch_size, np.int32)
-        self._passes.decode(rows, rows)
+    config = thin_config(config)
+    session = build(config)
+    # Blank weights lie in no memory: the kernels that others get do not read such.
+    fill_randomly(session, np.random.default_rng(0))
+    rows = np.zeros(config.execution.batch_size, np.int32)
+    decode = partial(Passes(config, session).decode, rows, rows)
+    calls = cost(session.pass_graphs["decode"]).calls
+    with session:
+        decode()  # makes what is made at first use
+        yield lambda passes: _median_seconds(decode, passes) / calls
 
 
 def thin_config(config: BloomConfig) -> BloomConfig:
@@ -155,7 +127,10 @@ def thin_config(config: BloomConfig) -> BloomConfig:
     return BloomConfig(model, config.execution).validate()
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+def _median_seconds(run: Callable[[], object], times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)

@@ -14,6 +14,7 @@ from config import BloomConfig
 from modelling.pass_sizes import ending_together, heads
 from modelling.program import InferenceSession
 from utils import distributed
+from utils.escaping import table
 from utils.generation.passes import Passes
 from utils.generation.replicas import HEADER_BYTES, rows_elsewhere
 from utils.our_runtime import Traffic, cost, exchanged
@@ -103,11 +104,7 @@ def lines(passes: Mapping[str, PassTraffic]) -> list[str]:
         HEADINGS,
         *((f"  {name}", *map(_shown, p.parts)) for name, p in passes.items()),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return table(rows)
 
 
 def _median(traffic: Sequence[Traffic]) -> Traffic:

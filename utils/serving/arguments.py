@@ -83,12 +83,14 @@ class ServerArguments:
         return Hosts.given(self.allow_host, self.proxy, bound=self.host, origins=self.cors_origins)
 
     def web(self) -> dict[str, Any]:
-        """Options of `build_app`. Raises a `UserError` for a key or a path that is none."""
+        """Options of `build_app`. Raises a `UserError` for one that is not possible."""
+        auth, hosts = self.account(), self.hosts()
         root = self.root_path.rstrip("/")
         if root and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root):
             raise UserError(f"--root_path must be a path such as /bloom, not {root[:80]!r}")
         keys = given_keys(self.api_key, self.api_key_file, os.environ)
-        return {"keys": keys, "page": not self.no_page, "root_path": root}
+        page = not self.no_page
+        return {"auth": auth, "hosts": hosts, "keys": keys, "page": page, "root_path": root}
 
     def account(self) -> tuple[str, str] | None:
         """User and password. Raises a `UserError` where one of them is missing."""

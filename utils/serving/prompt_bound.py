@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import models
 
-from utils.generation.text import BYTE_OF
+from utils.generation.text import BYTE_OF, piece_bytes
 
 
 class PromptBound:
@@ -47,19 +47,12 @@ class PromptBound:
         if not BYTE_OF.keys() <= pieces.keys():
             return None
         most = np.ones(257, np.int64)
-        for piece in [*(_bytes(piece) for piece in pieces), *(t.content.encode() for t in added)]:
+        for piece in [*map(piece_bytes, pieces), *(t.content.encode() for t in added)]:
             if len(piece) > 1:
                 counts = np.bincount(np.frombuffer(piece, np.uint8), minlength=257)
                 counts[256] = len(piece)
                 np.maximum(most, counts, out=most)
         return most
-
-
-def _bytes(piece: str) -> bytes:
-    try:
-        return bytes(BYTE_OF[character] for character in piece)
-    except KeyError:  # a token of its own, which is kept as plain text
-        return piece.encode()
 
 
 def _keeps_bytes(backend: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from config import BloomConfig
 from modelling.program import inference
@@ -95,8 +95,10 @@ class Generator:
             shard_root or config.model.hf_model, lora=config.model.lora
         )
         self.checkpoint.check_against(config)
-        self.config = _for_generation(self.checkpoint.decided(config))
-        self._session = inference(self.config, spread=False, device_desc="cpu")
+        # The program's variables are what counts: one short pass, on this machine.
+        decided = self.checkpoint.decided(config)
+        self.config = decided.changed(device="cpu", prompt_chunks=(1,))
+        self._session = inference(self.config, spread=False)
         self._parts = part_files(self._session)
         self._copied = copied_files(self.checkpoint.path)
         manifest = Manifest(
@@ -129,7 +131,7 @@ class Generator:
         with (
             interrupts_between() as check,
             one_thread(),
-            Overlap[int](AT_ONCE, ROOM) as overlap,
+            Overlap(AT_ONCE, ROOM) as overlap,
         ):
 
             def wrote(size: int) -> None:
@@ -147,6 +149,12 @@ class Generator:
                 overlap.submit(size, partial(self._write, name, content, wrote))
             sizes = [size for size in overlap.results() if size]
         return Written(len(sizes), sum(sizes), self.folder.finish())
+
+    def run_alone(self, doing: str) -> None:
+        """Write all that is missing, with a bar on stderr, if that is a terminal."""
+        total = self.bytes_missing(Share())
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            self.run(Share(), bar.update, lambda file: bar.set_description(f"{doing}, {file}"))
 
     def _missing(self, share: Share) -> list[str]:
         """Files that are not complete: the small ones, and a rank's share of the parts."""
@@ -212,12 +220,6 @@ def copied_files(folder: Path) -> dict[str, Path]:
     return {
         path.name: path for path in sorted(found) if is_file_name(path.name) and is_regular(path)
     }
-
-
-def _for_generation(config: BloomConfig) -> BloomConfig:
-    """The program's variables are what counts: one short pass, on this machine."""
-    execution = dataclasses.replace(config.execution, device="cpu", prompt_chunks=(1,))
-    return dataclasses.replace(config, execution=execution)
 
 
 def _name(hf_model: str) -> str:

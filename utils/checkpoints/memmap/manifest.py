@@ -70,7 +70,7 @@ class Manifest:
         """Why the maps of `other` cannot be used as these; empty if they can."""
         ours, theirs = self.settings, other.settings
         found = [
-            f"{cell(name)} is {_told(theirs, name)} there, {_told(ours, name)} here"
+            f"{cell(name)} is {cell(theirs.get(name))} there, {cell(ours.get(name))} here"
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
@@ -83,10 +83,6 @@ class Manifest:
         """The contents of the manifest's file, always the same for the same maps."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         return json.dumps(content, indent=1) + "\n"
-
-
-def _told(settings: dict[str, Any], name: str) -> str:
-    return cell(settings.get(name))
 
 
 def map_settings(config: BloomConfig) -> dict[str, Any]:
@@ -123,10 +119,6 @@ def read_manifest(path: Path) -> Manifest:
     version = content.pop("version", None)
     if version != VERSION:
         raise UserError(f"{path} has version {cell(version)}, this program knows version {VERSION}")
-    return _from_content(path, content)
-
-
-def _from_content(path: Path, content: dict[str, Any]) -> Manifest:
     given = Fields(content, str(path), UserError)
     given.check_names(*(field.name for field in fields(Manifest)))
     files = given.mapping("files")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
-
-Result = TypeVar("Result")
+from typing import Any
 
 
-class Overlap(Generic[Result]):
+class Overlap:
     """Runs jobs in threads, in the order given. A context manager, which waits for them.
 
     Args:
@@ -21,10 +19,10 @@ class Overlap(Generic[Result]):
     def __init__(self, at_once: int, room: int):
         self._at_once, self._room = at_once, room
         self._pool = ThreadPoolExecutor(at_once)
-        self._under_way: deque[tuple[int, Future[Result]]] = deque()
-        self._results: list[Result] = []
+        self._under_way: deque[tuple[int, Future]] = deque()
+        self._results: list[Any] = []
 
-    def __enter__(self) -> Overlap[Result]:
+    def __enter__(self) -> Overlap:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,11 +36,11 @@ class Overlap(Generic[Result]):
         ):
             self._finish_first()
 
-    def submit(self, size: int, job: Callable[[], Result]) -> None:
+    def submit(self, size: int, job: Callable[[], object]) -> None:
         """Begin a job that takes `size` bytes."""
         self._under_way.append((size, self._pool.submit(job)))
 
-    def results(self) -> list[Result]:
+    def results(self) -> list[Any]:
         """Of all jobs, in order, once they have ended. Raises what a job has raised."""
         while self._under_way:
             self._finish_first()

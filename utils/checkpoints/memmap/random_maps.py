@@ -7,12 +7,11 @@ import math
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from config import BloomConfig
 from modelling.architecture import architecture_of
 from utils.checkpoints.checkpoint import HEAD, PREFIX, Checkpoint, MissingTensorError
-from utils.checkpoints.memmap.generator import Generator, Share
+from utils.checkpoints.memmap.generator import Generator
 from utils.checkpoints.random_weights import DEVIATION, POOL
 
 NORMS = ("norm.weight", "ln_f.weight", "ln_1.weight", "ln_2.weight")
@@ -68,7 +67,4 @@ def make_random_maps(config: BloomConfig, seed: int) -> None:
     """
     generator = Generator(config, checkpoint=RandomCheckpoint(config, seed))
     generator.begin()
-    share = Share()
-    total = generator.bytes_missing(share)
-    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        generator.run(share, bar.update, lambda file: bar.set_description(f"random, {file}"))
+    generator.run_alone("random")

@@ -39,13 +39,11 @@ class MemoryMaps:
         self.path = Path(str(config.execution.memmap_dir)).expanduser()
         self._manifest = open_manifest(self.path)
         settings = self._manifest.settings
-        model = dataclasses.replace(
-            config.model,
+        self.config = config.changed(
             hf_model=self._manifest.hf_model,
             tie_word_embeddings=bool(settings.get("tie_word_embeddings")),
             residual_after_norm=bool(settings.get("residual_after_norm")),
         )
-        self.config = dataclasses.replace(config, model=model)
         self._check_settings()
         if config.execution.verify_memmap and distributed.first_here():
             verify(self.path)

@@ -45,10 +45,6 @@ class PartFile:
     header: bytes
     arrays: dict[str, np.ndarray]
 
-    @property
-    def size(self) -> int:
-        return len(self.header) + sum(array.nbytes for array in self.arrays.values())
-
 
 def part_file(arrays: dict[str, np.ndarray], about: dict[str, str]) -> PartFile:
     """The file of a part's arrays.

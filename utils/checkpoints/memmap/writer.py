@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
@@ -18,11 +19,6 @@ import numpy as np
 from utils.checkpoints.memmap.manifest import FileEntry
 from utils.our_runtime import MappedPages
 from utils.setup import UserError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: one process at a time must write there
-    fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1 << 23
 """Bytes that are hashed and written at once, a multiple of `BLOCK`."""
@@ -131,7 +127,7 @@ class FileWriter:
 
 def _write_past_cache(file: int, wanted: bool) -> bool:
     """Have writes go straight to the disk from now on, or not; whether that is a change."""
-    if fcntl is None or not hasattr(os, "O_DIRECT"):
+    if not hasattr(os, "O_DIRECT"):
         return False
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     wanted_flags = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
@@ -182,7 +178,7 @@ def locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks on folders
-            _lock(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -215,10 +211,10 @@ def _claim(path: Path) -> int:
     """A descriptor of the empty file at `path`, which no other process has claimed."""
     while True:
         # No link that another user has put there, and nothing that others may write to.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         file = os.open(path, flags, 0o644)
         try:
-            _lock(file)
+            fcntl.flock(file, fcntl.LOCK_EX)
             if _is_named(file, path):  # not renamed by whom we waited for
                 os.ftruncate(file, 0)
                 return file
@@ -226,11 +222,6 @@ def _claim(path: Path) -> int:
             os.close(file)
             raise
         os.close(file)
-
-
-def _lock(descriptor: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _is_named(file: int, path: Path) -> bool:

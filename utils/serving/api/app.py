@@ -123,7 +123,7 @@ def _add_completions(app: fastapi.FastAPI, service: Service) -> None:
         check_model(service, body.model)
         found = await make(service, body)
         grammar = await constraints.of(body) if found.max_tokens else None
-        return found if grammar is None else replace(found, constraint=grammar.constraint)
+        return found if grammar is None else replace(found, constraint=grammar)
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: fastapi.Request) -> Response:

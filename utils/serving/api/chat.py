@@ -18,7 +18,6 @@ from utils.serving.api.plan import (
     tokens_asked,
 )
 from utils.serving.api.prompts import read_prompts
-from utils.serving.api.token_names import TokenNames
 from utils.serving.service import Service
 from utils.setup import UserError
 
@@ -39,7 +38,7 @@ async def plan_chat(service: Service, body: Any) -> Plan:
     if not max_tokens:
         raise ApiError(400, "max_tokens must be 1 or more, not 0", param="max_tokens")
     count = body.n or 1
-    check_count(service, 1, count, "n")
+    check_count(service, 1, count)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     plan = Plan(
         prompts,
@@ -74,9 +73,9 @@ class ChatAnswer(CompletionAnswer):
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
     prefix = "chatcmpl-"
 
-    def form(self, names: TokenNames) -> Any:
+    def form(self, tokenizer: Any) -> Any:
         """What writes a choice's log-likelihoods; None where they are not asked for."""
-        return ChatLogprobsForm(names) if self._body.logprobs else None
+        return ChatLogprobsForm(tokenizer) if self._body.logprobs else None
 
     def choice(
         self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None

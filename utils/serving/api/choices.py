@@ -7,10 +7,10 @@ from typing import Any
 
 from utils.generation.logprobs import TokenLogprob
 from utils.generation.request import GenerationStep
+from utils.generation.text import TextStream, token_bytes
 from utils.generation.ticket import Ticket
 from utils.serving.api.errors import ApiError
 from utils.serving.api.prompts import Prompt
-from utils.serving.api.token_names import TokenNames
 
 FINISH = {
     "end_of_text": "stop",
@@ -49,7 +49,7 @@ class Choice:
         if events and self._echo:
             self._echo = False
             text = self._prompt.text or ""
-            scores = getattr(ticket.work, "prompt_logprobs", None)
+            scores = ticket.work.prompt_logprobs
             if scores is not None:
                 tokens, found = list(self._prompt.ids), list(scores.found)
         for step in events:
@@ -82,9 +82,9 @@ class LogprobsForm:
     Each token has the place in the choice's text where it begins.
     """
 
-    def __init__(self, names: TokenNames, top: int):
-        self._names, self._top = names, top
-        self._text = names.stream()
+    def __init__(self, tokenizer: Any, top: int):
+        self._tokenizer, self._top = tokenizer, top
+        self._text = TextStream(tokenizer)
         self._length = 0
 
     def of(self, tokens: Sequence[int], found: Sequence[TokenLogprob | None]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class LogprobsForm:
             offsets.append(self._length)
             self._length += len(self._text.push(token))
         return {
-            "tokens": [self._names.name(token) for token in tokens],
+            "tokens": [token_name(self._tokenizer, token) for token in tokens],
             "token_logprobs": [None if one is None else one.logprob for one in found],
             "top_logprobs": [self._likeliest(one) for one in found] if self._top else None,
             "text_offset": offsets,
@@ -103,15 +103,15 @@ class LogprobsForm:
     def _likeliest(self, found: TokenLogprob | None) -> dict[str, float] | None:
         if found is None:
             return None
-        names = self._names.unique([token for token, _ in found.top])
+        names = unique_names(self._tokenizer, [token for token, _ in found.top])
         return dict(zip(names, (chance for _, chance in found.top), strict=True))
 
 
 class ChatLogprobsForm:
     """Log-likelihoods of one choice as chats have them."""
 
-    def __init__(self, names: TokenNames):
-        self._names = names
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
 
     def of(self, tokens: Sequence[int], found: Sequence[TokenLogprob | None]) -> dict[str, Any]:
         """Of the tokens that come next."""
@@ -126,8 +126,26 @@ class ChatLogprobsForm:
         return {"content": content, "refusal": None}
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._names.bytes_of(token)
-        return {"token": self._names.name(token), "logprob": logprob, "bytes": list(data)}
+        name, data = token_name(self._tokenizer, token), token_bytes(self._tokenizer, token)
+        return {"token": name, "logprob": logprob, "bytes": list(data)}
+
+
+def token_name(tokenizer: Any, token: int) -> str:
+    r"""Its text; `bytes:\xe2\x80` for what is no whole character, as OpenAI writes it."""
+    data = token_bytes(tokenizer, token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def unique_names(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """Names of several tokens, told apart by their ids where they would be the same."""
+    names = [token_name(tokenizer, token) for token in tokens]
+    return [
+        name if names.count(name) == 1 else f"{name}<{token}>"
+        for name, token in zip(names, tokens, strict=True)
+    ]
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

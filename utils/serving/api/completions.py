@@ -21,7 +21,6 @@ from utils.serving.api.plan import (
     tokens_asked,
 )
 from utils.serving.api.prompts import read_prompts
-from utils.serving.api.token_names import TokenNames
 from utils.serving.service import Service
 
 MAX_TOKENS = 16
@@ -38,13 +37,13 @@ async def plan_completion(service: Service, body: Any) -> Plan:
     max_tokens = tokens_asked(service, body.max_tokens, MAX_TOKENS)
     shown = body.n or 1
     each = body.best_of or shown
-    check_count(service, 1, each, "n")
+    check_count(service, 1, each)
     special = body.add_special_tokens is not False
     prompts = await read_prompts(
         service, body.prompt, special=special, last=body.truncate_prompt_tokens,
         with_text=bool(body.echo),
     )  # fmt: skip
-    check_count(service, len(prompts), each, "n")
+    check_count(service, len(prompts), each)
     ranked = each > shown
     logprobs = 0 if ranked and body.logprobs is None else body.logprobs
     score = bool(body.echo) and body.logprobs is not None
@@ -101,18 +100,17 @@ class CompletionAnswer:
         self._choices = [Choice(prompt, echo) for prompt in prompts]
         shown = [prompt.text if prompt.text is not None else prompt.ids for prompt in prompts]
         self._batch = Batch(service, partial(plan.work, service), shown)
-        names = TokenNames(service.tokenizer)
-        self._forms = [self.form(names) for _ in prompts]
+        self._forms = [self.form(service.tokenizer) for _ in prompts]
         self._head = {
             "id": self.prefix + secrets.token_hex(12),
             "created": int(time.time()),
             "model": service.about.name,
         }
 
-    def form(self, names: TokenNames) -> Any:
+    def form(self, tokenizer: Any) -> Any:
         """What writes a choice's log-likelihoods; None where they are not asked for."""
         asked = self._body.logprobs
-        return None if asked is None else LogprobsForm(names, asked)
+        return None if asked is None else LogprobsForm(tokenizer, asked)
 
     def choice(
         self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None

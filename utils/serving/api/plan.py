@@ -126,12 +126,12 @@ def tokens_asked(service: Service, given: int | None, default: int) -> int:
     return min(default if given is None else given, service.max_tokens)
 
 
-def check_count(service: Service, prompts: int, each: int, name: str) -> None:
+def check_count(service: Service, prompts: int, each: int) -> None:
     """Raises an `ApiError` where a request would make too many texts."""
     most = service.limits.choices
     if prompts * each > most:
         raise ApiError(
-            400, f"a request may have {most} texts in all, not {prompts} times {each}", param=name
+            400, f"a request may have {most} texts in all, not {prompts} times {each}", param="n"
         )
 
 

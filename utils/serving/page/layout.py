@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -138,17 +139,13 @@ class _Writing:
             buttons=["copy"],
             elem_id="output",
         )
-        status = gr.Textbox(
-            label="Status", show_label=False, interactive=False, max_lines=4, elem_id="status"
-        )
+        line = partial(gr.Textbox, show_label=False, interactive=False, max_lines=4)
+        status = line(label="Status", elem_id="status")
         look = gr.Button("Show the likeliest next tokens", size="md", elem_id="look")
         chart = gr.Label(
             label=words.NEXT_TOKEN_HINT, show_heading=False, visible=False, elem_id="next_tokens"
         )
-        remark = gr.Textbox(
-            label="Remark", show_label=False, interactive=False, visible=False, max_lines=4,
-            elem_id="remark",
-        )  # fmt: skip
+        remark = line(label="Remark", visible=False, elem_id="remark")
         shown = gr.JSON({}, visible=False)  # the chart's prompt, and what each of its bars appends
         return cls(
             prompt, examples, generate, stop, clear, output, status, look, chart, remark, shown

@@ -26,7 +26,6 @@ class PrefixRouter(FIFOMixin, RequestRouter):
     def initialize_state(self, **_: Any) -> None:
         self._known: dict[Any, OrderedDict[int, None]] = {}
         self._busy: Counter[Any] = Counter()
-        self._where: dict[str, Any] = {}
 
     async def choose_replicas(
         self,
