@@ -14,11 +14,10 @@ from reference import CHUNK
 from serving import HeldPasses, ReferencePasses, generated_text, request, wait_until
 from transformers import BloomForCausalLM, PreTrainedTokenizerFast
 
-from utils.benchmark.measuring import Greedy
 from utils.generation.engine import Engine, EngineClosed, QueueFull
 from utils.generation.next_tokens import NextTokens
 from utils.generation.sampling import SamplingConfig
-from utils.generation.ticket import Ticket
+from utils.generation.ticket import Ticket, Work
 from utils.setup import UserError
 
 PROMPTS = (
@@ -44,15 +43,18 @@ def finish(*tickets: Ticket) -> list[str]:
     return [ticket.end.reason for ticket in tickets if ticket.end]
 
 
-class Logits(Greedy):
+class Logits(Work):
     """Work that gives the logits themselves, and goes on with tokens of its own choice."""
 
     finish_reason = "done"
 
     def __init__(self, ids: list[int], following: list[int]):
-        super().__init__(np.array(ids), len(following))
-        self._following = list(following)
+        self.ids, self._following = list(ids), list(following)
         self.seen: list[np.ndarray] = []
+
+    @property
+    def finished(self) -> bool:
+        return not self._following
 
     def accept(self, logits: np.ndarray) -> np.ndarray:
         self.seen.append(logits.copy())
