@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="AdamW's, at its peak")
     parser.add_argument("--muon_rate", type=float, default=0.02, help="Muon's, at its peak")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of what each part adds")
     parser.add_argument(
         "--precision",
         choices=("bfloat16", "float32"),
@@ -88,6 +89,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = BloomForCausalLM(model_config())
     use_fused_attention(model)
+    set_dropout(model, arguments.dropout)
     optimizers = make_optimizers(model, arguments)
     progress = load_checkpoint(arguments.run, model, optimizers)
     saved = progress.seconds
@@ -159,10 +161,17 @@ def use_fused_attention(model: BloomForCausalLM) -> None:
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=bias[..., :tokens, :tokens].to(query.dtype)
         )
-        return residual + self.dense(mixed.transpose(1, 2).flatten(2)), None
+        added = self.dense(mixed.transpose(1, 2).flatten(2))
+        return residual + functional.dropout(added, self.hidden_dropout, self.training), None
 
     for layer in model.transformer.h:
         layer.self_attention.forward = MethodType(forward, layer.self_attention)
+
+
+def set_dropout(model: BloomForCausalLM, share: float) -> None:
+    """Has training drop this share of what attention and MLP add; the export knows none of it."""
+    for layer in model.transformer.h:
+        layer.self_attention.hidden_dropout = layer.mlp.hidden_dropout = share
 
 
 def make_optimizers(
