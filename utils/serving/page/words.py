@@ -62,7 +62,7 @@ class Example:
 EXAMPLES = (
     Example("A tale", "Once upon a time there was a king who", 64, 0.7),
     Example("A story", "The old man climbed the stairs of the lighthouse, and", 64, 0.7),
-    Example("What is a dog?", "A dog is", 32),
+    Example("A conversation", "She looked at him and said,", 48, 0.7),
     Example(
         "Translation",
         "English: Good morning.\nFrench: Bonjour.\nSpanish: Buenos días.\nPortuguese: Bom dia.\n\n"
