@@ -93,26 +93,24 @@ def measured(
     """Steps of decoding of these requests, which are all that run."""
     bandwidth, matmuls = limits.bandwidth(), limits.matmuls()
     for _ in range(WARM_UP):
-        step_of_all(engine, tickets)
+        seconds_a_token(engine, tickets)
     bandwidth.begin()
     matmuls.begin()
-    seconds = [step_of_all(engine, tickets) for _ in range(steps)]
+    seconds = [seconds_a_token(engine, tickets) for _ in range(steps)]
     count, filled = len(tickets), len(tickets[0].work.ids)
     reading = work.step_bytes(count, filled) / bandwidth.end()
     each = work.layer_operations + work.head_operations + filled * work.attention_operations
     least = max(reading, count * each / matmuls.end())
-    median = statistics.median(seconds)
+    median = statistics.median(seconds) * count
     return Row(count, median, count / median, least / median)
 
 
-def step_of_all(engine: Engine, tickets: list[Ticket]) -> float:
-    """Seconds of the passes that give each request a token."""
-    seconds, wanted = 0.0, [len(ticket.work.ids) + 1 for ticket in tickets]
-    while any(len(t.work.ids) < n for t, n in zip(tickets, wanted, strict=True)):
-        step = engine.step()
-        assert step is not None
-        seconds += step.seconds
-    return seconds
+def seconds_a_token(engine: Engine, tickets: list[Ticket]) -> float:
+    """Of one pass; it gives a token to as many requests as it has room for, in turn."""
+    before = sum(len(ticket.work.ids) for ticket in tickets)
+    step = engine.step()
+    assert step is not None
+    return step.seconds / (sum(len(ticket.work.ids) for ticket in tickets) - before)
 
 
 def show(row: Row, as_json: bool) -> None:
