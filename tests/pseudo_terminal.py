@@ -106,6 +106,20 @@ def answer(
         child.send(reply + "\r")
 
 
+def settled(child: pexpect.spawn) -> str:
+    """What it shows until a prompt stands there and nothing has followed it for two seconds.
+
+    A Ctrl-C that is still under way would drop what is typed next.
+    """
+    seen = ""
+    while True:
+        try:
+            seen += child.read_nonblocking(1 << 16, timeout=2)
+        except pexpect.TIMEOUT:
+            if "Prompt:" in seen.rpartition("^C")[2]:
+                return seen
+
+
 def leave(child: pexpect.spawn) -> None:
     """Ctrl-D at the prompt; the process must end with status 0."""
     child.expect("Prompt.*:")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from pseudo_terminal import DEFAULTS, EVIL, answer, leave, terminal
+from pseudo_terminal import DEFAULTS, EVIL, answer, leave, settled, terminal
 from run_scripted import LISTEN, LISTENING, PAUSE
 
 from utils.writing import for_terminal
@@ -271,8 +271,7 @@ def test_many_ctrl_c_at_the_prompt_leave_no_traceback(sent: str, term: str, tmp_
             child.sendintr()
             if sent == "as a signal":
                 child.kill(signal.SIGINT)
-        child.expect_exact("Prompt:")
-        seen = child.before
+        seen = settled(child)
         for question, reply in (("", "A cat"), ("Temp", ""), ("Top-k", ""), ("Number", "")):
             child.expect_exact(question)
             seen += child.before
