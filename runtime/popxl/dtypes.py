@@ -7,8 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-from popxl._absent import FLOAT8
+from popxl_shared.absent import FLOAT8
 
 
 class dtype:  # noqa: N801 - PopXL's own name

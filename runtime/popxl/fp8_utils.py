@@ -1,6 +1,6 @@
 """The names of 8-bit floats on the host, which are not there."""
 
-from popxl._absent import FLOAT8, absent
+from popxl_shared.absent import FLOAT8, absent
 
 host_fp8_mse_scale = absent("host_fp8_mse_scale", FLOAT8)
 host_fp8_mse_scale_pb = absent("host_fp8_mse_scale_pb", FLOAT8)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from popxl._absent import GRADIENTS, absent
+from popxl_shared.absent import GRADIENTS, absent
+
 from popxl.context import get_current_graph
 from popxl.graph import Op
 from popxl.rewriting import repeat_ops

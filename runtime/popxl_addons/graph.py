@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import popxl
 from popxl import ops
-from popxl._absent import GRADIENTS, absent
+from popxl_shared.absent import GRADIENTS, absent
 
 from .dot_tree import to_mapping
 from .named_tensors import NamedTensors, TensorMap

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import popxl
-from popxl._absent import GRADIENTS
+from popxl_shared.absent import GRADIENTS
 
 from .data_source import DataIter
 from .graph import BoundGraph, GraphWithNamedArgs

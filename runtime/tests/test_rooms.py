@@ -60,9 +60,11 @@ def test_the_front_end_reaches_what_runs_it_only_where_a_session_is_made(path):
 
 
 @pytest.mark.parametrize("path", sources("popxl_addons"), ids=name_of)
-def test_the_addons_stand_on_popxl_alone(path):
+def test_the_addons_stand_on_popxl_alone_and_on_its_public_names(path):
     for module, _ in imported(path):
         assert not stands_in(module, "popxl_torch"), f"{name_of(path)} imports {module}"
+        private = module.startswith("popxl.") and "._" in module
+        assert not private, f"{name_of(path)} imports {module}"
 
 
 @pytest.mark.parametrize("path", sources("popxl_torch"), ids=name_of)

@@ -1,6 +1,6 @@
 """The names of ops on 8-bit floats, which are not there."""
 
-from popxl._absent import FLOAT8, absent
+from popxl_shared.absent import FLOAT8, absent
 
 conv_pow2scaled = absent("conv_pow2scaled", FLOAT8)
 conv_transpose_pow2scaled = absent("conv_transpose_pow2scaled", FLOAT8)

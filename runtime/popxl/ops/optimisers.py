@@ -1,6 +1,6 @@
 """The names of optimisers' ops, which are not there."""
 
-from popxl._absent import OPTIMISERS, absent
+from popxl_shared.absent import OPTIMISERS, absent
 
 lamb_square = absent("lamb_square", OPTIMISERS)
 adam_updater = absent("adam_updater", OPTIMISERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from popxl._absent import GRADIENTS, absent, absent_class
+from popxl_shared.absent import GRADIENTS, absent, absent_class
 
 
 class ExpectedConnectionType(Enum):

@@ -1,5 +1,5 @@
 """The name of the Adam optimiser, which is not there."""
 
-from popxl._absent import OPTIMISERS, absent_class
+from popxl_shared.absent import OPTIMISERS, absent_class
 
 AdamOptimizerStep = absent_class("popxl_addons.optimizers.adam.AdamOptimizerStep", OPTIMISERS)

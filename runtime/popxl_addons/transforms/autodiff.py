@@ -1,6 +1,6 @@
 """The names of automatic differentiation, which is not there."""
 
-from popxl._absent import GRADIENTS, absent
+from popxl_shared.absent import GRADIENTS, absent
 
 autodiff = absent("popxl_addons.autodiff", GRADIENTS)
 autodiff_with_accumulation = absent("popxl_addons.autodiff_with_accumulation", GRADIENTS)

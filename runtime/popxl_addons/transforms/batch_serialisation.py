@@ -13,8 +13,8 @@ from typing import Any
 
 import popxl
 from popxl import ops
-from popxl._absent import GRADIENTS, absent
 from popxl.ops import collectives
+from popxl_shared.absent import GRADIENTS, absent
 
 from ..graph import GraphWithNamedArgs
 from ..named_tensors import NamedTensors

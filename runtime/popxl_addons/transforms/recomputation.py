@@ -1,5 +1,5 @@
 """The name of recomputation in gradient graphs, which are not there."""
 
-from popxl._absent import GRADIENTS, absent
+from popxl_shared.absent import GRADIENTS, absent
 
 recompute_graph = absent("popxl_addons.recompute_graph", GRADIENTS)
