@@ -11,7 +11,7 @@ import popxl
 import pytest
 import torch
 from popxl import ops
-from popxl_torch.replay import replay
+from popxl_torch.replay import recorder, replay
 from popxl_torch.replay.scratch import Copies, Scratch
 from programs import store
 
@@ -251,6 +251,22 @@ def test_scratch_memory_is_used_again_when_nothing_lies_in_it():
     assert again.shape == (3, 7)
     assert again.is_contiguous()
     assert scratch.bytes() == 2 * 400
+
+
+def test_a_graph_too_large_to_record_leaves_room_for_the_others(monkeypatch):
+    monkeypatch.setattr(recorder, "MOST_BYTES", 1 << 14)
+    rows = 4, 400, 8
+
+    def build():
+        given = popxl.h2d_stream((max(rows), 24), popxl.float32)
+        loaded = ops.host_load(given)
+        made = [call(lambda t: ops.gelu(t + 1) * 2, loaded[:count]) for count in rows]
+        (y,) = store([ops.sum(t) for t in made])[-1:]
+        return given, y
+
+    given = np.random.default_rng(7).standard_normal((RUNS, max(rows), 24), dtype=np.float32)
+    session = run_both(build, given, rtol=1e-4, atol=1e-4)
+    assert recordings(session) == 2
 
 
 def test_copies_use_memory_again_that_nobody_has():

@@ -113,7 +113,8 @@ def measure(config: BloomConfig, arguments: BenchmarkArguments, measured: Measur
         rounds = Rounds(passes, work, all_work, generator, peer, bar.update)
         layers = Layers(config.model.layers, whole.model.layers)
         for combination in wanted:
-            measured.limits = limits = MachineLimits.of(config, combination.prompt_tokens)
+            together = combination.batch_size * combination.prompt_tokens
+            measured.limits = limits = MachineLimits.of(config, together)
             samples = Samples(combination)
             try:
                 rounds.run(samples, limits, arguments.repeats)

@@ -52,7 +52,7 @@ class MachineLimits:
 
     @classmethod
     def of(cls, config: BloomConfig, prompt_tokens: int) -> MachineLimits:
-        """For prompts of a length: products are those of a layer."""
+        """For so many tokens of prompts at once: products are those of a layer."""
         device = config.execution.device
         products = _layer_products(config, min(prompt_tokens, ROWS_AT_MOST))
         fastest = machine.fastest_matmul_type(products, config.model.dtype, device)

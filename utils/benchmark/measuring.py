@@ -53,7 +53,7 @@ class Samples:
     """What was measured of one combination, as far as it got.
 
     Attributes:
-        first_tokens: seconds from a row's prompt to its first token.
+        first_tokens: seconds from all prompts to a row's first token.
         prompts: of all rows of a round.
         steps: of decoding.
         logits_differ_by: most that a logit differed from the peer's.
@@ -115,7 +115,7 @@ class Rounds:
         _, prompt_tokens, new_tokens = samples.combination
         shape = (self.passes.batch_size, prompt_tokens)
         prompts = self.generator.integers(self.passes.vocab_size, size=shape)
-        engine = Engine(self.passes, prefill_first=True)
+        engine = Engine(self.passes, prefill_first=True, max_queue=len(prompts))
         tickets = self._prefill(samples, limits, engine, prompts, new_tokens)
         self._decode(samples, limits, engine, tickets)
 
@@ -127,23 +127,20 @@ class Rounds:
         prompts: np.ndarray,
         new_tokens: int,
     ) -> list[Ticket]:
-        """Every prompt on its own, one after the other."""
-        limit, tickets, firsts, rates = limits.matmuls(), [], [], []
-        for prompt in prompts:
-            limit.begin()
-            tickets.append(engine.submit(Greedy(prompt, new_tokens)))
-            seconds = 0.0
-            while not tickets[-1].generated_tokens:
-                seconds += _step(engine, tickets).seconds
-            rates.append(limit.end())
-            firsts.append(seconds)
+        """All prompts at once: those that are short share passes."""
+        limit, firsts, seconds = limits.matmuls(), [], 0.0
+        limit.begin()
+        tickets = [engine.submit(Greedy(prompt, new_tokens)) for prompt in prompts]
+        while len(firsts) < len(tickets):
+            seconds += _step(engine, tickets).seconds
+            begun = sum(bool(ticket.generated_tokens) for ticket in tickets)
+            firsts += [seconds] * (begun - len(firsts))
+        rate = limit.end()
         theirs = self._timed_peer(samples, "prefill", prompts, tickets)
         each = self.whole.prompt_operations(prompts.shape[1])
         factor = each / self.work.prompt_operations(prompts.shape[1])
-        firsts = [factor * seconds for seconds in firsts]
-        samples.first_tokens += firsts
-        rate = float(np.mean(rates))
-        samples.prompts.append(Timed(sum(firsts), len(prompts) * each, rate, theirs))
+        samples.first_tokens += [factor * first for first in firsts]
+        samples.prompts.append(Timed(factor * seconds, len(prompts) * each, rate, theirs))
         self.progress()
         return tickets
 

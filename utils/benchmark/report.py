@@ -60,7 +60,7 @@ class Result:
         rounds: measured, the last perhaps in part.
         compile_seconds: from settings to a program that can run.
         first_pass_seconds: of every pass run once, with what is made at first use.
-        time_to_first_token: seconds from a row's prompt to its first token.
+        time_to_first_token: seconds from all prompts to a row's first token.
         prompt_operations: that a round's prompts require.
         step_bytes: that a token pass reads, in the middle of the new tokens.
         matmul_precision: the type that matmuls were sampled in.

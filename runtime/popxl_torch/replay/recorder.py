@@ -21,8 +21,8 @@ from popxl_torch.replay import decisions, effects
 from popxl_torch.replay.replay import Captured, Outputs
 from popxl_torch.replay.scratch import Copies, Scratch
 
-MOST_BYTES = 1 << 28
-"""Memory that the intermediate results of a session's recordings may take."""
+MOST_BYTES = 1 << 27
+"""Memory that a recording may add for its intermediate results, to what earlier ones left it."""
 
 _DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
@@ -74,6 +74,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, native: Library, scratch: Scratch):
         super().__init__()
         self.native, self.scratch = native, scratch
+        self._found = len(scratch)  # blocks that other recordings use, too
         self.steps: list[Callable[[], bool]] = []
         self.failed: str | None = None
         self._program: Program | None = None
@@ -110,6 +111,7 @@ class Recorder(TorchDispatchMode):
         """Stop, and hold nothing any more."""
         self.failed = reason
         self.steps, self.kept = [], []
+        self.scratch.forget(self._found)
 
     def stays(self, tensor: torch.Tensor) -> None:
         """Its numbers are the same in every run; those of any other tensor may differ."""
@@ -163,7 +165,7 @@ class Recorder(TorchDispatchMode):
 
     def _empty(self, shape: Any, dtype: torch.dtype) -> torch.Tensor:
         made = self.scratch.empty(tuple(shape), dtype)
-        if self.scratch.bytes() > MOST_BYTES:
+        if self.scratch.bytes(self._found) > MOST_BYTES:
             self._fail("intermediate results take too much memory")
         return made
 

@@ -34,9 +34,18 @@ class Scratch:
         """Whether a tensor lies in a block."""
         return tensor.untyped_storage()._cdata in self._blocks
 
-    def bytes(self) -> int:
-        """Of all blocks."""
-        return sum(block.nbytes() for block in self._blocks.values())
+    def __len__(self) -> int:
+        """How many blocks there are."""
+        return len(self._blocks)
+
+    def bytes(self, first: int = 0) -> int:
+        """Of all blocks, or of those that were made after the first ones."""
+        return sum(block.nbytes() for block in [*self._blocks.values()][first:])
+
+    def forget(self, first: int) -> None:
+        """Hand out no block again that was made after the first ones."""
+        for key in [*self._blocks][first:]:
+            del self._blocks[key]
 
     def _free(self, needed: int) -> torch.UntypedStorage | None:
         """The smallest block that is free and large enough."""
