@@ -21,8 +21,10 @@ from popxl_torch.replay import decisions, effects
 from popxl_torch.replay.replay import Captured, Outputs
 from popxl_torch.replay.scratch import Copies, Scratch
 
-MOST_BYTES = 1 << 27
-"""Memory that a recording may add for its intermediate results, to what earlier ones left it."""
+MOST_BYTES = 150_000_000
+"""Memory that a recording may add for its results, to the blocks that earlier ones made: enough for
+two copies of BLOOM's logits of 64 slots. What needs more computes so long that Python costs nothing.
+"""
 
 _DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
