@@ -23,7 +23,8 @@ from popxl_torch.replay.scratch import Copies, Scratch
 
 MOST_BYTES = 150_000_000
 """Memory that a recording may add for its results, to the blocks that earlier ones made: enough for
-two copies of BLOOM's logits of 64 slots. What needs more computes so long that Python costs nothing.
+two copies of BLOOM's logits of 64 slots. What needs more computes so long that Python costs
+nothing beside it.
 """
 
 _DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}

@@ -14,7 +14,13 @@ from popxl_shared.groups import PER_WORD
 from popxl_shared.limits import FEW_ROWS, SOME_ROWS
 
 from popxl_torch.backends.cpu.attention import attention
-from popxl_torch.backends.cpu.constants import FLOATS, MESH_AXES, NUMBERED_ACTIVATIONS, OUTER_AXES
+from popxl_torch.backends.cpu.constants import (
+    FLOATS,
+    MESH_AXES,
+    NUMBERED_ACTIVATIONS,
+    OUTER_AXES,
+    TILE,
+)
 from popxl_torch.backends.cpu.elementwise import Concat, RowProgram
 from popxl_torch.backends.cpu.instructions import DECOMPRESS, FINISH, LINEAR
 from popxl_torch.backends.cpu.layout import (
@@ -176,10 +182,13 @@ class Cpu:
         self, x: torch.Tensor, weight: StoredWeight, summed: int | None, rows: int
     ) -> bool:
         """Whether torch does not do these: it does rows of int8 whose shards have own scales."""
+        in_place = rows <= SOME_ROWS and weight.strides()[1] == 1
+        if in_place and self.native.tiles and x.dtype == weight.tensor.dtype == torch.bfloat16:
+            size, outputs, _ = weight.sizes()
+            return not size % (2 * TILE) and not outputs % TILE
         scales_of_shards = (
             summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
         )
-        in_place = rows <= SOME_ROWS and weight.strides()[1] == 1
         return (
             weight.tensor.nbytes <= self.native.many_rows.get(x.dtype, 0)
             and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)

@@ -21,11 +21,15 @@ MESH_AXES = 3
 PLACE_AXES = 8
 """The axes of a tensor of which a part is replaced, those of the mesh included."""
 
+TILE = 16
+"""Outputs, rows, and pairs of inputs of a tile register."""
+
 CONSTANTS = {
     "LINE": LINE,
     "MESH_AXES": MESH_AXES,
     "FEW_ROWS": FEW_ROWS,
     "SOME_ROWS": SOME_ROWS,
+    "TILE": TILE,
     "PLACE_AXES": PLACE_AXES,
     "PER_WORD": PER_WORD,
     "FIRST_SHIFT": SHIFTS[0],

@@ -113,6 +113,15 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
+// Whether products of some rows of bfloat16 are done in the processor's tile registers.
+extern "C" int64_t popxl_tiles() {
+#ifdef POPXL_TILES
+    return has_tiles();
+#else
+    return 0;
+#endif
+}
+
 // Bytes of the largest weight that `Linear` multiplies more than FEW_ROWS rows of a type with. Torch's product
 // is quicker at float32 on Intel's processors, and at bfloat16 on those with tiles; where a weight is
 // small, so is that gain beside the passes that torch makes for what follows the product.

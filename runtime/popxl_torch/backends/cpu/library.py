@@ -36,6 +36,7 @@ class Library:
     Attributes:
         many_rows: of the types of which products take any number of rows, the bytes that the
             weight may have.
+        tiles: whether products of some rows of bfloat16 are done in tile registers (AMX).
     """
 
     def __init__(self, path: Path, crowd: Crowd | None = None):
@@ -53,6 +54,8 @@ class Library:
         many_rows = loaded.popxl_many_rows
         many_rows.argtypes, many_rows.restype = [ctypes.c_int64], ctypes.c_int64
         self.many_rows = {t: most for t in FLOATS if (most := many_rows(TYPES[t]))}
+        loaded.popxl_tiles.argtypes, loaded.popxl_tiles.restype = [], ctypes.c_int64
+        self.tiles = bool(loaded.popxl_tiles())
 
     def threads(self) -> int:
         """How many compute what is done next."""

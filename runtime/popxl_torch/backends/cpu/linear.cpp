@@ -8,6 +8,7 @@
 #include "matrix.hpp"
 #include "row_major.hpp"
 #include "rows.hpp"
+#include "tile_registers.hpp"
 
 namespace popxl {
 namespace {
@@ -177,6 +178,42 @@ void run_few_row_major(const Linear& op, const Worker& worker) {
     }
 }
 
+#ifdef POPXL_TILES
+template <int GROUPS> void run_tiles(const Linear& op, const Worker& worker) {
+    PairsOfRows x(op);
+    Parts parts(op, worker.threads);
+    int64_t part = parts.outputs, prepared_for = -1;
+    int64_t rows = x.groups * x.columns;
+    float* result = worker.room<float>(2 * rows * part + x.count);
+    float* sums = result + rows * part;
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(sums + rows * part);
+    TileShapes shapes(x.columns);
+    int64_t own_end = worker.begin(parts.items, worker.thread + 1);
+    for (int64_t item = worker.next(parts.items); item >= 0; item = worker.next(parts.items)) {
+        MeshPosition place(op.mesh, item / parts.count);
+        int64_t first = item % parts.count * part, outputs = std::min(part, op.outputs - first);
+        int64_t of_x = place.offset(op.x_mesh);
+        if (of_x != prepared_for) x.fill(pairs, at(op.x, op.x_type, of_x));
+        prepared_for = of_x;
+        const char* w = at(op.w, op.w_type, place.offset(op.w_mesh) + first * op.w_output);
+        for (int64_t o = 0; o < outputs; o += TILE)
+            block_of_outputs<GROUPS>(x, pairs, w + 2 * o * op.w_output, sums + o * rows,
+                                     o + TILE < outputs || item + 1 < own_end);
+        by_rows(x, sums, result, part, outputs);
+        finish(op, result, part, outputs, place, first, 0, op.rows);
+    }
+}
+
+void run_tiles(const Linear& op, const Worker& worker) {
+    switch ((op.rows - 1) / TILE) {
+        case 0: return run_tiles<1>(op, worker);
+        case 1: return run_tiles<2>(op, worker);
+        case 2: return run_tiles<3>(op, worker);
+        default: return run_tiles<4>(op, worker);
+    }
+}
+#endif
+
 #ifdef POPXL_PANELS
 template <Arithmetic HOW> void run_panels(const Linear& op, const Worker& worker) {
     int64_t count = (op.outputs + OUTPUTS - 1) / OUTPUTS, items = count_of(op.mesh) * count;
@@ -226,6 +263,9 @@ void run_many(const Linear& op, const Worker& worker) {
 }  // namespace
 
 void run(const Linear& op, const Worker& worker) {
+#ifdef POPXL_TILES
+    if (uses_tiles(op)) return run_tiles(op, worker);
+#endif
 #ifdef POPXL_PANELS
     if (op.rows > rows_in_place(op)) return run_many(op, worker);
 #endif
