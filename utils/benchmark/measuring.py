@@ -128,7 +128,8 @@ class Rounds:
         new_tokens: int,
     ) -> list[Ticket]:
         """All prompts at once: those that are short share passes."""
-        limit, firsts, seconds = limits.matmuls(), [], 0.0
+        limit, seconds = limits.matmuls(), 0.0
+        firsts: list[float] = []
         limit.begin()
         tickets = [engine.submit(Greedy(prompt, new_tokens)) for prompt in prompts]
         while len(firsts) < len(tickets):

@@ -181,19 +181,23 @@ class Cpu:
     def _takes_many_rows(
         self, x: torch.Tensor, weight: StoredWeight, summed: int | None, rows: int
     ) -> bool:
-        """Whether torch does not do these: it does rows of int8 whose shards have own scales."""
+        """Whether torch does not do these: it does rows of int8 whose shards have own scales.
+
+        To dequantise a weight takes torch longer than the kernels take for some rows with it.
+        """
+        most = self.native.many_rows
         in_place = rows <= SOME_ROWS and weight.strides()[1] == 1
+        if weight.tensor.dtype in (torch.int8, torch.uint16):
+            scales_of_shards = (
+                summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
+            )
+            if in_place:
+                return bool(most)
+            return x.dtype in most and not (scales_of_shards and not weight.grouped)
         if in_place and self.native.tiles and x.dtype == weight.tensor.dtype == torch.bfloat16:
             size, outputs, _ = weight.sizes()
             return not size % (2 * TILE) and not outputs % TILE
-        scales_of_shards = (
-            summed is not None and weight.scale is not None and weight.scale.shape[summed] > 1
-        )
-        return (
-            weight.tensor.nbytes <= self.native.many_rows.get(x.dtype, 0)
-            and weight.tensor.dtype in (x.dtype, torch.int8, torch.uint16)
-            and (in_place or not (scales_of_shards and weight.tensor.dtype == torch.int8))
-        )
+        return weight.tensor.dtype == x.dtype and weight.tensor.nbytes <= most.get(x.dtype, 0)
 
     def batched(self, spec: LinearSpec, x: torch.Tensor, w: torch.Tensor) -> Maybe:
         """A batch axis is to the kernel what an axis of the mesh is: it reads each matrix as it

@@ -122,7 +122,7 @@ extern "C" int64_t popxl_tiles() {
 #endif
 }
 
-// Bytes of the largest weight that `Linear` multiplies more than FEW_ROWS rows of a type with. Torch's product
+// Bytes of the largest weight of a type that `Linear` multiplies more than FEW_ROWS rows with. Torch's product
 // is quicker at float32 on Intel's processors, and at bfloat16 on those with tiles; where a weight is
 // small, so is that gain beside the passes that torch makes for what follows the product.
 extern "C" int64_t popxl_many_rows(int64_t type) {
