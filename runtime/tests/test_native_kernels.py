@@ -112,12 +112,14 @@ def test_a_row_does_not_depend_on_other_rows(native, rng, dtype, kind):
         assert torch.equal(linear(native, 0, x[most - rows :], weight, dtype), alone[most - rows :])
 
 
-@pytest.mark.parametrize("size, outputs", [(1024, 112), (96, 16), (64, 48)])
+@pytest.mark.parametrize("size, outputs", [(1024, 1120), (96, 16), (64, 48)])
 @in_turn("shards", [1, 3])
-def test_some_rows_of_bfloat16(native, rng, size, outputs, shards):
+def test_rows_of_bfloat16(native, rng, size, outputs, shards):
     """Of sizes that fill tile registers, where the processor has them; sums over shards, too."""
     w = normal(rng, shards, outputs, size, dtype=torch.bfloat16).mT
-    x = normal(rng, shards, SOME_ROWS, size, dtype=torch.bfloat16)
+    some = SOME_ROWS if torch.bfloat16 in native.many_rows else FEW_ROWS
+    most = 200 if native.tiles else some
+    x = normal(rng, shards, most, size, dtype=torch.bfloat16)
     bias = normal(rng, 1, outputs, dtype=torch.bfloat16)
     expected = tanh_gelu((exact(x) @ exact(w)).sum(0, keepdims=True) + exact(bias)[:, None])
 
@@ -125,9 +127,8 @@ def test_some_rows_of_bfloat16(native, rng, size, outputs, shards):
         given = x[:, :rows], StoredWeight(w), torch.float32
         return linear(native, 1, *given, summed=0, activation="gelu", bias=bias)
 
-    most = SOME_ROWS if native.tiles or torch.bfloat16 in native.many_rows else FEW_ROWS
     whole = product(most)
-    for rows in (5, 6, 16, 17, 31, 48, most):
+    for rows in (5, 6, 16, 17, 31, 48, 64, 65, 80, 129, most):
         if rows <= most:
             y = product(rows)
             check(y, expected[:, :rows], 1e-5)

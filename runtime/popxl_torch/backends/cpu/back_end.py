@@ -194,9 +194,9 @@ class Cpu:
             if in_place:
                 return bool(most)
             return x.dtype in most and not (scales_of_shards and not weight.grouped)
-        if in_place and self.native.tiles and x.dtype == weight.tensor.dtype == torch.bfloat16:
-            size, outputs, _ = weight.sizes()
-            return not size % (2 * TILE) and not outputs % TILE
+        size, outputs, _ = weight.sizes()
+        if self.native.tiles and x.dtype == weight.tensor.dtype == torch.bfloat16:
+            return weight.strides()[1] == 1 and not size % (2 * TILE) and not outputs % TILE
         return weight.tensor.dtype == x.dtype and weight.tensor.nbytes <= most.get(x.dtype, 0)
 
     def batched(self, spec: LinearSpec, x: torch.Tensor, w: torch.Tensor) -> Maybe:

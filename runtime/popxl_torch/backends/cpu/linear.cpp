@@ -14,6 +14,7 @@ namespace popxl {
 namespace {
 
 constexpr int64_t PART = 32 << 10, LARGE_PART = 128 << 10;  // bytes of weights taken at a time
+constexpr int64_t LARGEST_PART = 1 << 20;                   // by many rows
 constexpr int64_t PARTS = 8;                                // of a thread, where they are large
 
 template <int64_t TYPE, Arithmetic HOW = AS_FLOATS> void all_rows(const Task& t) {
@@ -88,7 +89,7 @@ struct Parts {
     Parts(const Linear& op, int threads) {
         int64_t bytes = weight_bytes(op) * op.segments;
         int64_t fair = bytes * op.outputs * count_of(op.mesh) / (PARTS * threads);
-        int64_t part = std::clamp(fair, PART, LARGE_PART);
+        int64_t part = std::clamp(fair, PART, op.rows > SOME_ROWS ? LARGEST_PART : LARGE_PART);
         outputs = std::clamp<int64_t>(up(part / bytes, LANES), LANES, up(op.outputs, LANES));
         count = (op.outputs + outputs - 1) / outputs;
         items = count_of(op.mesh) * count;
@@ -179,37 +180,30 @@ void run_few_row_major(const Linear& op, const Worker& worker) {
 }
 
 #ifdef POPXL_TILES
-template <int GROUPS> void run_tiles(const Linear& op, const Worker& worker) {
+void run_tiles(const Linear& op, const Worker& worker) {
     PairsOfRows x(op);
     Parts parts(op, worker.threads);
-    int64_t part = parts.outputs, prepared_for = -1;
-    int64_t rows = x.groups * x.columns;
-    float* result = worker.room<float>(2 * rows * part + x.count);
-    float* sums = result + rows * part;
-    uint32_t* pairs = reinterpret_cast<uint32_t*>(sums + rows * part);
+    int64_t part = parts.outputs, at_once = TOGETHER * x.columns;  // rows
+    float* result = worker.room<float>((at_once + SOME_ROWS) * part + x.groups * x.per_group);
+    float* sums = result + at_once * part;
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(sums + SOME_ROWS * part);
     TileShapes shapes(x.columns);
-    int64_t own_end = worker.begin(parts.items, worker.thread + 1);
+    int64_t own_end = worker.begin(parts.items, worker.thread + 1), filled_for = -1;
     for (int64_t item = worker.next(parts.items); item >= 0; item = worker.next(parts.items)) {
         MeshPosition place(op.mesh, item / parts.count);
         int64_t first = item % parts.count * part, outputs = std::min(part, op.outputs - first);
         int64_t of_x = place.offset(op.x_mesh);
-        if (of_x != prepared_for) x.fill(pairs, at(op.x, op.x_type, of_x));
-        prepared_for = of_x;
+        if (of_x != filled_for) x.fill(pairs, at(op.x, op.x_type, of_x));
+        filled_for = of_x;
         const char* w = at(op.w, op.w_type, place.offset(op.w_mesh) + first * op.w_output);
-        for (int64_t o = 0; o < outputs; o += TILE)
-            block_of_outputs<GROUPS>(x, pairs, w + 2 * o * op.w_output, sums + o * rows,
-                                     o + TILE < outputs || item + 1 < own_end);
-        by_rows(x, sums, result, part, outputs);
-        finish(op, result, part, outputs, place, first, 0, op.rows);
-    }
-}
-
-void run_tiles(const Linear& op, const Worker& worker) {
-    switch ((op.rows - 1) / TILE) {
-        case 0: return run_tiles<1>(op, worker);
-        case 1: return run_tiles<2>(op, worker);
-        case 2: return run_tiles<3>(op, worker);
-        default: return run_tiles<4>(op, worker);
+        TiledPart tiled{x, pairs, w, sums, part, outputs, item + 1 < own_end};
+        int64_t some = op.rows > SOME_ROWS ? 1 : tiled.turns();
+        for (int64_t turn = 0; turn < tiled.turns(); turn++) {
+            if (turn % some == 0) tiled.run(turn, some);
+            int64_t row = turn * at_once;
+            by_rows(x, tiled.groups(turn), sums + turn % some * at_once * part, result, part, outputs);
+            finish(op, result, part, outputs, place, first, row, std::min(op.rows - row, at_once));
+        }
     }
 }
 #endif
