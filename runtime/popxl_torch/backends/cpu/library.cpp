@@ -113,7 +113,7 @@ extern "C" double popxl_read(const char* data, int64_t bytes, int64_t threads) {
     return passed.count();
 }
 
-// Whether products of some rows of bfloat16 are done in the processor's tile registers.
+// Whether products of bfloat16 are done in the processor's tile registers.
 extern "C" int64_t popxl_tiles() {
 #ifdef POPXL_TILES
     return has_tiles();

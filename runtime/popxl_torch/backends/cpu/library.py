@@ -36,7 +36,7 @@ class Library:
     Attributes:
         many_rows: of the types of which products take any number of rows, the bytes that the
             weight may have.
-        tiles: whether products of some rows of bfloat16 are done in tile registers (AMX).
+        tiles: whether products of bfloat16 are done in tile registers (AMX).
     """
 
     def __init__(self, path: Path, crowd: Crowd | None = None):
