@@ -17,7 +17,7 @@ help:
 	@sed -n '/^$$/q; s/^# //p' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed
-	$(BIN)/python run_inference.py --prompt "$(PROMPT)" --num_tokens 60 --temperature 0.7 --seed 1
+	$(BIN)/python run_inference.py --prompt "$(PROMPT)" --num_tokens 60 --temperature 0.7 --seed 4
 
 chat: $(VENV)/.installed
 	$(BIN)/python run_inference.py
