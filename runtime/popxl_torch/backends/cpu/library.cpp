@@ -123,8 +123,8 @@ extern "C" int64_t popxl_tiles() {
 }
 
 // Bytes of the largest weight of a type that `Linear` multiplies more than FEW_ROWS rows with. Torch's product
-// is quicker at float32 on Intel's processors, and at bfloat16 on those with tiles; where a weight is
-// small, so is that gain beside the passes that torch makes for what follows the product.
+// is quicker at float32 on Intel's processors, and at bfloat16 on those with tiles, where the sizes fill none of
+// ours; where a weight is small, so is that gain beside the passes that torch makes for what follows.
 extern "C" int64_t popxl_many_rows(int64_t type) {
     constexpr int64_t ANY = INT64_MAX, SMALL = 1 << 20;
 #ifdef __AMX_BF16__
