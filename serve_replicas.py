@@ -21,6 +21,7 @@ from config import ConfigError
 from config.options import is_given
 from utils.checkpoints.arguments import parse_model_arguments
 from utils.serving.arguments import ServerArguments
+from utils.serving.listening import bind
 from utils.setup import UserError, run_script
 
 
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts = replica_counts(arguments.replicas)
     except ValueError as error:
         raise ConfigError(f"--replicas: {error}") from None
+    if not arguments.port:
+        raise UserError("--port 0: name the port, which clients must know")
+    bind(arguments.host, arguments.port).close()  # Ray would answer with pages
     ray.init(address=arguments.address, include_dashboard=False, logging_level=logging.WARNING)
     http = {"host": arguments.host, "port": arguments.port}
     serve.start(http_options=http, logging_config={"log_level": "WARNING"})

@@ -20,6 +20,7 @@ import openai
 import pytest
 import torch
 from commands import run_python, start_python
+from processes import free_port
 from serving import generated_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,8 +51,7 @@ class Replicas:
     """A running `serve_replicas.py`."""
 
     def __init__(self, log: Path):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log, self.url = log, f"http://127.0.0.1:{self.port}"
         command = ["serve_replicas.py", "--replicas", "2", "--cpus", "0.5"]
         command += ["--port", str(self.port), "--config", "bloom_tiny", "--batch_size", "4"]
@@ -59,6 +59,10 @@ class Replicas:
             self.process = start_python(
                 *command, start=subprocess.Popen, stdout=written, stderr=written
             )
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return "the API is at" in self.log.read_text()
 
     def servers(self) -> list[int]:
         """The replicas' server processes."""
@@ -70,9 +74,7 @@ class Replicas:
 def replicas(tmp_path: Path) -> Iterator[Replicas]:
     running = Replicas(tmp_path / "log")
     try:
-        wait_until(
-            lambda: "the API is at" in running.log.read_text(), 200
-        )  # of 20 on a quiet machine
+        wait_until(running.answers, 200)  # of 20 on a quiet machine
         yield running
     finally:
         running.process.terminate()
@@ -182,10 +184,22 @@ def test_requests_go_where_their_beginning_is_known_unless_that_is_busy() -> Non
         ("--replicas two", r"--replicas: replicas must be N, or LEAST:MOST.*not two"),
         ("--config nothing", r"nothing"),
         ("--share", r"--share is not for replicas"),
+        ("--port 0", r"--port 0: name the port"),
+        ("--port 65536", r"port must be from 0 to 65535"),
+        ("--host 192.0.2.77", r"cannot listen on 192.0.2.77, port 7860"),
     ],
 )
 def test_what_is_not_possible_is_one_line(options: str, error: str) -> None:
     run = run_python("serve_replicas.py", *options.split())
     assert run.returncode == 2
     assert re.search(error, run.stderr)
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = run_python("serve_replicas.py", "--port", port)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: cannot listen on 127.0.0.1, port {port} (")
     assert run.stderr.count("\n") == 1
