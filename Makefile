@@ -25,6 +25,8 @@ chat: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/python run_inference_gradio.py
 
+# Tests start some hundred processes: what Python compiles is kept for the next one.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed-dev
 	@command -v chromium > /dev/null || \
 		echo "The page's tests will fail: they need a browser, apt-get install -y chromium"

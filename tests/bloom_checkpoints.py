@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import BloomConfig as TransformersConfig
-from transformers import BloomForCausalLM
 
 from config import BloomConfig, ExecutionConfig, ModelConfig
 from modelling.program import hf_mapping, inference
 from utils.generation.passes import Passes
+
+if TYPE_CHECKING:  # it takes seconds, also in ranks that need none of it
+    from transformers import BloomForCausalLM
 
 
 def random_bloom(
     heads: int = 4, vocab_size: int = 130, layers: int = 2, head_dim: int = 16, seed: int = 0
 ) -> BloomForCausalLM:
     """A model whose every parameter, also biases and norms, is away from its initial value."""
+    import transformers
+
     torch.manual_seed(seed)
-    config = TransformersConfig(
+    config = transformers.BloomConfig(
         vocab_size=vocab_size, hidden_size=head_dim * heads, n_layer=layers, n_head=heads
     )
-    model = BloomForCausalLM(config).eval()
+    model = transformers.BloomForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:  # it takes seconds, also in ranks that need none of it
+    from transformers import PreTrainedTokenizerFast
 
 TEXTS = (
     "A dog is an animal. A dog is a friend, and a cat is a cat.",
@@ -14,6 +18,8 @@ TEXTS = (
 
 def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     """A byte-level BPE as BLOOM's: rare characters are several tokens."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

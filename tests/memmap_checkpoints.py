@@ -6,16 +6,19 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from bloom_checkpoints import random_bloom
 from byte_level import byte_level_tokenizer
-from transformers import BloomForCausalLM
 
 import generate_memmap
 from config import BloomConfig, parse_arguments
 from utils.setup import UserError
+
+if TYPE_CHECKING:  # it takes seconds, also in ranks that need none of it
+    from transformers import BloomForCausalLM
 
 VOCAB_SIZE = 403  # more than the tokenizer has, and no multiple of 2 or 4
 
