@@ -25,8 +25,10 @@ chat: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/python run_inference_gradio.py
 
-# Tests start some hundred processes: what Python compiles is kept for the next one.
+# Tests start some hundred processes: what Python compiles is kept for the next one. Workers share the
+# cores; where threads are the subject, a test sets how many.
 test: export PYTHONDONTWRITEBYTECODE =
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed-dev
 	@command -v chromium > /dev/null || \
 		echo "The page's tests will fail: they need a browser, apt-get install -y chromium"
