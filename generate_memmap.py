@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import popdist
 from tqdm import tqdm
 
 from config import BloomConfig
@@ -138,7 +139,7 @@ def share_of(arguments: MapArguments) -> Share:
     if not distributed.several():
         return Share(arguments.rank, arguments.world_size)
     distributed.meet("cpu")
-    return Share(*distributed.place())
+    return Share(popdist.getInstanceIndex(), popdist.getNumInstances())
 
 
 def bytes_bar(total: int, position: int) -> tqdm:

@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def killed(ranks: int, rank: int, moment: float) -> list[str] | None:
-    """The lines of error of a job whose rank was killed so long after it was there.
+    """What a job says whose rank was killed so long after it was there, but who waits for whom.
 
     None where it had ended by then.
     """
@@ -73,7 +73,7 @@ def killed(ranks: int, rank: int, moment: float) -> list[str] | None:
     except subprocess.TimeoutExpired:
         launcher.terminate()
         return [f"still there after {LIMIT:.0f} s"]
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    lines = [line for line in said.splitlines() if " waits for rank" not in line]
     return lines if alive else None
 
 

@@ -225,7 +225,7 @@ def test_an_error_of_all_ranks_is_told_once(tmp_path):
     with scripts(2, *LONG, "--hf_model", str(tmp_path)) as ranks:
         statuses, said = ended(ranks, 90)
     assert statuses == [2, 2]
-    (line,) = errors(said)
+    (line,) = lines(said)
     assert "config.json" in line
 
 
@@ -233,7 +233,7 @@ def test_a_fault_of_one_rank_ends_all():
     with scripts(2, *LONG, last={"POPXL_MAPPED_MEMORY": "plenty"}) as ranks:
         statuses, said = ended(ranks, 90)
     assert statuses == [1, 1]
-    (line,) = errors(said)
+    (line,) = errors(said)  # after the trace
     assert line.startswith("error: rank 1: ended by ValueError: POPXL_MAPPED_MEMORY must be")
 
 
@@ -313,7 +313,7 @@ def test_a_launchers_rank_that_is_killed_is_named_in_one_line(lost, met):
         (status,), said = ended([process], 60)
         assert none_left(numbers, 0)
     assert status == 1
-    assert errors(said) == [f"error: rank {lost} (process {numbers[lost]}) was ended by SIGKILL"]
+    assert lines(said) == [f"error: rank {lost} (process {numbers[lost]}) was ended by SIGKILL"]
 
 
 @pytest.mark.parametrize("lost", [0])  # what is said of either is seen without a launcher
@@ -325,7 +325,7 @@ def test_a_launchers_rank_that_is_stopped_ends_the_others_and_is_killed(lost):
         (status,), said = ended([process], 45)  # torchrun kills it 30 s after the first has ended
         assert none_left(numbers, 0)
     assert status == 1
-    (line,) = errors(said)
+    (line,) = lines(said)
     assert line.startswith(f"error: rank {lost} (process {numbers[lost]} on ")
     assert f"has not answered for {SILENCE} s" in line
 
@@ -338,8 +338,7 @@ def test_a_launcher_that_is_told_to_end_ends_all_and_says_nothing(number, status
         (got,), said = ended([process], 20)
         assert none_left(numbers, 0)
     assert got == status
-    assert errors(said) == []
-    assert "Traceback" not in said[0]
+    assert lines(said) == []
 
 
 def test_ranks_end_with_one_line_where_their_launcher_is_killed():
@@ -350,7 +349,7 @@ def test_ranks_end_with_one_line_where_their_launcher_is_killed():
         (status,), said = ended([process], 60)
         assert none_left(numbers, 0)
     assert status == -signal.SIGKILL
-    (line,) = errors(said)
+    (line,) = lines(said)
     assert line == "error: the launcher of rank 0 has ended, and with it the store"
 
 
@@ -361,7 +360,7 @@ def test_ranks_that_wait_for_another_end_where_their_launcher_is_killed():
         process.kill()
         assert none_left(numbers[:1], 30)
         os.kill(numbers[1], signal.SIGKILL)
-        (line,) = errors(ended([process], 10)[1])
+        (line,) = lines(ended([process], 10)[1])
     assert "the launcher of rank 0 has ended, and with it the store" in line
 
 
@@ -462,7 +461,7 @@ def test_each_of_two_hosts_says_once_that_the_network_is_gone(two_hosts):
     finally:
         killed(launchers)
     assert statuses == [1, 1]
-    first, second = (errors([text]) for text in said)
+    first, second = (lines([text]) for text in said)
     assert len(first) == len(second) == 1
     assert first[0].startswith("error: rank 1 (process ")
     assert second[0].startswith("error: the launcher of rank 0 has not answered")

@@ -37,11 +37,6 @@ def several() -> bool:
     return popdist.getNumInstances() > 1
 
 
-def place() -> tuple[int, int]:
-    """The number of this process, and of how many."""
-    return popdist.getInstanceIndex(), popdist.getNumInstances()
-
-
 def first_here() -> bool:
     """Whether this process does what is done once a machine."""
     return int(os.environ.get("LOCAL_RANK", popdist.getInstanceIndex())) == 0

@@ -5,6 +5,7 @@ Its values are checked: all functions raise a `ValueError` where one is no possi
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
@@ -17,21 +18,21 @@ def getInstanceIndex() -> int:  # noqa: N802
     """The number of this process, from 0; 0 where no launcher started it."""
     if not isPopdistEnvSet():
         return 0
-    index, count = _number("RANK"), getNumInstances()
-    if not 0 <= index < count:
+    index, count = _number("RANK", 0), getNumInstances()
+    if index >= count:
         raise ValueError(f"RANK is {index}, it must be 0 to {count - 1} (WORLD_SIZE is {count})")
     return index
 
 
 def getNumInstances() -> int:  # noqa: N802
     """How many processes run the program together; 1 where no launcher started this one."""
-    return _positive("WORLD_SIZE") if isPopdistEnvSet() else 1
+    return _number("WORLD_SIZE", 1) if isPopdistEnvSet() else 1
 
 
 def getNumLocalReplicas() -> int:  # noqa: N802
     """Replicas that each process runs: POPDIST_NUM_LOCAL_REPLICAS, or 1 where that is not set."""
     name = "POPDIST_NUM_LOCAL_REPLICAS"
-    return _positive(name) if name in os.environ else 1
+    return _number(name, 1) if name in os.environ else 1
 
 
 def getNumTotalReplicas() -> int:  # noqa: N802
@@ -39,18 +40,12 @@ def getNumTotalReplicas() -> int:  # noqa: N802
     return getNumInstances() * getNumLocalReplicas()
 
 
-def _number(variable: str) -> int:
-    try:
-        return int(os.environ[variable])
-    except ValueError:
-        text = os.environ[variable]
-        raise ValueError(f"{variable} is {text!r}, it must be a whole number") from None
-
-
-def _positive(variable: str) -> int:
-    if (number := _number(variable)) < 1:
-        raise ValueError(f"{variable} is {number}, it must be at least 1")
-    return number
+def _number(variable: str, least: int) -> int:
+    text = os.environ[variable]
+    with contextlib.suppress(ValueError):
+        if int(text) >= least:
+            return int(text)
+    raise ValueError(f"{variable} is {text!r}, it must be a whole number, at least {least}")
 
 
 if isPopdistEnvSet():

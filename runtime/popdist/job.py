@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from popxl_torch.traffic import Traffic
 import popdist
 from popdist.watch import PATIENCE, JobError, Watch, seconds
 
-__all__ = ["Job", "JobError", "join", "joined"]
+__all__ = ["Job", "JobError", "join"]
 
 TIMEOUT = "POPDIST_TIMEOUT"
 """Environment variable: seconds that a collective may take."""
@@ -55,7 +55,7 @@ class Job:
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's, and no one's choice
             here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        self._changed, self._waiting, self._closed = threading.Condition(), 0, False
+        self._turn = threading.RLock()  # held by the thread that waits for other ranks
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         given = {"store": self.watch.store, "rank": self.index, "world_size": self.count}
         self.do(lambda: dist.init_process_group(backend, timeout=self._timeout, **given))
@@ -77,7 +77,7 @@ class Job:
     def do(self, operation: Callable[[], Any]) -> Any:
         """What an operation gives in which this rank waits for others, unless one is `lost`."""
         try:
-            with self._under_way():
+            with self._turn:
                 return operation()
         except RuntimeError as error:
             self.lost(error)
@@ -112,29 +112,13 @@ class Job:
         except dist.DistStoreError:
             return None
 
-    @contextlib.contextmanager
-    def _under_way(self) -> Iterator[None]:
-        """A wait for other ranks; none begins once the main thread has ended."""
-        main = threading.current_thread() is threading.main_thread()
-        with self._changed:
-            self._changed.wait_for(lambda: main or not self._closed)
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._waiting -= 1
-                self._changed.notify_all()
-
     def _close(self) -> None:
         """At exit: who waits for this rank in a collective learns that it has gone.
 
         A thread that comes back from torch while the interpreter ends would abort the process: one
         that waits for others gets some seconds to end, and none begins to wait.
         """
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: not self._waiting, PATIENCE)
+        self._turn.acquire(timeout=PATIENCE)  # for good
         self._groups.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -155,11 +139,6 @@ def join(device: str = "cpu") -> Job:
     global _job
     if _job is None:
         _job = Job(device)
-    return _job
-
-
-def joined() -> Job | None:
-    """The job, if this process has joined it."""
     return _job
 
 

@@ -2,29 +2,34 @@
 
     python -m popdist.run --nproc-per-node 2 program.py
 
-Every option is torchrun's.
+Every option is torchrun's; what it logs is shown where LOGLEVEL is set.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import tempfile
 
 from popdist.said import SAID, say_once
-from popdist.watch import store_at
 
 
 def main() -> None:
     """The command line."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
+    from popdist.watch import store_at
+
     static_tcp_rendezvous.TCPStore = store_at  # type: ignore[misc, assignment]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, without its notice
+    if "LOGLEVEL" not in os.environ:
+        logging.disable(logging.ERROR)  # it logs which signals it sends
     with tempfile.TemporaryDirectory(prefix="popdist-") as folder:
         os.environ[SAID] = os.path.join(folder, "said")
         try:

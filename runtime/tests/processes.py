@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from popdist.job import joined
+from popdist import job
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["popxl_torch.executor", "popdist.job"])  # torch is imported once
@@ -98,9 +98,8 @@ def _run(
     if errors:
         os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     function(*args)
-    job = joined()
-    if job is not None:
-        job.watch.leave()  # such processes end without what is registered for their exit
+    if job._job is not None:
+        job._job.watch.leave()  # such processes end without what is registered for their exit
 
 
 def job_environment(count: int, rank: int, port: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import popdist
 from tqdm import tqdm
 
 from config import BloomConfig, costs, load_config
@@ -147,7 +148,7 @@ def check_memory(config: BloomConfig, weights: bool, taken: int = 0) -> None:
     Raises:
         UserError: it has not.
     """
-    share = 1 / distributed.place()[1]
+    share = 1 / popdist.getNumInstances()
     excess = costs.excess(config, max(0, available_memory() - taken), weights, share)
     if excess and not on_cpu(config):  # an accelerator may have more; finding out takes seconds
         excess = costs.excess(config, _free_memory(config), weights, share)
@@ -161,7 +162,7 @@ def fitting_layers(config: BloomConfig, taken: int = 0) -> int:
     Args:
         taken: bytes of the machine's memory that something else is going to take.
     """
-    share = 1 / distributed.place()[1]
+    share = 1 / popdist.getNumInstances()
     most = costs.fitting_layers(config, int(ROOM * (available_memory() - taken)), share)
     if most < config.model.layers and not on_cpu(config):
         free = _free_memory(config)

@@ -36,8 +36,9 @@ def test_half_an_environment_is_none(monkeypatch):
     ("rank", "size", "message"),
     [
         ("4", "4", "RANK is 4, it must be 0 to 3"),
+        ("-1", "4", "RANK is '-1', it must be a whole number, at least 0"),
         ("first", "4", "RANK is 'first', it must be a whole number"),
-        ("0", "0", "WORLD_SIZE is 0, it must be at least 1"),
+        ("0", "0", "WORLD_SIZE is '0', it must be a whole number, at least 1"),
         ("0", "many", "WORLD_SIZE is 'many', it must be a whole number"),
     ],
 )
