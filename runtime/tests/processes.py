@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import queue
@@ -11,7 +10,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -115,9 +114,11 @@ def job_environment(count: int, rank: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A free port of loopback that the system gives to nobody who asks for any port."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    """A free port of loopback, outside those that the system gives to who asks for any."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    every = range(20000, 1 << 16)
+    outside = [port for port in every if not first <= port <= last]
     while True:
-        port = 20000 + secrets.randbelow(first - 20000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        port = secrets.choice(outside or every)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
