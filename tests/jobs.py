@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import environment, start_python
-from processes import CONTEXT, answer, free_port, give, job_environment, started
+from processes import CONTEXT, answer, give, started, told
 
 from config import BloomConfig
 from utils import distributed
@@ -47,30 +47,24 @@ def _lead_or_follow(results: Any, release: Any, config: BloomConfig, function: C
 def scripts(
     count: int, *words: str, last: dict[str, str] | None = None, **more: str
 ) -> Iterator[list[subprocess.Popen]]:
-    """Processes of `run_inference.py`, without a launcher; they are killed at the end.
+    """Processes of `run_inference.py`, as on hosts of their own; they are killed at the end.
 
     Args:
         last: further environment of the last rank.
         more: further environment of all.
     """
-    port = free_port()
-    ranks = [
-        start_python(
-            "run_inference.py",
-            *words,
-            env=environment()
-            | job_environment(count, rank, port)
-            | more
-            | (last or {} if rank == count - 1 else {}),
-        )
-        for rank in range(count)
-    ]
-    try:
-        yield ranks
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+    with told(count) as of_ranks:
+        of_ranks[-1] |= last or {}
+        ranks = [
+            start_python("run_inference.py", *words, env=environment() | more | own)
+            for own in of_ranks
+        ]
+        try:
+            yield ranks
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.communicate()
 
 
 def children(pid: int) -> list[int]:

@@ -5,18 +5,15 @@ What is here is the same for all scripts: who leads, how all meet, and how all e
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import popdist
-from popdist.said import say_once
 
 from config import BloomConfig, ConfigError
 from utils.escaping import escaped, in_one_line
@@ -49,36 +46,22 @@ def least_severity() -> int:
     return logging.WARNING if first_here() else logging.ERROR
 
 
-def launched() -> bool:
-    """Whether `torchrun` started this process: an interrupt it passes on is meant for all."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def prepare() -> None:
-    """What a script does first: followers are silent, and SIGTERM ends the job.
+    """What a script does first: followers are silent, and the leader answers SIGTERM.
 
     Raises:
         ConfigError: where the launcher's variables are not possible.
     """
     try:
-        led, follows = several(), not leads()
+        follows, led = not leads(), several()
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if follows:
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         if sys.stderr is not None:
             sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # no progress bars
-    if led and not (follows and launched()):  # a launcher tells all of them
-        signal.signal(signal.SIGTERM, _leave_when_told)
-
-
-def _leave_when_told(*_: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the store may be gone
-        if job is not None:
-            job.watch.look()
-            if not leads():
-                job.watch.end(TERMINATED, f"rank {job.index} was terminated")
-    sys.exit(TERMINATED)
+    elif led:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def check(config: BloomConfig) -> None:
@@ -96,7 +79,7 @@ def join(config: BloomConfig) -> None:
     """Meet the other processes, if there are any.
 
     Raises:
-        ConfigError, SystemExit: they are too many for the replicas, or as `meet` says.
+        ConfigError: they are too many for the replicas, or as `meet` says.
     """
     check(config)
     if several():
@@ -107,28 +90,18 @@ def meet(device: str) -> None:
     """`join`, whatever the processes share.
 
     Raises:
-        ConfigError: the device is not there, or a time limit is no number.
-        SystemExit: the others do not come, which one line says.
+        ConfigError: the device or a launcher is not there, or a time limit is no number.
     """
-    from popdist.job import JobError, join
+    from popdist.job import join
     from popxl_torch import machine
 
     global job
     try:
         job = join(machine.device_kind(device))
-    except JobError as error:
-        tell(str(error))
-        sys.exit(2)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
     if not leads():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # from now on it is the leader's to answer
-
-
-def tell(error: str) -> None:
-    """One line on standard error, unless it is empty, or another process has told it."""
-    if error:
-        say_once(escaped(error))
 
 
 def sum_of_all(numbers: Sequence[int]) -> list[int]:
@@ -145,19 +118,13 @@ def sum_of_all(numbers: Sequence[int]) -> list[int]:
 
 
 def finish(status: int, error: str = "") -> None:
-    """What a script does last: end the other processes, print the error that ended this one."""
-    if job is None:
-        if launched() and not first_here() and error:
-            time.sleep(1)  # if the first one has said the same, the launcher ends this one
-        if launched() or first_here():
-            tell(error)
-    elif leads():
+    """What a script does last: print the error that ended it, and end the other processes."""
+    if error:
+        error = error if job is None or leads() else f"rank {job.index}: {error}"
+        popdist.say_once(escaped(error))
+    if job is not None and (leads() or status):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        job.watch.end(status)
-        tell(error)
-    elif status:
-        told = f"rank {popdist.getInstanceIndex()}: {in_one_line(error)}"
-        job.watch.end(status, told if error else "")
+        job.watch.end(status, in_one_line(error))
 
 
 def own_replicas(replicas: int) -> range:

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import popdist
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output import create_output
 
-from utils import distributed
 from utils.generation.request import GenerationStep
 from utils.generation.settings import GenerationSettings, settings_of
 from utils.setup import UserError
@@ -265,7 +265,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if distributed.launched():
+        if popdist.isPopdistEnvSet():  # the launcher has it, too
             sys.exit(INTERRUPTED)
         self.check()
         self._noted = True

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+
+SAID = "POPDIST_SAID"
+"""Environment variable: the file that a launcher's process creates before it says why all end."""
 
 
 def isPopdistEnvSet() -> bool:  # noqa: N802 - PopDist's own name
@@ -18,7 +22,7 @@ def getInstanceIndex() -> int:  # noqa: N802
     """The number of this process, from 0; 0 where no launcher started it."""
     if not isPopdistEnvSet():
         return 0
-    index, count = _number("RANK", 0), getNumInstances()
+    index, count = number("RANK", 0), getNumInstances()
     if index >= count:
         raise ValueError(f"RANK is {index}, it must be 0 to {count - 1} (WORLD_SIZE is {count})")
     return index
@@ -26,13 +30,12 @@ def getInstanceIndex() -> int:  # noqa: N802
 
 def getNumInstances() -> int:  # noqa: N802
     """How many processes run the program together; 1 where no launcher started this one."""
-    return _number("WORLD_SIZE", 1) if isPopdistEnvSet() else 1
+    return number("WORLD_SIZE", 1) if isPopdistEnvSet() else 1
 
 
 def getNumLocalReplicas() -> int:  # noqa: N802
     """Replicas that each process runs: POPDIST_NUM_LOCAL_REPLICAS, or 1 where that is not set."""
-    name = "POPDIST_NUM_LOCAL_REPLICAS"
-    return _number(name, 1) if name in os.environ else 1
+    return number("POPDIST_NUM_LOCAL_REPLICAS", 1, default=1)
 
 
 def getNumTotalReplicas() -> int:  # noqa: N802
@@ -40,12 +43,25 @@ def getNumTotalReplicas() -> int:  # noqa: N802
     return getNumInstances() * getNumLocalReplicas()
 
 
-def _number(variable: str, least: int) -> int:
-    text = os.environ[variable]
+def number(variable: str, least: int, default: int = 0) -> int:
+    """The whole number that an environment variable sets, or a default."""
+    text = os.environ.get(variable, f"{default}")
     with contextlib.suppress(ValueError):
         if int(text) >= least:
             return int(text)
     raise ValueError(f"{variable} is {text!r}, it must be a whole number, at least {least}")
+
+
+def say_once(reason: str) -> None:
+    """Print the line that says why a job ended, unless a process of the same launcher has."""
+    with contextlib.suppress(KeyError, PermissionError):  # rather two lines than none
+        try:
+            open(os.environ[SAID], "x").close()
+        except FileExistsError:
+            return
+    if sys.stderr is not None:  # for None, `print` takes standard output
+        with contextlib.suppress(OSError, ValueError):
+            print(f"error: {reason}", file=sys.stderr, flush=True)
 
 
 if isPopdistEnvSet():

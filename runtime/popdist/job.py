@@ -20,9 +20,7 @@ import torch.distributed as dist
 from popxl_torch.traffic import Traffic
 
 import popdist
-from popdist.watch import PATIENCE, JobError, Watch, seconds
-
-__all__ = ["Job", "JobError", "join"]
+from popdist.watch import PATIENCE, Watch
 
 TIMEOUT = "POPDIST_TIMEOUT"
 """Environment variable: seconds that a collective may take."""
@@ -45,7 +43,7 @@ class Job:
     def __init__(self, device: str):
         self.index, self.count = popdist.getInstanceIndex(), popdist.getNumInstances()
         self.sent, self.received = Traffic(), Traffic()
-        self._timeout = timedelta(seconds=seconds(TIMEOUT, 1800.0))
+        self._timeout = timedelta(seconds=popdist.number(TIMEOUT, 2, 1800))
         self._groups: dict[tuple[int, ...], Any] = {}
         _choose_interface()
         self.watch = Watch(self.index, self.count)
@@ -71,8 +69,7 @@ class Job:
         """A collective failed: the launcher or the watch ends this process, as a rank is gone."""
         time.sleep(self.watch.silence + PATIENCE)
         first = f"{error}".partition("\n")[0]
-        self.watch.end(1, f"rank {self.index} waited in vain for another: {first}", self.index)
-        raise JobError(first)
+        self.watch.fail(1, f"rank {self.index} waited in vain for another: {first}")
 
     def do(self, operation: Callable[[], Any]) -> Any:
         """What an operation gives in which this rank waits for others, unless one is `lost`."""
@@ -134,7 +131,7 @@ def join(device: str = "cpu") -> Job:
         device: "cuda" for NCCL between CUDA devices besides gloo between CPUs.
 
     Raises:
-        JobError: where the others do not come.
+        ValueError: there is no launcher, or a time limit is no number.
     """
     global _job
     if _job is None:

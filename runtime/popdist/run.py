@@ -7,13 +7,17 @@ Every option is torchrun's; what it logs is shown where LOGLEVEL is set.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
+from datetime import timedelta
+from typing import Any
 
-from popdist.said import SAID, say_once
+from popdist import SAID, say_once
 
 
 def main() -> None:
@@ -23,8 +27,6 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
-
-    from popdist.watch import store_at
 
     static_tcp_rendezvous.TCPStore = store_at  # type: ignore[misc, assignment]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, without its notice
@@ -45,6 +47,26 @@ def main() -> None:
             if code < 128:  # as it is where an interrupt ended the leader
                 say_once(f"rank {rank} (process {failure.pid}) {how}")
             sys.exit(1)
+
+
+def store_at(
+    host: str, port: int, count: int, is_master: bool, timeout: timedelta, **options: Any
+) -> Any:
+    """A `TCPStore`, with its parameters, whose server listens on `host` alone: PyTorch's own
+    listens on every interface. Where `host` is no address of this machine, it listens on all.
+
+    Raises:
+        RuntimeError: no store answers, or the port is taken.
+    """
+    from torch.distributed import TCPStore
+
+    if is_master:
+        with contextlib.suppress(OSError):  # the store itself says that a port is taken
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = socket.create_server(address[:2], family=family, backlog=1024)
+            # The store takes the descriptor and closes it; only this kind of server can.
+            options |= {"master_listen_fd": listener.detach(), "use_libuv": False}
+    return TCPStore(host, port, count, is_master, timeout, **options)
 
 
 if __name__ == "__main__":

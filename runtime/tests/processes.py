@@ -8,15 +8,18 @@ import queue
 import secrets
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from popdist import job
+from popdist import SAID, job
+from popdist.run import store_at
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["popxl_torch.executor", "popdist.job"])  # torch is imported once
@@ -47,22 +50,19 @@ def started(
     """
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         forkserver.ensure_running()
-    port = free_port()
-    processes = [
-        CONTEXT.Process(
-            target=_run,
-            args=(job_environment(count, rank, port) | environment, errors, function, args),
-        )
-        for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        yield processes
-    finally:
+    with told(count) as of_ranks:
+        processes = [
+            CONTEXT.Process(target=_run, args=(own | environment, errors, function, args))
+            for own in of_ranks
+        ]
         for process in processes:
-            process.kill()
-            process.join()
+            process.start()
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
 def answer(results: Any, timeout: float = 100) -> tuple[int, Any]:
@@ -101,16 +101,28 @@ def _run(
         job._job.watch.leave()  # such processes end without what is registered for their exit
 
 
-def job_environment(count: int, rank: int, port: int) -> dict[str, str]:
-    """What tells a process which one of its job it is."""
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+@contextmanager
+def told(count: int) -> Iterator[list[dict[str, str]]]:
+    """What a launcher tells each rank by its environment, and holds for them until they end."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        common = {
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "OMP_NUM_THREADS": "1",
+            SAID: f"{folder}/said",
+        }
+        store = store_on(port)
+        yield [{"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} | common for rank in range(count)]
+        del store
+
+
+def store_on(port: int) -> Any:
+    """The store of a launcher; it closes when it is no longer held."""
+    return store_at("127.0.0.1", port, 1, True, timedelta(seconds=60))
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import warm_python
-from processes import free_port, job_environment
+from processes import free_port, told
 
 LIMIT = 100
 """Seconds for what takes three on a quiet machine."""
@@ -24,7 +24,7 @@ LIMIT = 100
 STORE = """
 import sys, threading
 from datetime import timedelta
-from popdist.watch import store_at
+from popdist.run import store_at
 store = store_at("127.0.0.1", int(sys.argv[1]), 1, True, timedelta(seconds=9))
 print("listens", flush=True)
 threading.Event().wait()
@@ -63,10 +63,9 @@ raise RuntimeError("of this rank")
 def test_each_has_its_own_status_where_the_store_is_slow_to_answer(tmp_path: Path):
     hows = ["0", "3", "leaves a thread"]
     port = free_port()
-    with ranks(["-c", STORE, f"{port}"], port, tmp_path, 1) as (store,):
+    with ranks(["-c", STORE, f"{port}"], tmp_path, 1) as (store,):
         assert store.stdout and store.stdout.readline() == "listens\n"
-        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-        with ranks(["-c", RANK], port, tmp_path, len(hows), hows, **agent) as started:
+        with ranks(["-c", RANK], tmp_path, len(hows), hows, MASTER_PORT=f"{port}") as started:
             ready(started)
             store.send_signal(signal.SIGSTOP)
             begin_to_end(started)
@@ -82,7 +81,7 @@ def test_each_has_its_own_status_where_the_store_is_slow_to_answer(tmp_path: Pat
 @pytest.mark.parametrize("hows", [("raises", "waits"), ("waits", "raises")])
 def test_no_rank_waits_for_one_that_an_exception_ended(hows: tuple[str, str], tmp_path: Path):
     quick = {"POPDIST_SILENCE": "2"}
-    with ranks(["-c", RANK], free_port(), tmp_path, 2, hows, **quick) as started:
+    with ranks(["-c", RANK], tmp_path, 2, hows, **quick) as started:
         ready(started)
         begin_to_end(started)
         assert [process.wait(LIMIT) for process in started] == [1, 1]
@@ -94,7 +93,6 @@ def test_no_rank_waits_for_one_that_an_exception_ended(hows: tuple[str, str], tm
 @contextmanager
 def ranks(
     command: list[str],
-    port: int,
     folder: Path,
     count: int,
     hows: list[str] | tuple[str, ...] = ("",),
@@ -102,24 +100,25 @@ def ranks(
 ) -> Iterator[list[subprocess.Popen]]:
     """`python command how` for each of `count` ranks; they are killed at the end."""
     started = []
-    try:
-        for rank in range(count):
-            own = job_environment(count, rank, port) | environment
-            with open(folder / f"errors{rank}", "w") as errors:
-                process = warm_python.Popen(
-                    [sys.executable, *command, hows[rank]],
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | own,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                )
-            started.append(process)
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+    common = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with told(count) as of_ranks:
+        try:
+            for rank, own in enumerate(of_ranks):
+                with open(folder / f"errors{rank}", "w") as errors:
+                    process = warm_python.Popen(
+                        [sys.executable, *command, hows[rank]],
+                        env=common | own | environment,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                        text=True,
+                    )
+                started.append(process)
+            yield started
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
 
 
 def ready(started: list[subprocess.Popen]) -> None:
