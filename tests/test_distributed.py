@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ def launcher(*words: str, **more: str) -> Iterator[tuple[subprocess.Popen, list[
     process = start_python(*command, "run_inference.py", *words, env=environment(**more))
     numbers: list[int] = []
     try:
-        while len(numbers) < 2:
+        while len(numbers) < 2 or any(map(starts, numbers)):
             assert process.poll() is None
             numbers = children(process.pid)
         yield process, numbers
@@ -272,6 +272,19 @@ def launcher(*words: str, **more: str) -> Iterator[tuple[subprocess.Popen, list[
         for number in filter(runs, numbers):
             os.kill(number, signal.SIGKILL)
         process.communicate()
+
+
+def starts(number: int) -> bool:
+    """Whether a process is not yet the program that its parent has it become."""
+    return b"run_inference.py" not in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+
+
+def connected(number: int) -> bool:
+    """Whether a rank has any connection."""
+    with suppress(FileNotFoundError):  # one that is closed meanwhile
+        ends = map(os.readlink, Path(f"/proc/{number}/fd").iterdir())
+        return any(end.startswith("socket:") for end in ends)
+    return False
 
 
 def none_left(numbers: list[int], seconds: float) -> bool:
@@ -336,6 +349,8 @@ def test_ranks_end_with_one_line_where_their_launcher_is_killed():
 def test_ranks_that_wait_for_another_end_where_their_launcher_is_killed():
     with launcher(*LONG, POPDIST_WAIT="60") as (process, numbers):
         os.kill(numbers[1], signal.SIGSTOP)
+        while not connected(numbers[0]):
+            time.sleep(0.05)
         process.kill()
         assert none_left(numbers[:1], 30)
         os.kill(numbers[1], signal.SIGKILL)

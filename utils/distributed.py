@@ -1,7 +1,4 @@
-"""One program in several processes: rank 0 leads, and alone talks to the user; the others follow.
-
-What is here is the same for all scripts: who leads, how all meet, and how all end.
-"""
+"""One program in several processes: rank 0 leads and talks to the user, the others follow."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +13,6 @@ import popdist
 
 from config import BloomConfig, ConfigError
 from utils.escaping import escaped, in_one_line
-
-TERMINATED = 128 + signal.SIGTERM
 
 job: Any = None
 """The `popdist.job.Job` that this process has joined."""
@@ -47,10 +41,10 @@ def least_severity() -> int:
 
 
 def prepare() -> None:
-    """What a script does first: followers are silent, and the leader answers SIGTERM.
+    """What a script does first: followers fall silent, the leader answers SIGTERM.
 
     Raises:
-        ConfigError: where the launcher's variables are not possible.
+        ConfigError: the launcher's variables are not possible.
     """
     try:
         follows, led = not leads(), several()
@@ -61,37 +55,34 @@ def prepare() -> None:
         if sys.stderr is not None:
             sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # no progress bars
     elif led:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def check(config: BloomConfig) -> None:
-    """Raises a `ConfigError` where the processes cannot share the replicas evenly."""
-    replicas, count = config.execution.replicas, popdist.getNumInstances()
+def own_replicas(replicas: int) -> range:
+    """Those of all replicas that this process holds.
+
+    Raises:
+        ConfigError: the processes cannot share them evenly.
+    """
+    count = popdist.getNumInstances()
     if replicas % count:
         possible = [str(n) for n in range(1, replicas + 1) if replicas % n == 0]
         raise ConfigError(
             f"tensor_parallel_1 * tensor_parallel_2 = {replicas} replicas cannot be shared evenly "
             f"by {count} processes: start {', '.join(possible)}"
         )
+    return range(replicas)[popdist.getInstanceIndex() * replicas // count :][: replicas // count]
 
 
 def join(config: BloomConfig) -> None:
-    """Meet the other processes, if there are any.
-
-    Raises:
-        ConfigError: they are too many for the replicas, or as `meet` says.
-    """
-    check(config)
+    """Meet the other processes, if there are any; raises as `own_replicas` and `meet` do."""
+    own_replicas(config.execution.replicas)
     if several():
         meet(config.execution.device)
 
 
 def meet(device: str) -> None:
-    """`join`, whatever the processes share.
-
-    Raises:
-        ConfigError: the device or a launcher is not there, or a time limit is no number.
-    """
+    """Raises a `ConfigError` where the device or a launcher is not there, or a limit no number."""
     from popdist.job import join
     from popxl_torch import machine
 
@@ -104,7 +95,7 @@ def meet(device: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # from now on it is the leader's to answer
 
 
-def sum_of_all(numbers: Sequence[int]) -> list[int]:
+def sum_of_all(numbers: list[int]) -> list[int]:
     """The sums over all processes, in the leader once all have called this; else the numbers."""
     own = np.array(numbers, np.int64)
     if job is not None and not leads():
@@ -112,7 +103,7 @@ def sum_of_all(numbers: Sequence[int]) -> list[int]:
     elif job is not None:
         other = np.empty_like(own)
         for rank in range(1, job.count):
-            job.read(other, rank, alone=True)
+            job.read(other, rank)
             own += other
     return own.tolist()
 
@@ -124,11 +115,4 @@ def finish(status: int, error: str = "") -> None:
         popdist.say_once(escaped(error))
     if job is not None and (leads() or status):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        job.watch.end(status, in_one_line(error))
-
-
-def own_replicas(replicas: int) -> range:
-    """Those of all replicas that this process holds."""
-    count = replicas // popdist.getNumInstances()
-    first = popdist.getInstanceIndex() * count
-    return range(first, first + count)
+        job.end(status, in_one_line(error))

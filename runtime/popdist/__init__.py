@@ -9,6 +9,8 @@ import contextlib
 import os
 import sys
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+
 SAID = "POPDIST_SAID"
 """Environment variable: the file that a launcher's process creates before it says why all end."""
 
@@ -62,8 +64,3 @@ def say_once(reason: str) -> None:
     if sys.stderr is not None:  # for None, `print` takes standard output
         with contextlib.suppress(OSError, ValueError):
             print(f"error: {reason}", file=sys.stderr, flush=True)
-
-
-if isPopdistEnvSet():
-    # Who loses another process says so itself; torch would add pages of its own stack.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import tempfile
-from datetime import timedelta
 from typing import Any
 
 from popdist import SAID, say_once
@@ -22,7 +21,6 @@ from popdist import SAID, say_once
 
 def main() -> None:
     """The command line."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -49,14 +47,9 @@ def main() -> None:
             sys.exit(1)
 
 
-def store_at(
-    host: str, port: int, count: int, is_master: bool, timeout: timedelta, **options: Any
-) -> Any:
+def store_at(host: str, port: int, count: int, is_master: bool, *limit: Any, **more: Any) -> Any:
     """A `TCPStore`, with its parameters, whose server listens on `host` alone: PyTorch's own
     listens on every interface. Where `host` is no address of this machine, it listens on all.
-
-    Raises:
-        RuntimeError: no store answers, or the port is taken.
     """
     from torch.distributed import TCPStore
 
@@ -65,8 +58,8 @@ def store_at(
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             listener = socket.create_server(address[:2], family=family, backlog=1024)
             # The store takes the descriptor and closes it; only this kind of server can.
-            options |= {"master_listen_fd": listener.detach(), "use_libuv": False}
-    return TCPStore(host, port, count, is_master, timeout, **options)
+            more |= {"master_listen_fd": listener.detach(), "use_libuv": False}
+    return TCPStore(host, port, count, is_master, *limit, **more)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _run(
         os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     function(*args)
     if job._job is not None:
-        job._job.watch.leave()  # such processes end without what is registered for their exit
+        job._job.leave()  # such processes end without what is registered for their exit
 
 
 @contextmanager

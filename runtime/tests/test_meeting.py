@@ -85,7 +85,7 @@ def test_on_one_host_the_store_listens_on_loopback_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", "[1, 2]", "[" * 100_000, '[7, "", {}]', "[7, 1e999, 1]"]
+    "text", ["", "{", "[]", "7", "[1, 2, 3]", "[" * 100_000, '["", {}]', "[1e999, 1]"]
 )
 def test_an_end_that_no_rank_wrote_ends_the_wait(text: str, tmp_path: Path) -> None:
     store = store_on(port := free_port())

@@ -181,7 +181,7 @@ def _free_memory(config: BloomConfig) -> int:
 def build(config: BloomConfig, spread: bool = True) -> InferenceSession:
     """The session of `inference`, with a device that is not there told as a user's error."""
     if spread:
-        distributed.check(config)
+        distributed.own_replicas(config.execution.replicas)
     try:
         return inference(config, spread)
     except RuntimeError as error:

@@ -94,7 +94,7 @@ class Replicas:
         collected = np.empty((self._config.execution.tensor_parallel_1, *own.shape[1:]), own.dtype)
         collected[: len(own)] = own
         for rank, rows in rows_elsewhere(self._config).items():
-            distributed.job.read(collected[rows.start : rows.stop], rank, alone=True)
+            distributed.job.read(collected[rows.start : rows.stop], rank)
         return collected
 
     def _rows(self, output: np.ndarray, count: int) -> np.ndarray:
