@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what torch logs, it raises, too
 
 SAID = "POPDIST_SAID"
 """Environment variable: the file that a launcher's process creates before it says why all end."""

@@ -42,8 +42,7 @@ KEPT = 8
 
 CAUSES = "it has died or is stopped, or its machine or the network is down"
 END, LEFT = "end", "left"
-SIOCGIFADDR = 0x8915
-"""Asks Linux for an interface's address."""
+SIOCGIFADDR = 0x8915  # asks Linux for an interface's address
 
 
 class Job:

@@ -45,6 +45,8 @@ def main() -> None:
             if code < 128:  # as it is where an interrupt ended the leader
                 say_once(f"rank {rank} (process {failure.pid}) {how}")
             sys.exit(1)
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:  # the options
+            sys.exit(f"error: {error}".partition("\n")[0])
 
 
 def store_at(host: str, port: int, count: int, is_master: bool, *limit: Any, **more: Any) -> Any:
@@ -54,8 +56,8 @@ def store_at(host: str, port: int, count: int, is_master: bool, *limit: Any, **m
     from torch.distributed import TCPStore
 
     if is_master:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with contextlib.suppress(OSError):  # the store itself says that a port is taken
-            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             listener = socket.create_server(address[:2], family=family, backlog=1024)
             # The store takes the descriptor and closes it; only this kind of server can.
             more |= {"master_listen_fd": listener.detach(), "use_libuv": False}

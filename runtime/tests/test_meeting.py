@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -82,6 +83,32 @@ def test_on_one_host_the_store_listens_on_loopback_alone(tmp_path: Path) -> None
             launcher.communicate("\n", timeout=60)
         finally:
             launcher.kill()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--master-port {taken}", "address already in use"),
+        ("--master-port 99999", "must be an integer between 0 and 65536"),
+        ("--master-port 9 --master-addr nowhere.invalid", "not known|resolution"),
+        ("--nproc-per-node two", "value: two"),
+        ("--nnodes 0", "min_nodes must be > 0"),
+        ("--rdzv-conf timeout", "'timeout' must have a value"),
+    ],
+)
+def test_a_launcher_says_in_one_line_what_is_not_possible(words, message):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = words.format(taken=taken.getsockname()[1]).split()
+        done = warm_python.run(
+            [sys.executable, "-m", "popdist.run", *given, os.devnull],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and re.search(f"^error: .*({message})", line)
 
 
 @pytest.mark.parametrize(
