@@ -49,7 +49,7 @@ def main() -> int:
 def killed(ranks: int, rank: int, moment: float) -> list[str] | None:
     """What a job says whose rank was killed so long after it was there; None if it had ended."""
     words = ["--tensor_parallel_1", f"{ranks}", "--prompt", "A dog", "--num_tokens", "900"]
-    words += ["--temperature", "5", "--seed", "1"]  # does not end early
+    words += ["--temperature", "5", "--seed", "1", "--json"]  # does not end early, no summary
     launcher = subprocess.Popen(
         [sys.executable, "-m", "popdist.run", "--nproc-per-node", f"{ranks}"]
         + ["--master-port", f"{random.randrange(20000, 60000)}"]
@@ -62,8 +62,7 @@ def killed(ranks: int, rank: int, moment: float) -> list[str] | None:
     )
     pid = number_of(launcher, rank)
     time.sleep(moment)
-    alive = pid in children(launcher)
-    if alive:
+    if alive := runs(pid):
         os.kill(pid, signal.SIGKILL)
     try:
         said = launcher.communicate(timeout=LIMIT)[1]
@@ -80,6 +79,14 @@ def number_of(launcher: subprocess.Popen, rank: int) -> int:
             return pids[rank]
         time.sleep(0.05)
     raise RuntimeError("the launcher has ended")
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(launcher: subprocess.Popen) -> list[int]:

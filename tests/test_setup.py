@@ -1,12 +1,14 @@
 """Scripts: how errors end them, where logs go, what a seed fixes."""
 
+import os
 import subprocess
+from typing import Any
 
 import pytest
-from commands import run_python
+from commands import environment, run_python
 
 
-def run_main(body: str) -> subprocess.CompletedProcess[str]:
+def run_main(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A script whose `main` is `body`."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     code = (
@@ -16,7 +18,7 @@ def run_main(body: str) -> subprocess.CompletedProcess[str]:
         f"def main():\n{lines}\n"
         "run_script(main)\n"
     )
-    return run_python("-c", code, run=subprocess.run)
+    return run_python("-c", code, run=subprocess.run, **options)
 
 
 @pytest.mark.parametrize("kind", ["UserError", "ConfigError", "MemoryError"])
@@ -42,6 +44,20 @@ def test_the_exit_status_is_what_main_returns(value, status):
 def test_an_interrupt_is_status_130_without_a_traceback():
     run = run_main("os.kill(os.getpid(), signal.SIGINT)\nsignal.pause()")
     assert (run.returncode, run.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "name, rank, status", [("SIGINT", {}, 130), ("SIGTERM", {"RANK": "0", "WORLD_SIZE": "2"}, 143)]
+)
+def test_no_exception_comes_while_torch_is_imported(tmp_path, name, rank, status):
+    """Its C++ ends by an abort where one does; here that is what its Python does."""
+    (tmp_path / "torch.py").write_text(
+        f"import os, signal\ntry:\n    os.kill(os.getpid(), signal.{name})\n    signal.pause()\n"
+        "except BaseException:\n    os.abort()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    run = run_main("import torch", env=environment(**rank) | {"PYTHONPATH": path})
+    assert (run.returncode, run.stderr) == (status, "")
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

@@ -41,21 +41,19 @@ def least_severity() -> int:
 
 
 def prepare() -> None:
-    """What a script does first: followers fall silent, the leader answers SIGTERM.
+    """What a script does first: followers fall silent.
 
     Raises:
         ConfigError: the launcher's variables are not possible.
     """
     try:
-        follows, led = not leads(), several()
+        follows = several() and not leads()
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if follows:
         sys.stdin, sys.stdout = (open(os.devnull, mode) for mode in ("r", "w"))  # noqa: SIM115
         if sys.stderr is not None:
             sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # no progress bars
-    elif led:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def own_replicas(replicas: int) -> range:

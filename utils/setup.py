@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -36,8 +37,12 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     try:
         streams.prepare()
         distributed.prepare()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _leave)
         if distributed.leads():  # the others write no results
             streams.require_stdout()
+            if distributed.several():
+                signal.signal(signal.SIGTERM, _leave)
         status = _status_of(main)
         sys.stdout.flush()
     except streams.OutputError as error:
@@ -81,6 +86,16 @@ def escape_errors() -> None:
 
     sys.excepthook, threading.excepthook = fault, fault_of_thread
     warnings.showwarning = warned  # type: ignore[assignment]
+
+
+def _leave(number: int, _: Any) -> None:
+    """Answer SIGINT or SIGTERM by an exception, which aborts where it comes to torch's import."""
+    torch = sys.modules.get("torch")
+    if torch and torch.__spec__ and getattr(torch.__spec__, "_initializing", False):
+        os._exit(128 + number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def _status_of(main: Callable[[], int | None]) -> int:

@@ -21,6 +21,7 @@ from popdist import SAID, say_once
 
 def main() -> None:
     """The command line."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until torchrun has a handler of its own
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
