@@ -29,6 +29,7 @@ def main() -> None:
 
     static_tcp_rendezvous.TCPStore = store_at  # type: ignore[misc, assignment]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, without its notice
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")  # a signal is to end all in time
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.ERROR)  # it logs which signals it sends
     with tempfile.TemporaryDirectory(prefix="popdist-") as folder:
