@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse_model_arguments(options, extra=ServerArguments, title="server", prog="serve_replicas.py")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # Ray kills a proxy that has not started within 5 s, as on a busy machine, and ends by that.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
         import ray
         from ray import serve
@@ -56,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     bind(arguments.host, arguments.port).close()  # Ray would answer with pages
     ray.init(address=arguments.address, include_dashboard=False, logging_level=logging.WARNING)
     http = {"host": arguments.host, "port": arguments.port}
-    serve.start(http_options=http, logging_config={"log_level": "WARNING"})
-    serve.run(
-        build(options, counts, arguments.processes, arguments.cpus), name="bloom", blocking=False
-    )
+    application = build(options, counts, arguments.processes, arguments.cpus)
+    try:
+        serve.start(http_options=http, logging_config={"log_level": "WARNING"})
+        serve.run(application, name="bloom", blocking=False)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"Ray has not started its proxy: {error!s:.200}") from None
     print(f"the API is at http://{arguments.host}:{arguments.port}", flush=True)
     ended = threading.Event()
     for number in signal.SIGINT, signal.SIGTERM:

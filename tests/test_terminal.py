@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
+import sys
+import termios
 from pathlib import Path
 
 import pexpect
 import pytest
+from jobs import children
+from processes import free_port
 from pseudo_terminal import DEFAULTS, EVIL, answer, leave, settled, terminal
 from run_scripted import LISTEN, LISTENING, PAUSE
 
@@ -280,3 +285,29 @@ def test_many_ctrl_c_at_the_prompt_leave_no_traceback(sent: str, term: str, tmp_
         seen += child.before
         leave(child)
     assert "Traceback" not in seen
+
+
+def echoes(child: pexpect.spawn) -> bool:
+    """Whether the terminal shows what is typed, as it does but while a line is edited."""
+    return bool(termios.tcgetattr(child.child_fd)[3] & termios.ECHO)
+
+
+def test_sigterm_at_the_prompt_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    with terminal(tmp_path) as child:
+        child.expect_exact("Prompt:")
+        assert not echoes(child)
+        child.kill(signal.SIGTERM)
+        assert child.wait() == 143
+        assert echoes(child)
+
+
+def test_a_rank_that_dies_leaves_the_terminal_of_the_prompt_as_it_was(tmp_path: Path) -> None:
+    job = ["-m", "popdist.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    program = [sys.executable, *job, "run_inference.py", "--tensor_parallel_1", "2"]
+    with terminal(tmp_path, program=program) as child:
+        child.expect_exact("Prompt:")
+        assert not echoes(child)
+        os.kill(children(child.pid)[1], signal.SIGKILL)
+        child.expect_exact("was ended by SIGKILL")
+        assert child.wait() == 1
+        assert echoes(child)

@@ -38,11 +38,9 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         streams.prepare()
         distributed.prepare()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _leave)
+            signal.signal(signal.SIGINT, _interrupted)
         if distributed.leads():  # the others write no results
             streams.require_stdout()
-            if distributed.several():
-                signal.signal(signal.SIGTERM, _leave)
         status = _status_of(main)
         sys.stdout.flush()
     except streams.OutputError as error:
@@ -88,14 +86,12 @@ def escape_errors() -> None:
     warnings.showwarning = warned  # type: ignore[assignment]
 
 
-def _leave(number: int, _: Any) -> None:
-    """Answer SIGINT or SIGTERM by an exception, which aborts where it comes to torch's import."""
+def _interrupted(*_: Any) -> None:
+    """Answer SIGINT by an exception, but while torch is imported, which one would abort."""
     torch = sys.modules.get("torch")
     if torch and torch.__spec__ and getattr(torch.__spec__, "_initializing", False):
-        os._exit(128 + number)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
+        os._exit(128 + signal.SIGINT)
+    raise KeyboardInterrupt
 
 
 def _status_of(main: Callable[[], int | None]) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -168,9 +169,21 @@ class EditedLines(Lines):
         self._session: PromptSession[str] = PromptSession(history=history(), output=output)
 
     def ask(self, question: str) -> str:
-        with Noted(self._interrupt):
-            # Its own handler would leave Python's for a moment, which raises anywhere.
-            return self._session.prompt(question, handle_sigint=False, pre_run=_drop_surplus)
+        before = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            with Noted(self._interrupt):
+                # Its own handler would leave Python's for a moment, which raises anywhere.
+                return self._session.prompt(question, handle_sigint=False, pre_run=_drop_surplus)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _terminate(self, number: int, _: FrameType | None) -> None:
+        """End as SIGTERM does, but with the terminal as it was before a line was edited."""
+        application, leaving = self._session.app, SystemExit(128 + number)
+        if not application.is_running or application.loop is None:
+            raise leaving
+        signal.signal(number, signal.SIG_IGN)  # it exits once
+        application.loop.call_soon_threadsafe(partial(application.exit, exception=leaving))
 
     def _interrupt(self) -> None:
         """As if Ctrl-C was typed; while a line is edited it is a key, and no signal."""
