@@ -10,11 +10,14 @@ What is not named here is an option of `run_inference_gradio.py`, for each repli
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from config import ConfigError
@@ -59,11 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ray.init(address=arguments.address, include_dashboard=False, logging_level=logging.WARNING)
     http = {"host": arguments.host, "port": arguments.port}
     application = build(options, counts, arguments.processes, arguments.cpus)
-    try:
+    with contextlib.suppress(TimeoutError):  # its proxy still starts, on a busy machine
         serve.start(http_options=http, logging_config={"log_level": "WARNING"})
-        serve.run(application, name="bloom", blocking=False)
-    except ray.exceptions.RayError as error:
-        raise UserError(f"Ray has not started its proxy: {error!s:.200}") from None
+    serve.run(application, name="bloom", blocking=False)
+    wait_for_listener(arguments.host, arguments.port)
     print(f"the API is at http://{arguments.host}:{arguments.port}", flush=True)
     ended = threading.Event()
     for number in signal.SIGINT, signal.SIGTERM:
@@ -72,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.shutdown()
     ray.shutdown()
     return 0
+
+
+def wait_for_listener(host: str, port: int) -> None:
+    """Return once somebody listens at an address."""
+    while True:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((host, port), timeout=1).close()
+        time.sleep(0.1)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -74,7 +74,7 @@ class Replicas:
 def replicas(tmp_path: Path) -> Iterator[Replicas]:
     running = Replicas(tmp_path / "log")
     try:
-        wait_until(running.answers, 200)  # of 20 on a quiet machine
+        wait_until(running.answers, 300)  # of 20 on a quiet machine
         yield running
     finally:
         running.process.terminate()
@@ -94,7 +94,7 @@ def complete(replicas: Replicas, number: int) -> str:
     return "whole stream" if last == "data: [DONE]" else json.loads(last[6:])["error"]["message"]
 
 
-@pytest.mark.timeout(360)
+@pytest.mark.timeout(600)
 def test_the_api_is_that_of_one_server_also_where_a_replica_dies(replicas: Replicas) -> None:
     """One test, as two that are run side by side would end each other's replicas."""
     has_the_api(replicas)
