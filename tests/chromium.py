@@ -26,8 +26,8 @@ def path() -> str | None:
 
 
 @contextmanager
-def launched() -> Iterator[Browser]:
-    """The browser, headless, until the end of the block.
+def launched(*flags: str) -> Iterator[Browser]:
+    """The browser, headless, with further flags, until the end of the block.
 
     Raises:
         FileNotFoundError: there is none.
@@ -36,4 +36,4 @@ def launched() -> Iterator[Browser]:
     if path() is None:
         raise FileNotFoundError(MISSING)
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path(), args=FLAGS)
+        yield playwright.chromium.launch(executable_path=path(), args=[*FLAGS, *flags])

@@ -46,16 +46,18 @@ if chromium.path() is None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium.launched() as browser, browser.new_context():
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def site(model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Iterator[Served]:
     """A random model of transformers' behind the page, with two rows and a context of 64."""
     with served(ReferencePasses(model, batch_size=2), tokenizer) as site:
         yield site
+
+
+@pytest.fixture(scope="module")
+def browser(site: Served) -> Iterator[Browser]:
+    """One whose tabs share a process, which keeps the page's compiled scripts while one is open."""
+    with chromium.launched("--process-per-site") as browser, browser.new_context() as context:
+        context.new_page().goto(site.url)
+        yield browser
 
 
 @pytest.fixture(scope="module")
