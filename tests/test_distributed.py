@@ -308,7 +308,7 @@ def test_a_launchers_rank_that_is_killed_is_named_in_one_line(lost, met, name):
     assert lines(said) == [f"error: rank {lost} (process {numbers[lost]}) was ended by {name}"]
 
 
-@pytest.mark.parametrize("lost", [0])  # what is said of either is seen without a launcher
+@pytest.mark.parametrize("lost", [0])  # what is said of either is seen in the test above
 def test_a_launchers_rank_that_is_stopped_ends_the_others_and_is_killed(lost):
     with launcher(*LONG, POPDIST_SILENCE=str(SILENCE)) as (process, numbers):
         wait_for_text(process)
